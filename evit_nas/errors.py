@@ -1,0 +1,40 @@
+"""What can go wrong, grouped by who can act on it; the CLI turns each into a message and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvitNasError(Exception):
+    """Base of every error this package raises on purpose; `exit_code` is what the CLI returns."""
+
+    exit_code = 1
+
+
+class UsageError(EvitNasError, ValueError):
+    """The user gave something wrong: the message says the rule, the value and the way out."""
+
+    exit_code = 2
+
+
+class Infeasible(EvitNasError):
+    """Everything worked, but no architecture meets the limits."""
+
+
+class MeasurementError(EvitNasError):
+    """A latency could not be measured: the runtime rejected the graph, crashed or ran out of time."""
+
+
+class RunError(EvitNasError):
+    """A run folder cannot be used as asked: locked by another process, damaged, or for another search."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that lists the known names and, first, the nearest one to `word`."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    return f"{hint}Known: {', '.join(names)}."

@@ -1,0 +1,443 @@
+"""EfficientViT as a torch module, built from an ArchConfig.
+
+EfficientViT: Memory Efficient Vision Transformer with Cascaded Group Attention (arXiv 2305.07027); the linear
+mixer follows EfficientViT: Multi-Scale Linear Attention (arXiv 2205.14756). The class offers what users of
+timm expect of a model. With a preset it computes what timm's efficientvit_m0..m5 compute; `weights.py`
+converts between the two namings and the one of the official checkpoints.
+
+Shapes: B batch, C channels, (H, W) the map, S window side, N = S * S tokens, h heads, D value channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from evit_nas.arch import ArchConfig, StageConfig, round_to
+from evit_nas.errors import UsageError
+
+SE_RATIO = 0.25  # squeeze-and-excitation width in the downsamplings
+LINEAR_V_KERNEL = 5  # depthwise kernel that gives the linear mixer its locality (arXiv 2205.14756, 3.1)
+LINEAR_EPS = 1e-5  # keeps the linear mixer finite where all of a query's similarities are zero
+BN_EPS = 1e-5
+
+
+def build(arch: ArchConfig, seed: int | None = None) -> EfficientViT:
+    """The network of `arch`, in training mode, with the paper's initialisation.
+
+    Every residual branch ends in a BatchNorm with gamma 0, so a fresh network's blocks are the identity.
+
+    Args:
+        seed: makes the weights a function of (arch, seed) and leaves the global random state untouched;
+            None draws from the global state, as torch modules do.
+    """
+    if seed is None:
+        return EfficientViT(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EfficientViT(arch)
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias ("same" padding) and BatchNorm; `gamma` is the BatchNorm's initial weight."""
+
+    def __init__(
+        self, in_chs: int, out_chs: int, kernel: int = 1, stride: int = 1, groups: int = 1, gamma: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out_chs, eps=BN_EPS)
+        nn.init.constant_(self.bn.weight, gamma)
+
+
+class NormLinear(nn.Sequential):
+    """BatchNorm and classifier."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(in_features, eps=BN_EPS)
+        self.linear = nn.Linear(in_features, out_features)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+
+class Residual(nn.Module):
+    """x + fn(x)."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.fn(x)
+        return out
+
+
+class Ffn(nn.Module):
+    """Two pointwise convolutions with a ReLU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = ConvNorm(width, hidden)
+        self.project = ConvNorm(hidden, width, gamma=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.project(F.relu(self.expand(x)))
+        return out
+
+
+class LocalFfn(nn.Module):
+    """Token interaction (residual depthwise 3x3) and a residual FFN: one half of the sandwich."""
+
+    def __init__(self, width: int, hidden: int, dw_gamma: float) -> None:
+        super().__init__()
+        self.dw = Residual(ConvNorm(width, width, 3, groups=width, gamma=dw_gamma))
+        self.ffn = Residual(Ffn(width, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.ffn(self.dw(x))
+        return out
+
+
+class PositionBias(nn.Module):
+    """Learned attention bias per head, indexed by (|dy|, |dx|) as in LeViT.
+
+    Gathered in every forward: a cache would go stale after load_state_dict, .half() or an EMA update.
+    """
+
+    index: Tensor
+
+    def __init__(self, heads: int, side: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(heads, side * side))
+        self.set_side(side)
+
+    def set_side(self, side: int) -> None:
+        """Index tables for a window of `side`; the learned table is resampled when the side changes."""
+        rows, cols = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+        offsets = (rows[:, None] - rows).abs() * side + (cols[:, None] - cols).abs()  # (N, N)
+        self.register_buffer("index", offsets.to(self.table.device), persistent=False)
+        if self.table.shape[1] != side * side:
+            with torch.no_grad():
+                self.table = nn.Parameter(resize_bias_table(self.table, side), self.table.requires_grad)
+
+    def forward(self) -> Tensor:
+        return self.table[:, self.index]  # (h, N, N)
+
+
+def resize_bias_table(table: Tensor, side: int) -> Tensor:
+    """A (h, S * S) bias table resampled (bicubic) to (h, side * side)."""
+    heads, old = table.shape[0], int(table.shape[1] ** 0.5)
+    grid = table.float().view(1, heads, old, old)
+    resized = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    return resized.reshape(heads, side * side).to(table.dtype)
+
+
+def to_windows(x: Tensor, side: int) -> Tensor:
+    """Cuts a (B, C, H, W) map, zero-padded right and bottom, into (B * windows, C, S, S)."""
+    b, c, height, width = x.shape
+    if height == width == side:
+        return x
+    rows, cols = -(-height // side), -(-width // side)
+    x = F.pad(x, (0, cols * side - width, 0, rows * side - height))
+    x = x.view(b, c, rows, side, cols, side).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b * rows * cols, c, side, side)
+
+
+def from_windows(x: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `to_windows`: (B * windows, C, S, S) to (B, C, H, W), padding cut off."""
+    _, c, side, _ = x.shape
+    if height == width == side:
+        return x
+    rows, cols = -(-height // side), -(-width // side)
+    x = x.view(-1, rows, cols, c, side, side).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(-1, c, rows * side, cols * side)[:, :, :height, :width]
+
+
+class CascadeHead(nn.Module):
+    """Projections of one head; `back` returns the output to the input width where v_ratio changed it."""
+
+    def __init__(self, stage: StageConfig, kernel: int, last: bool) -> None:
+        super().__init__()
+        dim, qk, v = stage.head_dim, stage.qk_dim, stage.v_dim
+        self.qkv = ConvNorm(dim, 2 * qk + v)
+        self.q_local = ConvNorm(qk, qk, kernel, groups=qk)
+        self.back = nn.Identity() if last or v == dim else ConvNorm(v, dim)
+
+
+class CascadedGroupAttention(nn.Module):
+    """Softmax attention in windows; head j reads channel group j plus the output of head j - 1 (section 3.1)."""
+
+    def __init__(self, stage: StageConfig, side: int) -> None:
+        super().__init__()
+        self.qk_dim, self.v_dim, self.side = stage.qk_dim, stage.v_dim, side
+        self.scale = stage.qk_dim**-0.5
+        kernels = stage.used_q_kernels
+        self.heads = nn.ModuleList(CascadeHead(stage, k, j == stage.heads - 1) for j, k in enumerate(kernels))
+        self.bias = PositionBias(stage.heads, side)
+        self.proj = ConvNorm(stage.heads * stage.v_dim, stage.width, gamma=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = to_windows(x, self.side)
+        groups = windows.chunk(len(self.heads), dim=1)
+        bias = self.bias()
+        feat, outs = groups[0], []
+        for j, head in enumerate(self.heads):
+            if j > 0:
+                feat = groups[j] + self.heads[j - 1].back(feat)
+            q, k, v = head.qkv(feat).split([self.qk_dim, self.qk_dim, self.v_dim], dim=1)
+            q, k, v = head.q_local(q).flatten(2), k.flatten(2), v.flatten(2)  # (B, d, N)
+            attn = ((q * self.scale).transpose(1, 2) @ k + bias[j]).softmax(dim=-1)  # (B, N, N)
+            feat = (v @ attn.transpose(1, 2)).view(-1, self.v_dim, self.side, self.side)
+            outs.append(feat)
+        out = from_windows(F.relu(torch.cat(outs, dim=1)), *x.shape[2:])
+        projected: Tensor = self.proj(out)
+        return projected
+
+
+class ParallelGroupAttention(nn.Module):
+    """Softmax attention in windows with independent heads: one grouped projection, one batched attention."""
+
+    def __init__(self, stage: StageConfig, side: int) -> None:
+        super().__init__()
+        self.num_heads, self.qk_dim, self.v_dim, self.side = stage.heads, stage.qk_dim, stage.v_dim, side
+        self.scale = stage.qk_dim**-0.5
+        self.qkv = ConvNorm(stage.width, stage.heads * (2 * stage.qk_dim + stage.v_dim), groups=stage.heads)
+        q_width = stage.heads * stage.qk_dim
+        self.q_local = ConvNorm(q_width, q_width, stage.used_q_kernels[0], groups=q_width)
+        self.bias = PositionBias(stage.heads, side)
+        self.proj = ConvNorm(stage.heads * stage.v_dim, stage.width, gamma=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = to_windows(x, self.side)
+        qkv = self.qkv(windows).unflatten(1, (self.num_heads, -1)).flatten(3)  # (B, h, 2 * qk + D, N)
+        q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.v_dim], dim=2)
+        q = self.q_local(q.reshape(-1, self.num_heads * self.qk_dim, self.side, self.side))
+        q = q.view(-1, self.num_heads, self.qk_dim, self.side * self.side)
+        attn = ((q * self.scale).transpose(2, 3) @ k + self.bias()).softmax(dim=-1)  # (B, h, N, N)
+        out = (v @ attn.transpose(2, 3)).reshape(-1, self.num_heads * self.v_dim, self.side, self.side)
+        projected: Tensor = self.proj(from_windows(F.relu(out), *x.shape[2:]))
+        return projected
+
+
+class LinearAttention(nn.Module):
+    """ReLU linear attention over the whole map: O(N), no window, no bias (arXiv 2205.14756, equation 2).
+
+    A residual depthwise convolution on the values restores the locality that linear attention lacks.
+    """
+
+    def __init__(self, stage: StageConfig) -> None:
+        super().__init__()
+        self.num_heads, self.qk_dim, self.v_dim = stage.heads, stage.qk_dim, stage.v_dim
+        qk_width, v_width = stage.heads * stage.qk_dim, stage.heads * stage.v_dim
+        self.qkv = ConvNorm(stage.width, 2 * qk_width + v_width)
+        self.v_local = Residual(ConvNorm(v_width, v_width, LINEAR_V_KERNEL, groups=v_width))
+        self.proj = ConvNorm(v_width, stage.width, gamma=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qk_width = self.num_heads * self.qk_dim
+        q, k, v = self.qkv(x).split([qk_width, qk_width, self.num_heads * self.v_dim], dim=1)
+        q, k, v = (t.unflatten(1, (self.num_heads, -1)).flatten(3) for t in (q, k, self.v_local(v)))  # (B, h, d, N)
+        # sums over many tokens overflow fp16 and lose bits in bf16
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            q, k = F.relu(q.float()), F.relu(k.float())
+            context = v.float() @ k.transpose(2, 3)  # (B, h, D, d)
+            norm = k.sum(dim=3, keepdim=True).transpose(2, 3) @ q  # (B, h, 1, N)
+            out = (context @ q) / (norm + LINEAR_EPS)  # (B, h, D, N)
+        projected: Tensor = self.proj(out.to(v.dtype).reshape(x.shape[0], -1, *x.shape[2:]))
+        return projected
+
+
+def make_mixer(stage: StageConfig, side: int) -> nn.Module | None:
+    """The token mixer of a block, None for a convolutional stage."""
+    if stage.mixer == "none":
+        return None
+    if stage.mixer == "linear":
+        return LinearAttention(stage)
+    return CascadedGroupAttention(stage, side) if stage.cascaded else ParallelGroupAttention(stage, side)
+
+
+class Block(nn.Sequential):
+    """The sandwich: `ffn_count` times (token interaction, FFN), the mixer, and the same again."""
+
+    def __init__(self, stage: StageConfig, side: int) -> None:
+        super().__init__()
+
+        def locals_() -> nn.Sequential:
+            return nn.Sequential(*(LocalFfn(stage.width, stage.ffn_dim, 0.0) for _ in range(stage.ffn_count)))
+
+        mixer = make_mixer(stage, side)
+        self.before = locals_()
+        self.mixer = Residual(mixer) if mixer is not None else nn.Identity()
+        self.after = locals_()
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gating by the globally averaged map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = round_to(width * SE_RATIO, 8)
+        self.reduce = nn.Conv2d(width, hidden, 1)
+        self.expand = nn.Conv2d(hidden, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        gated: Tensor = x * gate.sigmoid()
+        return gated
+
+
+class Downsample(nn.Module):
+    """Token interaction and FFN, an inverted residual with stride 2 (no skip), and the same again."""
+
+    def __init__(self, before: StageConfig, after: StageConfig, hidden: int) -> None:
+        super().__init__()
+        self.before = LocalFfn(before.width, before.ffn_dim, 1.0)
+        self.expand = ConvNorm(before.width, hidden)
+        self.reduce = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
+        self.se = SqueezeExcite(hidden)
+        self.project = ConvNorm(hidden, after.width)
+        self.after = LocalFfn(after.width, after.ffn_dim, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.expand(self.before(x)))
+        x = self.project(self.se(F.relu(self.reduce(x))))
+        out: Tensor = self.after(x)
+        return out
+
+
+class Stage(nn.Sequential):
+    """Downsampling (none before the first stage) and blocks."""
+
+    def __init__(self, arch: ArchConfig, index: int) -> None:
+        super().__init__()
+        stage = arch.stages[index]
+        self.downsample = (
+            Downsample(arch.stages[index - 1], stage, arch.merge_dim(index)) if index else nn.Identity()
+        )
+        self.blocks = nn.Sequential(*(Block(stage, arch.window_side(index)) for _ in range(stage.depth)))
+
+
+class EfficientViT(nn.Module):
+    """EfficientViT of any ArchConfig, with the interface of a timm model."""
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.arch = arch
+        self.num_classes = arch.num_classes
+        self.num_features = self.head_hidden_size = arch.stages[-1].width
+        self.grad_checkpointing = False
+        self.feature_info = [
+            {"num_chs": stage.width, "reduction": 16 * 2**i, "module": f"stages.{i}"}
+            for i, stage in enumerate(arch.stages)
+        ]
+        widths = (arch.in_channels, *arch.stem_widths)
+        self.stem = nn.Sequential(*(ConvNorm(a, b, 3, stride=2) for a, b in zip(widths, widths[1:], strict=False)))
+        self.stages = nn.Sequential(*(Stage(arch, i) for i in range(len(arch.stages))))
+        self.head: nn.Module = self._make_head(arch.num_classes)
+        self.global_pool = "avg"
+
+    def _make_head(self, num_classes: int) -> nn.Module:
+        return NormLinear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) images to (B, C1, H / 16, W / 16) features."""
+        last = len(self.stem) - 1
+        for i, conv in enumerate(self.stem):
+            x = conv(x) if i == last else F.relu(conv(x))
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) images to (B, C3, H / 64, W / 64) features, sizes rounded up."""
+        return self.forward_intermediates(x)[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, C3, h, w) features to (B, num_classes) logits, or to the (B, C3) pooled features."""
+        if self.global_pool == "avg":
+            x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Final features and the list of stage outputs (strides 16, 32, 64), as in timm.
+
+        Args:
+            indices: which stages: None for all, n for the last n, or their numbers.
+            norm: accepted for timm's sake; there is no final norm to apply.
+            stop_early: do not run stages after the last one asked for.
+            output_fmt: only "NCHW".
+            intermediates_only: return only the list.
+        """
+        if output_fmt != "NCHW":
+            raise UsageError(f"output_fmt must be 'NCHW', got '{output_fmt}'.")
+        count = len(self.stages)
+        if indices is None or isinstance(indices, int):
+            wanted = list(range(count))[-indices:] if indices else list(range(count))
+        else:
+            wanted = [i % count for i in indices]
+        x = self.forward_stem(x)
+        taken = []
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > max(wanted):
+                break
+            recompute = self.grad_checkpointing and self.training
+            x = checkpoint(stage, x, use_reentrant=False) if recompute else stage(x)
+            if i in wanted:
+                taken.append(x)
+        return taken if intermediates_only else (x, taken)
+
+    def get_classifier(self) -> nn.Module:
+        """The final linear layer (an Identity without classes)."""
+        return self.head.linear if isinstance(self.head, NormLinear) else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier; 0 classes leave it out, `global_pool=""` also leaves the pooling out."""
+        if global_pool not in (None, "", "avg"):
+            raise UsageError(f"global_pool must be 'avg' or '', got '{global_pool}'.")
+        if global_pool is not None:
+            self.global_pool = global_pool
+        if num_classes and not self.global_pool:
+            raise UsageError("a classifier needs pooled features; use global_pool='avg'.")
+        reference = next(self.parameters())
+        self.num_classes = num_classes
+        self.arch = self.arch.model_copy(update={"num_classes": num_classes})
+        self.head = self._make_head(num_classes).to(reference.device, reference.dtype).train(self.training)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Prepares for another input size (a side or (height, width)); learned biases are resampled."""
+        fields = self.arch.model_dump() | {"image_size": img_size}
+        self.arch = ArchConfig.model_validate(fields)
+        for index, stage in enumerate(self.stages):
+            side = self.arch.window_side(index)
+            for module in stage.modules():
+                if isinstance(module, CascadedGroupAttention | ParallelGroupAttention):
+                    module.side = side
+                    module.bias.set_side(side)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone: the attention biases."""
+        return {name for name, _ in self.named_parameters() if name.endswith("bias.table")}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute stages in the backward pass to save memory."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups for layer-wise learning rates, in timm's form."""
+        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^stem", "blocks": blocks}

@@ -1,0 +1,141 @@
+"""YAML in and out at the door: safe loader, small files only, one clear message for whatever is wrong.
+
+A file may come from a stranger, so nothing is constructed but plain values, aliases (the way to write a
+"YAML bomb") are refused, and keys may not repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from evit_nas.errors import UsageError, did_you_mean
+
+MAX_BYTES = 1_000_000  # a config is a few kB; a larger file is a mistake, not a config
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe loader without aliases and without repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"aliases (*{event.anchor}) are not allowed; write the value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable) or key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is repeated or is not a plain value", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds.
+
+    Raises:
+        UsageError: the file is missing, unreadable, too large, binary, empty, not YAML, or not a mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(
+                f"{path}: a config file has at most {MAX_BYTES:,} bytes, this one has {path.stat().st_size:,}."
+            )
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file (expected YAML in UTF-8).") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """As `read_yaml`, from a string; `source` names it in messages."""
+    try:
+        data = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{source}{where}: not valid YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UsageError(f"{source}: not valid YAML: {reason}.") from None
+    if data is None:
+        raise UsageError(f"{source}: the file is empty; expected a mapping of fields.")
+    if not isinstance(data, dict):
+        raise UsageError(f"{source}: expected a mapping of fields at the top level, got {type(data).__name__}.")
+    return data
+
+
+def validate(model: type[Model], data: Any, source: str) -> Model:
+    """`data` as a `model`.
+
+    Raises:
+        UsageError: one line for each wrong field, with its path, its value and what is allowed.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(model, details) for details in error.errors()]
+        if len(lines) == 1:
+            raise UsageError(f"{source}: {lines[0]}") from None
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise UsageError(f"{source}: {len(lines)} fields are wrong:{listed}") from None
+
+
+def field_path(loc: tuple[int | str, ...]) -> str:
+    """('stages', 1, 'width') as the user writes it: stages[1].width."""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _explain(model: type[BaseModel], details: ErrorDetails) -> str:
+    loc = details["loc"]
+    path = field_path(loc)
+    if details["type"] == "extra_forbidden":
+        known = _fields_at(model, loc[:-1])
+        hint = did_you_mean(str(loc[-1]), known) if known else "No such field is known here."
+        return f"unknown field {path}. {hint}"
+    if details["type"] == "missing":
+        return f"{path} is missing."
+    message = details["msg"].removeprefix("Value error, ").removesuffix(".")
+    message = message[0].lower() + message[1:] if message.startswith(("Input", "List", "Tuple")) else message
+    if details["type"] == "model_type":
+        return f"{path} must be a mapping of fields, got {details['input']!r:.60}."
+    if details["type"] == "value_error":  # our own checks name their fields and values
+        return f"{path}: {message}." if path else f"{message}."
+    shown = repr(details["input"])
+    return f"{path}: {message}, got {shown if len(shown) < 60 else shown[:57] + '...'}."
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the (possibly nested) model that `loc` points into; empty if it is not a model."""
+    current: Any = model
+    for part in loc:
+        if isinstance(part, str):
+            current = current.model_fields[part].annotation if part in current.model_fields else None
+        while current is not None and not (isinstance(current, type) and issubclass(current, BaseModel)):
+            nested = [a for a in getattr(current, "__args__", ()) if a is not Ellipsis]
+            models = [a for a in nested if isinstance(a, type) and issubclass(a, BaseModel)]
+            current = models[0] if models else nested[0] if nested and not isinstance(nested[0], type) else None
+        if current is None:
+            return []
+    return list(current.model_fields)
