@@ -12,46 +12,53 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.yamlio import read_yaml, validate
+from evit_nas.yamlio import read_yaml, shown, validate
 
 STEM_STRIDE = 16  # four stride-2 convolutions
 NUM_STAGES = 3
+WIDTH_STEP, MAX_WIDTH = 8, 2048
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"must be a number, got {value!r}")
-    return float(value)
+        raise ValueError(f"must be a number, got {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"must be a number of ordinary size, got {shown(value)}") from None
 
 
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _kernels(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"must be a list of odd numbers, one for each head, got {shown(value)}")
+    return tuple(value)
 
 
 Ratio = Annotated[float, BeforeValidator(_number)]
 Kernel = Annotated[StrictInt, Field(ge=1, le=15)]
 
 
-def _image_size(value: Any) -> Any:
+def parse_image_size(value: Any) -> Any:
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     for side in sides:
         if isinstance(side, bool) or not isinstance(side, int) or side % 32 or not 64 <= side <= 512:
-            raise ValueError(f"must be a multiple of 32 from 64 to 512, got {side!r}")
+            raise ValueError(f"must be a multiple of 32 from 64 to 512, got {shown(side)}")
     if len(sides) != 2:
         raise ValueError(f"must be one side or [height, width], got {len(sides)} numbers")
     return sides[0] if sides[0] == sides[1] else tuple(sides)
 
 
-def _stages(value: Any) -> Any:
+def parse_stages(value: Any) -> Any:
     if not isinstance(value, list | tuple) or len(value) != NUM_STAGES:
-        count = f"{len(value)} entries" if isinstance(value, list | tuple) else repr(value)
-        raise ValueError(f"must be a list of exactly {NUM_STAGES} stages, got {count}")
+        got = len(value) if isinstance(value, list | tuple) else shown(value)
+        raise ValueError(f"must be a list of exactly {NUM_STAGES} stages, got {got}")
     return tuple(value)
 
 
@@ -65,7 +72,7 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    width: Annotated[StrictInt, Field(ge=8, le=2048, multiple_of=8)]
+    width: Annotated[StrictInt, Field(ge=WIDTH_STEP, le=MAX_WIDTH, multiple_of=WIDTH_STEP)]
     """Channels of the stage; divisible by 8 and by `heads`."""
     depth: Annotated[StrictInt, Field(ge=1, le=16)]
     """Number of blocks."""
@@ -79,17 +86,14 @@ class StageConfig(BaseModel):
     """Hidden width of the FFNs as a multiple of `width` (rounded to a multiple of 8)."""
     cascade: StrictBool = True
     """Feed each head's output into the next head's input; off: all heads are computed together."""
-    q_kernels: Annotated[tuple[Kernel, ...], Field(min_length=1, max_length=16), BeforeValidator(_listed)] = (
-        5,
-        5,
-        5,
-        5,
-    )
+    q_kernels: Annotated[
+        tuple[Kernel, ...], Field(min_length=1, max_length=16), BeforeValidator(_kernels)
+    ] = (5, 5, 5, 5)  # fmt: skip
     """Depthwise kernel on the queries, head by head, odd; heads computed together share the first one."""
     window: Annotated[StrictInt, Field(ge=1, le=64)] = 7
     """Side of the attention window in tokens; a smaller map is one window."""
     mixer: Literal["softmax", "linear", "none"] = "softmax"
-    """softmax: (cascaded) group attention; linear: ReLU linear attention, arXiv 2205.14756; none: no mixer."""
+    """softmax: (cascaded) group attention; linear: ReLU linear attention (arXiv 2205.14756); none."""
     ffn_count: Annotated[StrictInt, Field(ge=0, le=4)] = 1
     """The paper's sandwich N: pairs of depthwise convolution and FFN before, and again after, the mixer."""
     merge_ratio: Annotated[Ratio, Field(ge=1, le=8)] = 4.0
@@ -99,13 +103,16 @@ class StageConfig(BaseModel):
     def _check(self) -> StageConfig:
         if self.mixer != "none":
             if self.width % self.heads:
+                step = math.lcm(WIDTH_STEP, self.heads)
+                nearest = min(round_to(self.width, step), MAX_WIDTH // step * step)
                 raise ValueError(
                     f"width must be divisible by heads, got width {self.width} with {self.heads} heads; "
-                    f"the nearest width that is: {round_to(self.width / self.heads, 8) * self.heads}"
+                    f"the nearest width that is: {nearest}"
                 )
             even = [k for k in self.q_kernels if k % 2 == 0]
             if even:
-                raise ValueError(f"q_kernels must be odd, got {even[0]} in {list(self.q_kernels)}; use {even[0] + 1}")
+                listed = list(self.q_kernels)
+                raise ValueError(f"q_kernels must be odd, got {even[0]} in {listed}; use {even[0] + 1}")
         if self.mixer == "softmax" and self.cascade and len(self.q_kernels) < self.heads:
             raise ValueError(
                 f"q_kernels needs one kernel for each of the {self.heads} heads, got {list(self.q_kernels)}"
@@ -147,7 +154,7 @@ class ArchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    image_size: Annotated[int | tuple[int, int], BeforeValidator(_image_size)] = 224
+    image_size: Annotated[int | tuple[int, int], BeforeValidator(parse_image_size)] = 224
     """Input side in pixels, or [height, width]; multiples of 32 from 64 to 512."""
     in_channels: Annotated[StrictInt, Field(ge=1, le=64)] = 3
     """Channels of the input image."""
@@ -155,7 +162,7 @@ class ArchConfig(BaseModel):
     """Outputs of the classifier; 0 leaves it out."""
     stem_ratio: Annotated[Ratio, Field(ge=0.25, le=2)] = 1.0
     """Widths of the first three stem convolutions as a multiple of the paper's 1/8, 1/4, 1/2 of stage 1."""
-    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(_stages)]
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(parse_stages)]
     """The three stages, at 1/16, 1/32 and 1/64 of the input size."""
 
     @property
@@ -262,8 +269,8 @@ class ArchConfig(BaseModel):
 
 def _yaml_lines(model: BaseModel, leave_out: str = "") -> list[str]:
     """One `name: value` line for each field; scalars and lists of numbers read the same in JSON and YAML."""
-    fields = model.model_dump(mode="json", exclude={leave_out})
-    return [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in fields.items()]
+    fields = model.model_dump(mode="json", exclude={leave_out}).items()
+    return [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in fields]
 
 
 # name: widths, depths, heads, query kernels

@@ -32,6 +32,10 @@ class RunError(EvitNasError):
     exit_code = 2
 
 
+class Interrupted(BaseException):
+    """The user pressed Ctrl-C. Not an Exception: no handler of failed trials may swallow it."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that lists the known names and, first, the nearest one to `word`."""
     names = sorted(known)

@@ -1,7 +1,7 @@
 """YAML in and out at the door: safe loader, small files only, one clear message for whatever is wrong.
 
-A file may come from a stranger, so nothing is constructed but plain values, aliases (the way to write a
-"YAML bomb") are refused, and keys may not repeat.
+A file may come from a stranger, so nothing is constructed but plain values: aliases (the way to write a
+"YAML bomb") and tags are refused, and keys may not repeat.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from pydantic_core import ErrorDetails
 
 from evit_nas.errors import UsageError, did_you_mean
 
-MAX_BYTES = 1_000_000  # a config is a few kB; a larger file is a mistake, not a config
+MAX_BYTES = 100_000  # a config is a few kB; a larger file is a mistake, and can take minutes to parse
+SHOWN_CHARS = 60  # of a wrong value in a message
+SHOWN_FIELDS = 20  # in a message about many wrong ones
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe loader without aliases and without repeated keys."""
+    """Safe loader without aliases, tags and repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, f"aliases (*{event.anchor}) are not allowed; write the value out", event.start_mark
-            )
+            problem = f"aliases (*{event.anchor}) are not allowed; write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            problem = f"tags ({shown(event.tag)}) are not allowed; write a plain value"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -37,9 +41,8 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable) or key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is repeated or is not a plain value", key_node.start_mark
-                )
+                problem = f"key {shown(key)} is repeated or is not a plain value"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -51,17 +54,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: the file is missing, unreadable, too large, binary, empty, not YAML, or not a mapping.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(
-                f"{path}: a config file has at most {MAX_BYTES:,} bytes, this one has {path.stat().st_size:,}."
-            )
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a pipe or a device tells no size
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not a text file (expected YAML in UTF-8).") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
+    if len(content) > MAX_BYTES:
+        raise UsageError(f"{path}: a config file has at most {MAX_BYTES:,} bytes, this one has more.")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file (expected YAML in UTF-8).") from None
     return parse_yaml(text, str(path))
 
 
@@ -72,14 +76,17 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{source}{where}: not valid YAML: {error.problem or error.context}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        raise UsageError(f"{source}{where}: not valid YAML: {reason}.") from None
+    except RecursionError:
+        raise UsageError(f"{source}: not valid YAML: nested too deeply.") from None
+    except Exception as error:  # PyYAML lets through what int(), chr() and date() raise on a strange scalar
+        reason = " ".join(str(error).split())
         raise UsageError(f"{source}: not valid YAML: {reason}.") from None
     if data is None:
         raise UsageError(f"{source}: the file is empty; expected a mapping of fields.")
     if not isinstance(data, dict):
-        raise UsageError(f"{source}: expected a mapping of fields at the top level, got {type(data).__name__}.")
+        raise UsageError(f"{source}: expected a mapping of fields at the top level, got {shown(data)}.")
     return data
 
 
@@ -95,15 +102,30 @@ def validate(model: type[Model], data: Any, source: str) -> Model:
         lines = [_explain(model, details) for details in error.errors()]
         if len(lines) == 1:
             raise UsageError(f"{source}: {lines[0]}") from None
+        if len(lines) > SHOWN_FIELDS:
+            lines[SHOWN_FIELDS:] = ["..."]
         listed = "".join(f"\n  {line}" for line in lines)
-        raise UsageError(f"{source}: {len(lines)} fields are wrong:{listed}") from None
+        raise UsageError(f"{source}: {error.error_count()} fields are wrong:{listed}") from None
+
+
+def shown(value: object) -> str:
+    """`value` as Python writes it, cut to what fits into a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of more than 4300 digits
+        text = "an enormous number"
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
 
 
 def field_path(loc: tuple[int | str, ...]) -> str:
     """('stages', 1, 'width') as the user writes it: stages[1].width."""
     path = ""
     for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:  # a stranger's key may hold anything, also what commands a terminal
+            name = part if part.isprintable() and len(part) <= SHOWN_CHARS else shown(part)
+            path += f".{name}" if path else name
     return path
 
 
@@ -119,11 +141,10 @@ def _explain(model: type[BaseModel], details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ").removesuffix(".")
     message = message[0].lower() + message[1:] if message.startswith(("Input", "List", "Tuple")) else message
     if details["type"] == "model_type":
-        return f"{path} must be a mapping of fields, got {details['input']!r:.60}."
+        return f"{path} must be a mapping of fields, got {shown(details['input'])}."
     if details["type"] == "value_error":  # our own checks name their fields and values
         return f"{path}: {message}." if path else f"{message}."
-    shown = repr(details["input"])
-    return f"{path}: {message}, got {shown if len(shown) < 60 else shown[:57] + '...'}."
+    return f"{path}: {message}, got {shown(details['input'])}."
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
@@ -135,7 +156,8 @@ def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         while current is not None and not (isinstance(current, type) and issubclass(current, BaseModel)):
             nested = [a for a in getattr(current, "__args__", ()) if a is not Ellipsis]
             models = [a for a in nested if isinstance(a, type) and issubclass(a, BaseModel)]
-            current = models[0] if models else nested[0] if nested and not isinstance(nested[0], type) else None
+            inner = nested[0] if nested and not isinstance(nested[0], type) else None
+            current = models[0] if models else inner
         if current is None:
             return []
     return list(current.model_fields)

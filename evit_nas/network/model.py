@@ -5,13 +5,17 @@ mixer follows EfficientViT: Multi-Scale Linear Attention (arXiv 2205.14756). The
 timm expect of a model. With a preset it computes what timm's efficientvit_m0..m5 compute; `weights.py`
 converts between the two namings and the one of the official checkpoints.
 
-Shapes: B batch, C channels, (H, W) the map, S window side, N = S * S tokens, h heads, D value channels a head.
+Shapes: B batch, C channels, (H, W) the map, S window side, N = S * S tokens, h heads, and for each head d
+query and key channels and D value channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from evit_nas.arch import ArchConfig, StageConfig, round_to
 from evit_nas.errors import UsageError
+from evit_nas.yamlio import validate
 
 SE_RATIO = 0.25  # squeeze-and-excitation width in the downsamplings
 LINEAR_V_KERNEL = 5  # depthwise kernel that gives the linear mixer its locality (arXiv 2205.14756, 3.1)
@@ -39,7 +44,7 @@ def build(arch: ArchConfig, seed: int | None = None) -> EfficientViT:
     if seed is None:
         return EfficientViT(arch)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
         return EfficientViT(arch)
 
 
@@ -132,8 +137,8 @@ class PositionBias(nn.Module):
 
 def resize_bias_table(table: Tensor, side: int) -> Tensor:
     """A (h, S * S) bias table resampled (bicubic) to (h, side * side)."""
-    heads, old = table.shape[0], int(table.shape[1] ** 0.5)
-    grid = table.float().view(1, heads, old, old)
+    heads, old = table.shape[0], math.isqrt(table.shape[1])
+    grid = table.float().reshape(1, heads, old, old)
     resized = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
     return resized.reshape(heads, side * side).to(table.dtype)
 
@@ -171,7 +176,7 @@ class CascadeHead(nn.Module):
 
 
 class CascadedGroupAttention(nn.Module):
-    """Softmax attention in windows; head j reads channel group j plus the output of head j - 1 (section 3.1)."""
+    """Softmax attention in windows; head j reads channel group j and the output of head j - 1 (3.1)."""
 
     def __init__(self, stage: StageConfig, side: int) -> None:
         super().__init__()
@@ -183,13 +188,13 @@ class CascadedGroupAttention(nn.Module):
         self.proj = ConvNorm(stage.heads * stage.v_dim, stage.width, gamma=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        windows = to_windows(x, self.side)
-        groups = windows.chunk(len(self.heads), dim=1)
+        heads = cast(Sequence[CascadeHead], self.heads)
+        groups = to_windows(x, self.side).chunk(len(heads), dim=1)
         bias = self.bias()
         feat, outs = groups[0], []
-        for j, head in enumerate(self.heads):
+        for j, head in enumerate(heads):
             if j > 0:
-                feat = groups[j] + self.heads[j - 1].back(feat)
+                feat = groups[j] + heads[j - 1].back(feat)
             q, k, v = head.qkv(feat).split([self.qk_dim, self.qk_dim, self.v_dim], dim=1)
             q, k, v = head.q_local(q).flatten(2), k.flatten(2), v.flatten(2)  # (B, d, N)
             attn = ((q * self.scale).transpose(1, 2) @ k + bias[j]).softmax(dim=-1)  # (B, N, N)
@@ -242,11 +247,13 @@ class LinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qk_width = self.num_heads * self.qk_dim
         q, k, v = self.qkv(x).split([qk_width, qk_width, self.num_heads * self.v_dim], dim=1)
-        q, k, v = (t.unflatten(1, (self.num_heads, -1)).flatten(3) for t in (q, k, self.v_local(v)))  # (B, h, d, N)
+        v = self.v_local(v)
+        q, k, v = (t.unflatten(1, (self.num_heads, -1)).flatten(3) for t in (q, k, v))  # (B, h, d or D, N)
+        wide = torch.promote_types(v.dtype, torch.float32)
         # sums over many tokens overflow fp16 and lose bits in bf16
         with torch.autocast(device_type=x.device.type, enabled=False):
-            q, k = F.relu(q.float()), F.relu(k.float())
-            context = v.float() @ k.transpose(2, 3)  # (B, h, D, d)
+            q, k = F.relu(q.to(wide)), F.relu(k.to(wide))
+            context = v.to(wide) @ k.transpose(2, 3)  # (B, h, D, d)
             norm = k.sum(dim=3, keepdim=True).transpose(2, 3) @ q  # (B, h, 1, N)
             out = (context @ q) / (norm + LINEAR_EPS)  # (B, h, D, N)
         projected: Tensor = self.proj(out.to(v.dtype).reshape(x.shape[0], -1, *x.shape[2:]))
@@ -323,6 +330,27 @@ class Stage(nn.Sequential):
         self.blocks = nn.Sequential(*(Block(stage, arch.window_side(index)) for _ in range(stage.depth)))
 
 
+def _checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
+    """stage(x), computed again in the backward pass; BatchNorm statistics count every batch only once."""
+    out: Tensor = checkpoint(
+        stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(stage))
+    )
+    return out
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
 class EfficientViT(nn.Module):
     """EfficientViT of any ArchConfig, with the interface of a timm model."""
 
@@ -337,7 +365,7 @@ class EfficientViT(nn.Module):
             for i, stage in enumerate(arch.stages)
         ]
         widths = (arch.in_channels, *arch.stem_widths)
-        self.stem = nn.Sequential(*(ConvNorm(a, b, 3, stride=2) for a, b in zip(widths, widths[1:], strict=False)))
+        self.stem = nn.Sequential(*(ConvNorm(a, b, 3, stride=2) for a, b in pairwise(widths)))
         self.stages = nn.Sequential(*(Stage(arch, i) for i in range(len(arch.stages))))
         self.head: nn.Module = self._make_head(arch.num_classes)
         self.global_pool = "avg"
@@ -354,7 +382,8 @@ class EfficientViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) images to (B, C3, H / 64, W / 64) features, sizes rounded up."""
-        return self.forward_intermediates(x)[0]
+        features: Tensor = self.forward_intermediates(x)[0]
+        return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C3, h, w) features to (B, num_classes) logits, or to the (B, C3) pooled features."""
@@ -377,26 +406,33 @@ class EfficientViT(nn.Module):
         """Final features and the list of stage outputs (strides 16, 32, 64), as in timm.
 
         Args:
-            indices: which stages: None for all, n for the last n, or their numbers.
+            indices: which stages: None for all, n for the last n, or their numbers (negative from the end).
             norm: accepted for timm's sake; there is no final norm to apply.
             stop_early: do not run stages after the last one asked for.
             output_fmt: only "NCHW".
             intermediates_only: return only the list.
+
+        Raises:
+            UsageError: there is no such stage or output format.
         """
         if output_fmt != "NCHW":
             raise UsageError(f"output_fmt must be 'NCHW', got '{output_fmt}'.")
         count = len(self.stages)
         if indices is None or isinstance(indices, int):
-            wanted = list(range(count))[-indices:] if indices else list(range(count))
+            wanted = list(range(-(count if indices is None else indices), 0))
         else:
-            wanted = [i % count for i in indices]
+            wanted = list(indices)
+        if not wanted or not all(-count <= i < count for i in wanted):
+            allowed = f"a number of last stages from 1 to {count}, or stages from {-count} to {count - 1}"
+            raise UsageError(f"indices must be {allowed}, got {indices}.")
+        wanted = [i % count for i in wanted]
         x = self.forward_stem(x)
         taken = []
         for i, stage in enumerate(self.stages):
             if stop_early and i > max(wanted):
                 break
             recompute = self.grad_checkpointing and self.training
-            x = checkpoint(stage, x, use_reentrant=False) if recompute else stage(x)
+            x = _checkpointed(stage, x) if recompute else stage(x)
             if i in wanted:
                 taken.append(x)
         return taken if intermediates_only else (x, taken)
@@ -406,22 +442,31 @@ class EfficientViT(nn.Module):
         return self.head.linear if isinstance(self.head, NormLinear) else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier; 0 classes leave it out, `global_pool=""` also leaves the pooling out."""
-        if global_pool not in (None, "", "avg"):
-            raise UsageError(f"global_pool must be 'avg' or '', got '{global_pool}'.")
-        if global_pool is not None:
-            self.global_pool = global_pool
-        if num_classes and not self.global_pool:
+        """A fresh classifier; 0 classes leave it out, `global_pool=""` also leaves the pooling out.
+
+        Raises:
+            UsageError: a negative number of classes, an unknown pooling, or classes without pooling.
+        """
+        pool = self.global_pool if global_pool is None else global_pool
+        if pool not in ("", "avg"):
+            raise UsageError(f"global_pool must be 'avg' or '', got '{pool}'.")
+        if num_classes and not pool:
             raise UsageError("a classifier needs pooled features; use global_pool='avg'.")
+        self.arch = self._changed_arch(num_classes=num_classes)
+        self.num_classes, self.global_pool = num_classes, pool
         reference = next(self.parameters())
-        self.num_classes = num_classes
-        self.arch = self.arch.model_copy(update={"num_classes": num_classes})
         self.head = self._make_head(num_classes).to(reference.device, reference.dtype).train(self.training)
 
+    def _changed_arch(self, **changes: Any) -> ArchConfig:
+        return validate(ArchConfig, self.arch.model_dump() | changes, "the network")
+
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Prepares for another input size (a side or (height, width)); learned biases are resampled."""
-        fields = self.arch.model_dump() | {"image_size": img_size}
-        self.arch = ArchConfig.model_validate(fields)
+        """Prepares for another input size (a side or (height, width)); learned biases are resampled.
+
+        Raises:
+            UsageError: the size is not a multiple of 32 from 64 to 512.
+        """
+        self.arch = self._changed_arch(image_size=img_size)
         for index, stage in enumerate(self.stages):
             side = self.arch.window_side(index)
             for module in stage.modules():
@@ -439,5 +484,5 @@ class EfficientViT(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates, in timm's form."""
-        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
-        return {"stem": r"^stem", "blocks": blocks}
+        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}

@@ -6,15 +6,18 @@ Nothing is unpickled: .safetensors files, or torch files read with weights_only.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evit_nas.errors import UsageError
 from evit_nas.network.model import EfficientViT, resize_bias_table
+from evit_nas.yamlio import shown
 
 # ours -> timm, applied in order to every key
 _TO_TIMM = [
@@ -75,11 +78,17 @@ def to_timm(model: EfficientViT) -> dict[str, Tensor]:
     Raises:
         UsageError: the network has a part that timm's class does not have.
     """
+    if model.arch.stem_widths != model.arch.model_copy(update={"stem_ratio": 1.0}).stem_widths:
+        raise UsageError(f"timm's efficientvit_msra knows only stem_ratio 1, got {model.arch.stem_ratio}.")
     for index, stage in enumerate(model.arch.stages):
-        if not stage.cascaded or stage.v_dim != stage.head_dim or stage.ffn_count != 1:
+        usual = stage.v_dim == stage.head_dim and stage.ffn_count == 1 and stage.ffn_dim == 2 * stage.width
+        if index:
+            usual = usual and model.arch.merge_dim(index) == 4 * model.arch.stages[index - 1].width
+        if not stage.cascaded or not usual:
             raise UsageError(
                 f"stages[{index}] is not one that timm's efficientvit_msra can hold: it knows only cascaded "
-                "softmax heads with v_ratio 1 and ffn_count 1. Use the ONNX export or this package instead."
+                "softmax heads with v_ratio 1, ffn_ratio 2, ffn_count 1 and merge_ratio 4. Use the ONNX "
+                "export or this package instead."
             )
     return {timm_key(key): value for key, value in model.state_dict().items()}
 
@@ -88,14 +97,16 @@ def load_weights(model: EfficientViT, weights: str | Path | Mapping[str, Tensor]
     """Loads a whole checkpoint (ours, timm's or official) into `model`, resampling attention biases.
 
     Args:
-        weights: a state dict, or a .safetensors / torch file that holds one (also under "model" or
-            "state_dict").
+        weights: a state dict, or a .safetensors / torch file that holds one; either may keep it under
+            "model" or "state_dict".
 
     Raises:
         UsageError: the file cannot be read, or a tensor is missing, unknown or of the wrong shape.
     """
-    source = str(weights) if isinstance(weights, str | Path) else "the state dict"
-    given = dict(read_weights(Path(weights)) if isinstance(weights, str | Path) else weights)
+    if isinstance(weights, str | Path):
+        source, given = str(weights), read_weights(Path(weights))
+    else:
+        source, given = "the state dict", _state_dict(weights, "the state dict")
     given = {k: v for k, v in given.items() if not k.endswith("attention_bias_idxs")}  # derived, not learned
     own = model.state_dict()
     names = max(
@@ -106,17 +117,17 @@ def load_weights(model: EfficientViT, weights: str | Path | Mapping[str, Tensor]
     unknown = sorted(set(given) - set(names.values()))
     if missing or unknown:
         raise UsageError(
-            f"{source} does not fit this architecture: {len(missing)} tensors are missing"
-            f"{_sample(missing)}, {len(unknown)} are unknown{_sample(unknown)}. Was it trained with another config?"
+            f"{source} does not fit this architecture: {len(missing)} tensors are missing{_sample(missing)}, "
+            f"{len(unknown)} are unknown{_sample(unknown)}. Was it trained with another config?"
         )
     loaded = {}
     for key, name in names.items():
-        value = given[name]
-        if key.endswith("bias.table") and value.shape[0] == own[key].shape[0] and value.shape != own[key].shape:
-            value = resize_bias_table(value, int(own[key].shape[1] ** 0.5))
-        if value.shape != own[key].shape:
+        value, needed = given[name], tuple(own[key].shape)
+        if key.endswith("bias.table") and value.shape != needed and _is_bias_table(value, heads=needed[0]):
+            value = resize_bias_table(value, math.isqrt(needed[1]))
+        if value.shape != needed:
             raise UsageError(
-                f"{source}: {name} has shape {tuple(value.shape)}, this architecture needs {tuple(own[key].shape)}."
+                f"{source}: {name} has shape {tuple(value.shape)}, this architecture needs {needed}."
             )
         loaded[key] = value
     model.load_state_dict(loaded)
@@ -136,15 +147,41 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             return dict(load_file(path))
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the readers raise on a damaged or hostile file
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path}: not a readable checkpoint (.safetensors or plain tensors): {reason}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    except Exception:  # whatever the readers raise on a damaged or hostile file (torch: "trust it")
+        kind = ".safetensors" if path.suffix == ".safetensors" else "torch"
+        rule = "code and other objects than tensors are never loaded"
+        raise UsageError(f"{path}: damaged, or not a {kind} file of tensors ({rule}).") from None
+    return _state_dict(data, str(path))
+
+
+def _state_dict(data: Any, source: str) -> dict[str, Tensor]:
     for field in ("model", "state_dict"):
-        if isinstance(data, dict) and isinstance(data.get(field), dict):
+        if isinstance(data, Mapping) and isinstance(data.get(field), Mapping):
             data = data[field]
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise UsageError(f"{path}: expected a mapping of names to tensors.")
-    return data
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{source}: expected a mapping of names to tensors, got {type(data).__name__}.")
+    for name, value in data.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise UsageError(
+                f"{source}: expected names and dense tensors of real numbers, not {shown(name)}."
+            )
+    return dict(data)
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_quantized or value.is_complex())
+    )
+
+
+def _is_bias_table(value: Tensor, heads: int) -> bool:
+    return (
+        value.ndim == 2 and value.shape[0] == heads and math.isqrt(value.shape[1]) ** 2 == value.shape[1] > 0
+    )
 
 
 def _sample(names: list[str]) -> str:
