@@ -1,0 +1,48 @@
+"""Pareto fronts: what no other point beats. Every coordinate is to be minimised."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def non_dominated(points: np.ndarray) -> np.ndarray:
+    """Mask of the points that no other point beats; of equal points only the first is kept.
+
+    A search that proposes one architecture ten times has found one architecture.
+
+    Args:
+        points: (n, m) finite floats, every column to be minimised.
+
+    Returns:
+        (n,) booleans.
+
+    Raises:
+        ValueError: a coordinate is NaN or infinite.
+    """
+    if len(points) == 0:
+        return np.zeros(0, dtype=bool)
+    if not np.isfinite(points).all():
+        row = int(np.argwhere(~np.isfinite(points))[0, 0])
+        raise ValueError(f"points must be finite, but row {row} is {points[row]}.")
+    no_worse = (points[:, None] <= points[None]).all(-1)  # (n, n): i is no worse than j
+    better = (points[:, None] < points[None]).any(-1)
+    equal_earlier = np.triu((points[:, None] == points[None]).all(-1), k=1)  # i < j, the same point
+    beaten: np.ndarray = ((no_worse & better) | equal_earlier).any(0)
+    return ~beaten
+
+
+def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
+    """Area that two-dimensional points dominate below `reference`; larger is better.
+
+    Args:
+        points: (n, 2) floats, both columns to be minimised; points beyond the reference count nothing.
+        reference: the corner that bounds the area.
+    """
+    inside = points[(points < np.asarray(reference)).all(1)]
+    front = inside[non_dominated(inside)]
+    front = front[np.argsort(front[:, 0])]
+    area, ceiling = 0.0, reference[1]
+    for x, y in front:  # left to right: each step adds the strip between the last height and its own
+        area += (reference[0] - x) * (ceiling - y)
+        ceiling = y
+    return float(area)

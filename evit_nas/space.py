@@ -1,0 +1,397 @@
+"""SearchSpace: which architectures a search may propose, as one YAML file and one function.
+
+`suggest(trial)` asks for each open dimension and returns an ArchConfig; an Optuna trial, `RandomTrial` (chance)
+and `FixedTrial` (replay) answer it alike. Every answer is a valid architecture: widths snap to a multiple of
+16 (the SIMD step of pointwise convolutions) and of the heads, so nothing is ever rejected and tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from evit_nas.arch import ArchConfig, StageConfig, parse_image_size, parse_stages
+from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.yamlio import read_yaml, validate
+
+WIDTH_STEP = 16
+MAX_CHOICES = 1000
+
+Value = int | float | bool | str | tuple[int, ...]
+Param = int | float | bool | str
+
+# Orders a dimension from the cheapest choice to the dearest where numbers do not do it.
+_COST_ORDER: dict[Value, int] = {"none": 0, "linear": 1, "softmax": 2}
+
+
+class Trial(Protocol):
+    """What `suggest` needs of a trial: the part of Optuna's interface that a space is written in."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Param]) -> Any: ...
+
+
+class RandomTrial:
+    """Answers uniformly at random."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return self._rng.randrange(low, high + 1, step)
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
+        return low if not step else low + step * self._rng.randrange(round((high - low) / step) + 1)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Param]) -> Any:
+        return self._rng.choice(choices)
+
+
+class FixedTrial:
+    """Answers from a mapping of parameters, as `SearchSpace.params` makes it or an Optuna trial holds it."""
+
+    def __init__(self, params: Mapping[str, Param]) -> None:
+        self._params = params
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return int(self._params[name])
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
+        return float(self._params[name])
+
+    def suggest_categorical(self, name: str, choices: Sequence[Param]) -> Any:
+        return self._params[name]
+
+
+def _choices(value: Any) -> Any:
+    """A scalar (fixed), a list (these), or {from, to, step} (a range) as a tuple of choices."""
+    if isinstance(value, Mapping):
+        return _range(value)
+    choices = tuple(value) if isinstance(value, list | tuple) else (value,)
+    choices = tuple(tuple(choice) if isinstance(choice, list) else choice for choice in choices)
+    if not choices:
+        raise ValueError("must offer at least one choice, got an empty list")
+    if len(choices) > MAX_CHOICES:
+        raise ValueError(f"must offer at most {MAX_CHOICES} choices, got {len(choices)}")
+    for choice in choices:
+        if not isinstance(choice, int | float | str | tuple):
+            raise ValueError(f"must be a value, a list of values or {{from, to, step}}, got {choice!r}")
+        if choices.count(choice) > 1:
+            raise ValueError(f"must not repeat a choice, got {choice!r} {choices.count(choice)} times")
+    numbers = all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
+    return tuple(sorted(choices)) if numbers else choices
+
+
+def _range(value: Mapping[str, Any]) -> tuple[int | float, ...]:
+    if set(value) - {"step"} != {"from", "to"}:
+        raise ValueError(f"a range has the fields from, to and (default 1) step, got {sorted(map(str, value))}")
+    low, high, step = value["from"], value["to"], value.get("step", 1)
+    for number in (low, high, step):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"from, to and step of a range must be numbers, got {number!r}")
+    if step <= 0 or high < low:
+        raise ValueError(f"a range needs from <= to and step > 0, got from {low} to {high} step {step}")
+    if (high - low) / step > MAX_CHOICES:
+        raise ValueError(f"a range has at most {MAX_CHOICES} values, got {int((high - low) / step) + 1}")
+    return tuple(low + i * step for i in range(int((high - low) / step + 1e-9) + 1))
+
+
+Choices = Annotated[tuple[Any, ...], BeforeValidator(_choices)]
+
+
+class StageSpace(BaseModel):
+    """Choices for every field of a StageConfig; fields left out are fixed at the paper's value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: Choices
+    depth: Choices
+    heads: Choices = (4,)
+    qk_dim: Choices = (16,)
+    v_ratio: Choices = (1.0,)
+    ffn_ratio: Choices = (2.0,)
+    cascade: Choices = (True,)
+    q_kernels: Choices = (5,)
+    window: Choices = (7,)
+    mixer: Choices = ("softmax",)
+    ffn_count: Choices = (1,)
+    merge_ratio: Choices = (4.0,)
+
+    @model_validator(mode="after")
+    def _check(self) -> StageSpace:
+        for name, choices in self:
+            for choice in choices:
+                self._check_choice(name, choice)
+        for heads in self.heads:
+            step = math.lcm(WIDTH_STEP, heads)
+            if not any(width % step == 0 for width in range(self.width[0], self.width[-1] + 1)):
+                raise ValueError(
+                    f"width must reach a multiple of {step} (of {WIDTH_STEP} and of {heads} heads), "
+                    f"got {self.width[0]} to {self.width[-1]}"
+                )
+        if "none" in self.mixer and 0 in self.ffn_count:
+            raise ValueError("a block must hold something: leave 0 out of ffn_count or none out of mixer")
+        return self
+
+    def _check_choice(self, name: str, choice: Value) -> None:
+        if name == "q_kernels":
+            kernels = choice if isinstance(choice, tuple) else (choice,)
+            if isinstance(choice, tuple) and len(choice) < max(self.heads):
+                raise ValueError(
+                    f"q_kernels needs a kernel for each of up to {max(self.heads)} heads, got {list(choice)}; "
+                    "one number stands for the same kernel in all heads"
+                )
+            fields: dict[str, Any] = {"heads": 1, "q_kernels": kernels}
+        else:
+            fields = {name: choice}
+            if name == "heads" and isinstance(choice, int) and 0 < choice <= 16:
+                fields |= {"width": 8 * choice, "q_kernels": (3,) * choice}
+        try:
+            StageConfig.model_validate({"width": 64, "depth": 1} | fields)
+        except ValueError as error:
+            reason = getattr(error, "errors", list)()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{name} {choice!r}: {reason[0].lower()}{reason[1:]}") from None
+
+    def kernels(self, choice: Value) -> tuple[int, ...]:
+        """The q_kernels field of a StageConfig for one choice here."""
+        return choice if isinstance(choice, tuple) else (int(choice),) * max(self.heads)
+
+    def snapped(self, width: int, heads: int) -> int:
+        """The multiple of 16 and of `heads` nearest to `width` inside the range."""
+        step = math.lcm(WIDTH_STEP, heads)
+        low, high = math.ceil(self.width[0] / step) * step, self.width[-1] // step * step
+        return min(max(step * int(width / step + 0.5), low), high)
+
+
+class SearchSpace(BaseModel):
+    """Fixed input and classes, and for every architecture field the choices a search has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: Annotated[int | tuple[int, int], BeforeValidator(parse_image_size)] = 224
+    in_channels: Annotated[int, Field(strict=True, ge=1, le=64)] = 3
+    num_classes: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 1000
+    stem_ratio: Choices = (1.0,)
+    stages: Annotated[tuple[StageSpace, ...], BeforeValidator(parse_stages)]
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchSpace:
+        for ratio in self.stem_ratio:
+            if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0.25 <= ratio <= 2:
+                raise ValueError(f"stem_ratio must be a number from 0.25 to 2, got {ratio!r}")
+        return self
+
+    @classmethod
+    def load(cls, name: str | Path) -> SearchSpace:
+        """A shipped space by name, or any YAML file by path.
+
+        Raises:
+            UsageError: no such space, or a wrong field, with file, path, value and what is allowed.
+        """
+        return validate(cls, read_yaml(space_path(name)), str(name))
+
+    def dimensions(self) -> list[tuple[str, tuple[Value, ...]]]:
+        """Name and choices of every open dimension (more than one choice), in the order they are asked."""
+        found = [("stem_ratio", self.stem_ratio)]
+        for index, stage in enumerate(self.stages, start=1):
+            found += [(f"stage{index}.{name}", choices) for name, choices in stage]
+        return [(name, choices) for name, choices in found if len(choices) > 1]
+
+    @property
+    def size(self) -> int:
+        """Number of points, counted before equal networks (unused fields, snapped widths) are merged."""
+        return math.prod(len(choices) for _, choices in self.dimensions())
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits; equal for spaces that propose the same."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def suggest(self, trial: Trial) -> ArchConfig:
+        """The architecture that the answers of `trial` describe."""
+        stem_ratio = _ask(trial, "stem_ratio", self.stem_ratio)
+        answers = [
+            {name: _ask(trial, f"stage{index}.{name}", choices) for name, choices in stage}
+            for index, stage in enumerate(self.stages, start=1)
+        ]
+        return self._arch(stem_ratio, answers)
+
+    def _arch(self, stem_ratio: Value, answers: Sequence[dict[str, Any]]) -> ArchConfig:
+        stages = []
+        for stage, fields in zip(self.stages, answers, strict=True):
+            width = stage.snapped(fields["width"], fields["heads"])
+            kernels = stage.kernels(fields["q_kernels"])
+            stages.append(fields | {"width": width, "q_kernels": kernels})
+        return ArchConfig.model_validate(
+            {
+                "image_size": self.image_size,
+                "in_channels": self.in_channels,
+                "num_classes": self.num_classes,
+                "stem_ratio": stem_ratio,
+                "stages": stages,
+            }
+        )
+
+    def sample(self, rng: random.Random) -> ArchConfig:
+        """A random architecture, uniform over the choices of each dimension."""
+        return self.suggest(RandomTrial(rng))
+
+    def smallest(self) -> ArchConfig:
+        """The cheapest choice in every dimension: the lower bound of what a search can reach."""
+        return self._extreme(min)
+
+    def largest(self) -> ArchConfig:
+        """The dearest choice in every dimension."""
+        return self._extreme(max)
+
+    def _extreme(self, pick: Any) -> ArchConfig:
+        def cost(choice: Value) -> Any:
+            return sum(choice) if isinstance(choice, tuple) else _COST_ORDER.get(choice, choice)
+
+        answers = [{name: pick(choices, key=cost) for name, choices in stage} for stage in self.stages]
+        return self._arch(pick(self.stem_ratio), answers)
+
+    def adapted(self, arch: ArchConfig) -> ArchConfig:
+        """`arch` with the input and the classes of this space: how m0..m5 become comparable here."""
+        fixed = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
+        return arch.model_copy(update=fixed)
+
+    def params(self, arch: ArchConfig) -> dict[str, Param]:
+        """The answers that make `suggest` return (a network equal to) `arch`.
+
+        Raises:
+            UsageError: `arch` is not in the space; the message lists the fields that are outside.
+        """
+        params: dict[str, Param] = {}
+        outside = []
+        if self.adapted(arch) != arch:
+            outside.append(f"image_size, in_channels or num_classes differ from {self.image_size}, ...")
+        fields: list[tuple[str, Value, tuple[Value, ...]]] = [("stem_ratio", arch.stem_ratio, self.stem_ratio)]
+        for index, (stage, space) in enumerate(zip(arch.stages, self.stages, strict=True), start=1):
+            for name, choices in space:
+                value = getattr(stage, name)
+                if name == "q_kernels":
+                    used = stage.used_q_kernels
+                    same = [c for c in choices if space.kernels(c)[: len(used)] == used]
+                    value = same[0] if same else value
+                elif _unused(stage, name, index) and value not in choices:
+                    value = choices[0]
+                fields.append((f"stage{index}.{name}", value, choices))
+        for name, value, choices in fields:
+            if value not in choices:
+                outside.append(f"{name} = {value} is not in {_shown(choices)}")
+            elif len(choices) > 1:
+                key, answer = _answer(name, value, choices)
+                params[key] = answer
+        if not outside and self.suggest(FixedTrial(params)).key != arch.key:
+            outside.append("a width is not a multiple of both 16 and the heads")
+        if outside:
+            raise UsageError("the architecture is not in the space: " + "; ".join(outside) + ".")
+        return params
+
+    def __contains__(self, arch: ArchConfig) -> bool:
+        try:
+            self.params(arch)
+        except UsageError:
+            return False
+        return True
+
+
+def _unused(stage: StageConfig, name: str, index: int) -> bool:
+    if name == "merge_ratio":
+        return index == 1
+    if stage.mixer == "none":
+        return name in {"heads", "qk_dim", "v_ratio", "cascade", "q_kernels", "window"}
+    if stage.mixer == "linear":
+        return name in {"cascade", "q_kernels", "window"}
+    return name == "cascade" and stage.heads == 1
+
+
+def _label(choice: Value) -> Param:
+    return "-".join(map(str, choice)) if isinstance(choice, tuple) else choice
+
+
+def _step(choices: Sequence[Value]) -> int | float | None:
+    """The common step of ordered numbers, None for on/off choices, names and uneven lists."""
+    if any(isinstance(choice, bool | str | tuple) for choice in choices):
+        return None
+    numbers = [float(choice) for choice in choices if isinstance(choice, int | float)]
+    step = numbers[1] - numbers[0]
+    if any(abs(b - a - step) > 1e-9 for a, b in zip(numbers, numbers[1:], strict=False)):
+        return None
+    return int(step) if all(isinstance(choice, int) for choice in choices) else round(step, 9)
+
+
+def _ordered(choices: Sequence[Value]) -> bool:
+    return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
+
+
+def _ask(trial: Trial, name: str, choices: Sequence[Any]) -> Any:
+    """One choice: ordered numbers as a range or an index (samplers need the order), the rest as categories."""
+    if len(choices) == 1:
+        return choices[0]
+    step = _step(choices)
+    if isinstance(step, int):
+        return trial.suggest_int(name, choices[0], choices[-1], step=step)
+    if step is not None:
+        answer = trial.suggest_float(name, float(choices[0]), float(choices[-1]), step=step)
+        return min(choices, key=lambda choice: abs(choice - answer))
+    if _ordered(choices):
+        return choices[trial.suggest_int(f"{name}.index", 0, len(choices) - 1)]
+    labels = [_label(choice) for choice in choices]
+    return choices[labels.index(trial.suggest_categorical(name, labels))]
+
+
+def _answer(name: str, value: Value, choices: Sequence[Value]) -> tuple[str, Param]:
+    """The parameter name and value with which a trial makes `_ask` return `value`."""
+    if _ordered(choices) and _step(choices) is None:
+        return f"{name}.index", choices.index(value)
+    label = _label(value)
+    return name, float(label) if isinstance(_step(choices), float) and not isinstance(label, str) else label
+
+
+def _shown(choices: Sequence[Value]) -> str:
+    if len(choices) > 2 and (step := _step(choices)) is not None:
+        return f"{choices[0]} .. {choices[-1]} step {step}"
+    return ", ".join(str(_label(choice)) for choice in choices)
+
+
+def describe_choices(choices: Sequence[Value]) -> str:
+    """Choices as a person reads them: a range, or the list."""
+    return _shown(choices)
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """Name and path of every search space that comes with the package."""
+    here = Path(__file__).parent
+    installed = here / "search_spaces"  # inside the wheel; in a checkout they lie beside the package
+    folder = installed if installed.is_dir() else here.parent / "search_spaces"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def space_path(name: str | Path) -> Path:
+    """Where a space is: a shipped one by name, else the path itself.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    shipped = shipped_spaces()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    path = Path(name)
+    if not path.exists() and path.suffix not in {".yaml", ".yml"}:
+        raise UsageError(f"no search space is called '{name}'. {did_you_mean(str(name), shipped)} Or give a YAML file.")
+    return path
+
+

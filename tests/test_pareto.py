@@ -1,0 +1,52 @@
+"""Non-domination against brute force, hypervolume against areas one can check on paper."""
+
+import numpy as np
+import pytest
+
+from evit_nas.pareto import hypervolume, non_dominated
+
+
+def brute_force(points: np.ndarray) -> list[bool]:
+    kept = []
+    for i, p in enumerate(points):
+        beaten = any((q <= p).all() and (q < p).any() for q in points)
+        seen = any((q == p).all() for q in points[:i])
+        kept.append(not beaten and not seen)
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_non_dominated_equals_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, 6, (rng.integers(1, 30), rng.integers(1, 4))).astype(float)  # many ties
+    assert non_dominated(points).tolist() == brute_force(points)
+
+
+def test_non_dominated_keeps_one_of_equal_points():
+    assert non_dominated(np.array([[1.0, 2.0], [1.0, 2.0], [2.0, 1.0]])).tolist() == [True, False, True]
+
+
+def test_non_dominated_of_nothing_is_nothing():
+    assert non_dominated(np.empty((0, 2))).tolist() == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_dominated_refuses_what_cannot_be_ordered(bad):
+    with pytest.raises(ValueError, match="row 1"):
+        non_dominated(np.array([[0.0, 1.0], [bad, 1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([[0, 0]], 12.0),  # the whole box of 3 x 4
+        ([[1, 1]], 2 * 3),
+        ([[1, 2], [2, 1]], 2 * 2 + 1 * 1),  # a staircase: the strip below 2 counts once
+        ([[1, 2], [2, 1], [2, 2]], 5.0),  # a dominated point adds nothing
+        ([[1, 2], [1, 2], [2, 1]], 5.0),  # nor does a repeated one
+        ([[3, 0], [0, 4]], 0.0),  # on the border
+        ([[5, 5]], 0.0),  # beyond it
+    ],
+)
+def test_hypervolume_of_staircases(points, area):
+    assert hypervolume(np.array(points, dtype=float), (3.0, 4.0)) == pytest.approx(area)
