@@ -1,0 +1,91 @@
+"""This machine, as far as a latency depends on it: processor, load, clock control; all may be unknown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Machine(BaseModel):
+    """What a reader needs to know about the machine behind a figure."""
+
+    model_config = ConfigDict(frozen=True)
+
+    processor: str
+    cores: int
+    memory_gb: float | None
+    system: str
+    python: str
+    governor: str | None
+    """cpufreq governor; None in most virtual machines and containers, where it cannot be read."""
+    turbo: bool | None
+
+
+def probe() -> Machine:
+    """This machine."""
+    return Machine(
+        processor=processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gb=_memory_gb(),
+        system=platform.platform(terse=True),
+        python=platform.python_version(),
+        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        turbo=_turbo(),
+    )
+
+
+def processor() -> str:
+    """Model name and instruction set level of the processor."""
+    info = _read("/proc/cpuinfo") or ""
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    name = fields.get("model name") or fields.get("Hardware") or platform.processor() or platform.machine()
+    family = fields.get("cpu family"), fields.get("model")
+    # virtual machines often hide the marketing name; family and model still identify the silicon
+    return f"{name} (family {family[0]}, model {family[1]})" if all(family) else name
+
+
+def foreign_load(seconds: float = 0.2) -> float | None:
+    """Cores kept busy by other processes during `seconds`; None where /proc/stat cannot be read."""
+    before, own, start = _busy_seconds(), time.process_time(), time.monotonic()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = _busy_seconds()
+    if after is None:
+        return None
+    return max(0.0, (after - before - (time.process_time() - own)) / (time.monotonic() - start))
+
+
+def _busy_seconds() -> float | None:
+    text = _read("/proc/stat")
+    if not text:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, text.splitlines()[0].split()[1:])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):
+        return None
+
+
+def _turbo() -> bool | None:
+    no_turbo = _read("/sys/devices/system/cpu/intel_pstate/no_turbo")
+    if no_turbo is not None:
+        return no_turbo == "0"
+    boost = _read("/sys/devices/system/cpu/cpufreq/boost")
+    return None if boost is None else boost == "1"
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
