@@ -1,0 +1,261 @@
+"""The search loop on a fake device and fake proxies: exact totals, no repeats, nothing lost, reproducible."""
+
+import itertools
+import sqlite3
+
+import pytest
+
+from evit_nas.accuracy import zero_cost
+from evit_nas.config import SearchSettings
+from evit_nas.errors import Infeasible, MeasurementError, RunError
+from evit_nas.latency import DEVICES
+from evit_nas.runs import Run
+from evit_nas.search import study as study_module
+from evit_nas.search.front import select
+from evit_nas.search.study import Known, Search, load_front, open_study
+from evit_nas.space import SearchSpace
+from evit_nas.yamlio import validate
+from tests.fakes import FakeDevice, fake_proxies
+
+
+class Died(BaseException):
+    """Stands for a process that ends here and now: nothing may catch it."""
+
+
+class Silent:
+    def __init__(self):
+        self.notes, self.statuses = [], []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def update(self, status):
+        self.statuses.append(status)
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    FakeDevice.calls.clear()
+    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
+    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    numbers = itertools.count()
+
+    def create(budget_ms=1.2, trials=24, pool=6, seed=0, space="efficientvit-tiny"):
+        found = SearchSpace.load(space) if isinstance(space, str) else space
+        settings = SearchSettings(
+            space_name="x", space=found, device="fake", budget_ms=budget_ms, trials=trials, pool=pool, seed=seed
+        )
+        return Run.create(tmp_path / f"run{next(numbers)}", settings, {}, "evit-nas search")
+
+    return create
+
+
+def keys(run: Run) -> list[str]:
+    """The distinct architectures of a run in the order in which they were evaluated."""
+    with open_study(run) as study:
+        return list(Known(study).by_key)
+
+
+def trials(run: Run) -> list:
+    with open_study(run) as study:
+        return study.get_trials()
+
+
+def test_a_search_evaluates_the_total_of_distinct_architectures(new_run):
+    run, watcher = new_run(), Silent()
+    Search(run, watcher).run()
+    assert len(keys(run)) == len(set(keys(run))) == 24
+    assert watcher.statuses[-1].done == 24
+    searched = [key for key, visits in FakeDevice.calls if visits == 1]
+    assert len(searched) == len(set(searched))  # nothing is measured twice
+
+
+def test_every_trial_carries_its_constraint_and_its_architecture(new_run):
+    run = new_run()
+    Search(run, Silent()).run()
+    for trial in trials(run):
+        assert trial.constraints == {"latency_ms": pytest.approx(trial.values[1] - 1.2)}
+        assert run.settings.space.suggest(_fixed(trial.params)).key == trial.user_attrs["key"]
+
+
+def _fixed(params):
+    from evit_nas.space import FixedTrial
+
+    return FixedTrial(params)
+
+
+def test_the_front_is_feasible_certified_and_not_beaten(new_run):
+    run = new_run()
+    front = Search(run, Silent()).run()
+    assert front.members
+    for member in front.members:
+        assert member.certified
+        assert member.latency.high_ms <= 1.2
+    for a, b in itertools.permutations(front.members, 2):
+        assert not (a.score >= b.score and a.latency.median_ms <= b.latency.median_ms)
+    assert [m.latency.median_ms for m in front.members] == sorted(m.latency.median_ms for m in front.members)
+
+
+def test_the_front_is_written_as_yaml_that_loads_to_its_members(new_run):
+    from evit_nas.arch import ArchConfig
+
+    run = new_run()
+    front = Search(run, Silent()).run()
+    written = {path.stem: ArchConfig.load(path) for path in run.front_folder.glob("*.yaml")}
+    assert written == {member.name: member.arch for member in front.members}
+    assert (run.path / "front.csv").read_text().count("\n") == len(front.members) + 1
+
+
+def test_the_papers_networks_are_references_measured_in_the_same_run(new_run):
+    front = Search(new_run(), Silent()).run()
+    assert [c.name for c in front.references] == ["m0", "m1", "m2", "m3", "m4", "m5"]
+    assert all(c.certified for c in front.references)
+
+
+def test_the_front_is_the_same_when_loaded_again(new_run):
+    run = new_run()
+    found = Search(run, Silent()).run()
+    assert load_front(Run.open(run.path)) == found
+
+
+def test_same_seed_same_search_other_seed_other_search(new_run):
+    runs = [new_run(seed=1), new_run(seed=1), new_run(seed=2)]
+    for run in runs:
+        Search(run, Silent()).run()
+    assert keys(runs[0]) == keys(runs[1])
+    assert keys(runs[0]) != keys(runs[2])
+
+
+@pytest.mark.parametrize("moment", [3, 8, 20])
+def test_an_interrupted_search_resumes_to_what_an_uninterrupted_one_finds(new_run, monkeypatch, moment):
+    """Interrupted in the middle of a trial; `moment` 3 is in the scoring of the pool."""
+    whole = new_run()
+    Search(whole, Silent()).run()
+
+    calls = itertools.count()
+
+    def interrupted(arch, *, seed=0):
+        if next(calls) == moment:
+            raise Died
+        return fake_proxies(arch, seed=seed)
+
+    run = new_run()
+    monkeypatch.setattr(zero_cost, "score_all", interrupted)
+    with pytest.raises(Died):
+        Search(run, Silent()).run()
+    Search(run, Silent()).run()
+
+    assert keys(run) == keys(whole)
+    assert {t.state.name for t in trials(run)} <= {"COMPLETE", "FAIL"}
+    assert next(calls) == len(keys(run)) + 6 + 1
+    # each network was scored once, the six references too, and the interrupted one a second time
+
+
+def _preset_keys(run):
+    from evit_nas.arch import PRESETS, ArchConfig
+
+    return [run.settings.space.adapted(ArchConfig.preset(name)).key for name in PRESETS]
+
+
+def test_a_resumed_finished_search_computes_nothing(new_run):
+    run = new_run()
+    Search(run, Silent()).run()
+    FakeDevice.calls.clear()
+    Search(run, Silent()).run()
+    assert FakeDevice.calls == []
+
+
+def test_a_trial_that_raises_is_a_failed_trial_with_its_reason(new_run, monkeypatch):
+    def picky(arch, *, seed=0):
+        if arch.stages[0].mixer == "linear":
+            raise MeasurementError("no finite value")
+        return fake_proxies(arch, seed=seed)
+
+    run, watcher = new_run(), Silent()
+    monkeypatch.setattr(zero_cost, "score_all", picky)
+    front = Search(run, watcher).run()
+    failed = [t for t in trials(run) if t.state.name == "FAIL" and "repeat_of" not in t.user_attrs]
+    assert failed
+    assert all("no finite value" in t.user_attrs["reason"] for t in failed)
+    assert watcher.statuses[-1].failed == len(failed)
+    assert len(keys(run)) == 24
+    assert all(member.arch.stages[0].mixer != "linear" for member in front.members)
+
+
+def test_an_architecture_that_keeps_killing_the_process_is_given_up(new_run, monkeypatch):
+    """One architecture ends the process whenever it is evaluated."""
+    whole = new_run()
+    Search(whole, Silent()).run()
+    deadly = keys(whole)[12]
+
+    def kill(arch, *, seed=0):
+        if arch.key == deadly:
+            raise Died
+        return fake_proxies(arch, seed=seed)
+
+    run = new_run()
+    monkeypatch.setattr(zero_cost, "score_all", kill)
+    for _ in range(study_module.MAX_DEATHS):
+        with pytest.raises(Died):
+            Search(run, Silent()).run()
+    Search(run, Silent()).run()
+    assert keys(run)[:13] == keys(whole)[:13]
+    assert len(keys(run)) == 24
+
+
+def test_an_impossible_budget_names_the_nearest_and_the_way_out(new_run):
+    with pytest.raises(Infeasible, match=r"budget of 0\.01 ms.*fastest architecture.*--budget.*--space"):
+        Search(new_run(budget_ms=0.01), Silent()).run()
+
+
+def test_a_budget_that_everything_keeps_is_remarked_on(new_run):
+    watcher = Silent()
+    Search(new_run(budget_ms=100.0, trials=10, pool=4), watcher).run()
+    assert any("even the largest network keeps the budget" in note for note in watcher.notes)
+
+
+def test_a_space_that_is_used_up_ends_the_search(new_run):
+    stage = {"width": [16, 32], "depth": 1, "heads": 1, "q_kernels": 3}
+    fields = {"image_size": 64, "num_classes": 10, "stages": [stage, stage | {"width": 32}, stage | {"width": 32}]}
+    run, watcher = new_run(space=validate(SearchSpace, fields, "space"), budget_ms=9.0, pool=4), Silent()
+    Search(run, watcher).run()
+    assert len(keys(run)) == 2
+    assert any("used up" in note for note in watcher.notes)
+
+
+def test_a_run_is_not_continued_under_other_conditions(new_run, monkeypatch):
+    run = new_run()
+    Search(run, Silent()).run()
+    monkeypatch.setitem(FakeDevice.conditions, "processor", "another")
+    with pytest.raises(RunError, match="processor was imaginary, here it is another"):
+        Search(run, Silent()).run()
+
+
+def test_a_member_that_misses_the_budget_when_measured_strictly_makes_room_for_others(new_run, monkeypatch):
+    from tests.fakes import latency_of
+
+    real = FakeDevice.measure
+
+    def slower_when_strict(self, arch, protocol):
+        latency, samples = real(self, arch, protocol)
+        return (latency_of(latency.median_ms * 1.2) if protocol.visits > 1 else latency), samples
+
+    monkeypatch.setattr(FakeDevice, "measure", slower_when_strict)
+    run = new_run()
+    front = Search(run, Silent()).run()
+    assert front.members
+    assert all(member.certified and member.latency.high_ms <= 1.2 for member in front.members)
+    assert select(front.members, 1.2) == front.members
+
+
+def test_the_storage_is_a_plain_optuna_study(new_run):
+    run = new_run(trials=10, pool=4)
+    Search(run, Silent()).run()
+    with sqlite3.connect(run.path / "study.db") as database:
+        assert database.execute("select count(*) from trials").fetchone()[0] >= 10
+    with open_study(run) as study:
+        assert study.metric_names == ["score", "latency_ms"]
