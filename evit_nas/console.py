@@ -1,0 +1,155 @@
+"""What a person sees: tables on standard output, talk and progress on standard error, both fit 80 columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from evit_nas.search.status import Status
+
+PLAIN_EVERY_S = 10.0  # between progress lines when the output is not a terminal
+
+
+class Format(StrEnum):
+    """How data is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    yaml = "yaml"
+
+
+def say(message: str) -> None:
+    """One line of talk on standard error."""
+    Console(stderr=True, highlight=False).print(escape(message), soft_wrap=True)
+
+
+def emit(rows: Sequence[Mapping[str, Any]], format_: Format, table: Table) -> None:
+    """Data on standard output: `table` for people, `rows` for programs."""
+    if format_ is Format.table:
+        Console(highlight=False).print(table)
+    elif format_ is Format.json:
+        print(json.dumps(list(rows), indent=2))
+    elif format_ is Format.yaml:
+        print(yaml.safe_dump([dict(row) for row in rows], sort_keys=False), end="")
+    else:
+        print(_csv(rows), end="")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def make_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()
+) -> Table:
+    """A table; the columns in `text` (by default the first) are flush left, the others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in (text or columns[:1]) else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def millions(count: float) -> str:
+    """A count of parameters or MACs, for example 6.9M or 1.2G."""
+    return f"{count / 1e9:.2f}G" if count >= 1e9 else f"{count / 1e6:.2f}M" if count < 1e7 else f"{count / 1e6:.1f}M"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45s, 3m20s, 2h05m."""
+    minutes, secs = divmod(int(seconds + 0.5), 60)
+    if minutes < 60:
+        return f"{minutes}m{secs:02d}s" if minutes else f"{secs}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def _summary(status: Status) -> str:
+    best = "-" if status.best_score is None else f"{status.best_score:.3f}"
+    failed = f" · {status.failed} failed" if status.failed else ""
+    return f"front {status.front} · best {best} · {status.feasible} in budget{failed}"
+
+
+class PlainView:
+    """Progress as lines, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + PLAIN_EVERY_S
+
+    def note(self, message: str) -> None:
+        """See Watcher."""
+        say(message)
+
+    def update(self, status: Status) -> None:
+        """See Watcher."""
+        if time.monotonic() >= self._next or status.done >= status.total:
+            self._next = time.monotonic() + PLAIN_EVERY_S
+            eta = f" · ETA {duration(status.eta_s)}" if status.done < status.total else ""
+            say(f"{status.done}/{status.total} · {_summary(status)}{eta}")
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class LiveView:
+    """Progress as one live line, for terminals."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None, eta="-", visible=False)
+
+    def note(self, message: str) -> None:
+        """See Watcher."""
+        self._progress.console.print(escape(message), soft_wrap=True)
+
+    def update(self, status: Status) -> None:
+        """See Watcher."""
+        self._progress.update(
+            self._task,
+            completed=status.done,
+            total=status.total,
+            description=_summary(status),
+            eta=duration(status.eta_s),
+            visible=True,
+        )
+
+    def __enter__(self) -> LiveView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+
+def progress_view() -> LiveView | PlainView:
+    """The live view on a terminal, lines elsewhere."""
+    return LiveView() if sys.stderr.isatty() else PlainView()

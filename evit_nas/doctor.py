@@ -1,0 +1,80 @@
+"""Is this machine fit to measure on? Versions, clock control, load, and the canary against itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from evit_nas import __version__
+from evit_nas.errors import MeasurementError
+from evit_nas.latency import STRICT, open_device
+from evit_nas.latency.canary import CANARY
+from evit_nas.latency.machine import foreign_load, probe
+
+MAX_FOREIGN_LOAD = 0.5  # cores that others may use before milliseconds become doubtful
+GOOD_DUEL, BAD_DUEL = 0.02, 0.05  # |canary / canary - 1| that proves the protocol, and that disproves it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; `ok` is None for plain facts."""
+
+    check: str
+    result: str
+    ok: bool | None = None
+    fatal: bool = False
+
+
+def examine(device: str) -> list[Finding]:
+    """Everything that matters for latencies measured on `device`, in the order of a report."""
+    machine = probe()
+    turbo = {True: "on", False: "off", None: "unknown"}[machine.turbo]
+    governor_ok = machine.governor in (None, "performance")
+    findings = [
+        Finding("processor", machine.processor),
+        Finding("cores", str(machine.cores)),
+        Finding("memory", f"{machine.memory_gb} GiB" if machine.memory_gb else "unknown"),
+        Finding("system", machine.system),
+        Finding("clock governor", machine.governor or "unknown (virtual machine?)", governor_ok),
+        Finding("turbo", turbo),
+        Finding("python", machine.python),
+        Finding("evit-nas", __version__),
+        *_packages(),
+        _providers(),
+    ]
+    load = foreign_load()
+    if load is not None:
+        findings.append(Finding("load of other processes", f"{load:.2f} cores", load <= MAX_FOREIGN_LOAD))
+    return [*findings, *_duel(device)]
+
+
+def _packages() -> list[Finding]:
+    found = []
+    for name in ("torch", "timm", "optuna", "onnx", "onnxruntime"):
+        try:
+            found.append(Finding(name, version(name)))
+        except PackageNotFoundError:
+            found.append(Finding(name, "not installed", ok=False))
+    return found
+
+
+def _providers() -> Finding:
+    import onnxruntime
+
+    names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return Finding("ONNX Runtime runs on", ", ".join(names))
+
+
+def _duel(device: str) -> list[Finding]:
+    """The canary measured against itself: the ratio must be 1."""
+    try:
+        with open_device(device) as opened:
+            latency, _ = opened.measure(CANARY, STRICT)
+    except MeasurementError as error:
+        return [Finding("canary against itself", str(error), ok=False, fatal=True)]
+    off = abs(latency.ratio - 1)
+    quiet = "slower now than when quiet: milliseconds are estimates" if latency.noisy else "as when quiet"
+    return [
+        Finding("canary against itself", f"ratio {latency.ratio:.3f}", off <= GOOD_DUEL, fatal=off > BAD_DUEL),
+        Finding(f"canary (m0), {latency.canary_ms:.2f} ms", quiet, not latency.noisy),
+    ]
