@@ -1,0 +1,182 @@
+"""What a network costs, in closed form from its ArchConfig: parameters, MACs, layers and bytes.
+
+A MAC is one multiply-accumulate of a convolution, a linear layer or an attention product, for one image at
+the architecture's own input size. Norms, activations, additions and pooling are not counted; windows count as
+they are computed, with their padding. The paper (arXiv 2305.07027) counts the same way.
+
+No torch here: a search space is sized, and a trial too large is refused, in well under a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from evit_nas.arch import ArchConfig, StageConfig, round_to
+
+BYTES = 4  # float32
+# As in model.py, which cannot be imported here without torch; the tests compare with the real network.
+SE_RATIO = 0.25
+LINEAR_V_KERNEL = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The size of a network for one image.
+
+    depth: convolutions and linear layers, side branches included. The heads of a cascade count one by one,
+        heads that are computed together count once.
+    weight_bytes: all parameters in float32.
+    activation_bytes: the largest input and output of one layer, together, in float32; what waits in memory
+        besides (residuals, heads already computed) is left out.
+    """
+
+    params: int
+    macs: int
+    depth: int
+    weight_bytes: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """The share of one part of the network; `name` is the path of the part in the torch module."""
+
+    name: str
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class _Op:
+    """A layer (or, with `weighted` off, an attention product); `live` is its input and output elements."""
+
+    params: int
+    macs: int
+    live: int
+    weighted: bool = True
+
+
+def cost(arch: ArchConfig) -> Cost:
+    """The size of the network that `arch` describes."""
+    ops = [op for _, part in _parts(arch) for op in part]
+    params = sum(op.params for op in ops)
+    return Cost(
+        params=params,
+        macs=sum(op.macs for op in ops),
+        depth=sum(op.weighted for op in ops),
+        weight_bytes=BYTES * params,
+        activation_bytes=BYTES * max(op.live for op in ops),
+    )
+
+
+def stage_costs(arch: ArchConfig) -> list[PartCost]:
+    """Stem, then downsampling and blocks stage by stage, then head; the shares add up to `cost`."""
+    return [
+        PartCost(name, sum(op.params for op in ops), sum(op.macs for op in ops))
+        for name, ops in ((name, list(part)) for name, part in _parts(arch))
+    ]
+
+
+def _parts(arch: ArchConfig) -> Iterator[tuple[str, Iterable[_Op]]]:
+    grids = arch.grids
+    yield "stem", _stem(arch)
+    for index, (stage, grid) in enumerate(zip(arch.stages, grids, strict=True)):
+        path = f"stages.{index}"
+        if index:
+            yield f"{path}.downsample", _downsample(arch, index)
+        block = list(_block(stage, grid, arch.window_side(index)))
+        yield f"{path}.blocks", block * stage.depth
+    yield "head", _head(arch.stages[-1].width, arch.num_classes)
+
+
+def _area(grid: tuple[int, int]) -> int:
+    return grid[0] * grid[1]
+
+
+def _conv(in_chs: int, out_chs: int, area: int, kernel: int = 1, groups: int = 1, in_area: int = 0) -> _Op:
+    """A convolution and its BatchNorm over `area` output positions; `in_area` input ones if they differ."""
+    weights = kernel * kernel * in_chs // groups * out_chs
+    return _Op(weights + 2 * out_chs, weights * area, in_chs * (in_area or area) + out_chs * area)
+
+
+def _depthwise(width: int, area: int, kernel: int) -> _Op:
+    return _conv(width, width, area, kernel, groups=width)
+
+
+def _linear(in_features: int, out_features: int) -> _Op:
+    """A layer with a bias, on one vector."""
+    return _Op((in_features + 1) * out_features, in_features * out_features, in_features + out_features)
+
+
+def _stem(arch: ArchConfig) -> Iterator[_Op]:
+    height, width = arch.input_size  # multiples of 32: the four halvings are exact
+    widths = (arch.in_channels, *arch.stem_widths)
+    for i, (in_chs, out_chs) in enumerate(pairwise(widths)):
+        in_area = (height >> i) * (width >> i)
+        yield _conv(in_chs, out_chs, in_area // 4, kernel=3, in_area=in_area)
+
+
+def _local_ffn(width: int, hidden: int, area: int) -> Iterator[_Op]:
+    yield _depthwise(width, area, 3)
+    yield _conv(width, hidden, area)
+    yield _conv(hidden, width, area)
+
+
+def _downsample(arch: ArchConfig, index: int) -> Iterator[_Op]:
+    """From stage index - 1 to stage index."""
+    before, after, hidden = arch.stages[index - 1], arch.stages[index], arch.merge_dim(index)
+    in_area, area = _area(arch.grids[index - 1]), _area(arch.grids[index])
+    squeezed = round_to(hidden * SE_RATIO, 8)
+    yield from _local_ffn(before.width, before.ffn_dim, in_area)
+    yield _conv(before.width, hidden, in_area)
+    yield _conv(hidden, hidden, area, 3, groups=hidden, in_area=in_area)
+    yield _linear(hidden, squeezed)
+    yield _linear(squeezed, hidden)
+    yield _conv(hidden, after.width, area)
+    yield from _local_ffn(after.width, after.ffn_dim, area)
+
+
+def _block(stage: StageConfig, grid: tuple[int, int], side: int) -> Iterator[_Op]:
+    for _ in range(2 * stage.ffn_count):
+        yield from _local_ffn(stage.width, stage.ffn_dim, _area(grid))
+    if stage.mixer == "softmax":
+        yield from _softmax_mixer(stage, grid, side)
+    elif stage.mixer == "linear":
+        yield from _linear_mixer(stage, _area(grid))
+
+
+def _softmax_mixer(stage: StageConfig, grid: tuple[int, int], side: int) -> Iterator[_Op]:
+    """Cascaded or parallel group attention; windows at the right and lower edge are padded to full size."""
+    heads, dim, qk, v, tokens = stage.heads, stage.head_dim, stage.qk_dim, stage.v_dim, side * side
+    windows = -(-grid[0] // side) * -(-grid[1] // side)
+    area = windows * tokens
+    together = 1 if stage.cascaded else heads  # heads in one convolution
+    for j, kernel in enumerate(stage.used_q_kernels):
+        yield _conv(together * dim, together * (2 * qk + v), area, groups=together)
+        yield _depthwise(together * qk, area, kernel)
+        scores = together * windows * tokens * tokens
+        biases = together * tokens  # one for each offset |dy|, |dx|
+        yield _Op(biases, scores * qk, 2 * together * area * qk + scores, weighted=False)
+        yield _Op(0, scores * v, 2 * together * area * v + scores, weighted=False)
+        if stage.cascaded and v != dim and j < heads - 1:
+            yield _conv(v, dim, area)
+    yield _conv(heads * v, stage.width, _area(grid))
+
+
+def _linear_mixer(stage: StageConfig, area: int) -> Iterator[_Op]:
+    qk, v = stage.heads * stage.qk_dim, stage.heads * stage.v_dim
+    context = v * stage.qk_dim  # one v_dim x qk_dim matrix a head
+    yield _conv(stage.width, 2 * qk + v, area)
+    yield _depthwise(v, area, LINEAR_V_KERNEL)
+    yield _Op(0, context * area, (qk + v) * area + context, weighted=False)  # values times keys
+    yield _Op(0, qk * area, (qk + stage.heads) * area, weighted=False)  # summed keys times queries
+    yield _Op(0, context * area, (qk + v) * area + context, weighted=False)  # context times queries
+    yield _conv(v, stage.width, area)
+
+
+def _head(width: int, num_classes: int) -> Iterator[_Op]:
+    if num_classes:
+        linear = _linear(width, num_classes)
+        yield _Op(linear.params + 2 * width, linear.macs, linear.live)  # 2 * width: the BatchNorm before it
