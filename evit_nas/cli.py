@@ -12,14 +12,20 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evit_nas import __version__
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
+from evit_nas.console import Format, duration, emit, make_table, millions, plain, progress_view, say
 from evit_nas.errors import EvitNasError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from evit_nas.config import SearchSettings
+    from evit_nas.runs import Run
+    from evit_nas.search.study import Front
+    from evit_nas.space import SearchSpace
 
 app = typer.Typer(
     help="Search EfficientViT architectures that keep a latency budget on your own device.",
@@ -45,7 +51,9 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -59,23 +67,19 @@ def search(
     pool: Annotated[int, typer.Option(min=4, help="Random ones among them that the others are ranked against.")] = 40,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/SPACE-DEVICE-BUDGET")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen, and how long it takes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would happen, and how long it takes.")
+    ] = False,
 ) -> None:
     """Find the architectures with the best score within a latency budget."""
     from evit_nas.config import SearchSettings, parse_budget
     from evit_nas.latency.machine import probe
     from evit_nas.runs import Run, new_run_path
     from evit_nas.space import SearchSpace
+    from evit_nas.yamlio import validate
 
-    settings = SearchSettings(
-        space_name=space,
-        space=SearchSpace.load(space),
-        device=device,
-        budget_ms=parse_budget(budget),
-        trials=trials,
-        pool=pool,
-        seed=seed,
-    )
+    fields = {"device": device, "budget_ms": parse_budget(budget), "trials": trials, "pool": pool, "seed": seed}
+    settings = validate(SearchSettings, fields | {"space_name": space, "space": SearchSpace.load(space)}, "search")
     if dry_run:
         _dry_run(settings)
         return
@@ -95,7 +99,7 @@ def resume(run: RunPath) -> None:
         _search(opened)
 
 
-def _search(run: Any) -> None:
+def _search(run: Run) -> None:
     from evit_nas.search.study import Search
 
     try:
@@ -125,7 +129,7 @@ def front(run: RunPath, format_: FormatOption = Format.table) -> None:
         raise EvitNasError("no architecture within the budget has been found yet.")
 
 
-def _print_front(run: Any, found: Any, format_: Format) -> None:
+def _print_front(run: Run, found: Front, format_: Format) -> None:
     from evit_nas.search.front import rows
 
     shown = sorted([*found.members, *found.references], key=lambda c: c.latency.median_ms)
@@ -150,7 +154,7 @@ def _print_front(run: Any, found: Any, format_: Format) -> None:
             say("? not measured strictly yet")
 
 
-def _dry_run(settings: Any) -> None:
+def _dry_run(settings: SearchSettings) -> None:
     """Feasibility, and the pace of a few real evaluations; nothing is written."""
     import random
     import tempfile
@@ -173,11 +177,22 @@ def _dry_run(settings: Any) -> None:
         pace = (time.monotonic() - start) / 5
     latencies = {"smallest": found.smallest, **found.presets, "largest": found.largest}
     rows = [
-        {"name": name, "latency_ms": latency.median_ms, "within_budget": latency.median_ms <= settings.budget_ms}
+        {
+            "name": name,
+            "latency_ms": latency.median_ms,
+            "within_budget": latency.median_ms <= settings.budget_ms,
+        }
         for name, latency in latencies.items()
     ]
-    cells = [[name, str(latency), "yes" if row["within_budget"] else "no"] for (name, latency), row in zip(latencies.items(), rows, strict=True)]
-    emit(rows, Format.table, make_table(f"budget {settings.budget_ms:g} ms on {settings.device}", ["", "latency", "within"], cells))
+    cells = [
+        [name, str(latency), "yes" if row["within_budget"] else "no"]
+        for (name, latency), row in zip(latencies.items(), rows, strict=True)
+    ]
+    emit(
+        rows,
+        Format.table,
+        make_table(f"budget {settings.budget_ms:g} ms on {settings.device}", ["", "latency", "within"], cells),
+    )
     say(f"{settings.trials} trials would take about {duration(settings.trials * pace + 40)}")
 
 
@@ -294,31 +309,49 @@ def space(
     format_: FormatOption = Format.table,
 ) -> None:
     """List the shipped search spaces, or show, sample or dump one."""
-    import random
-
-    from evit_nas.network.cost import cost
-    from evit_nas.space import SearchSpace, describe_choices, shipped_spaces, space_path
+    from evit_nas.space import SearchSpace, space_path
 
     if name is None:
-        rows = []
-        for shipped in shipped_spaces():
-            found = SearchSpace.load(shipped)
-            low, high = cost(found.smallest()), cost(found.largest())
-            rows.append({"name": shipped, "points": found.size, "min_macs": low.macs, "max_macs": high.macs})
-        cells = [[r["name"], f"{r['points']:.2g}", f"{millions(r['min_macs'])} .. {millions(r['max_macs'])}"] for r in rows]
-        emit(rows, format_, make_table("search spaces", ["name", "points", "MACs"], cells))
+        _list_spaces(format_)
     elif dump:
         print(space_path(name).read_text(), end="")
     elif sample:
-        found, rng = SearchSpace.load(name), random.Random(seed)
-        configs = [found.sample(rng) for _ in range(sample)]
-        print("---\n".join(c.to_yaml(f"sample {i} of {name}, seed {seed}; key {c.key}") for i, c in enumerate(configs)), end="")
+        _sample_space(SearchSpace.load(name), name, sample, seed)
     else:
+        _show_space(SearchSpace.load(name), name, format_)
+
+
+def _list_spaces(format_: Format) -> None:
+    from evit_nas.network.cost import cost
+    from evit_nas.space import SearchSpace, shipped_spaces
+
+    rows, cells = [], []
+    for name in shipped_spaces():
         found = SearchSpace.load(name)
-        rows = [{"dimension": n, "choices": [list(c) if isinstance(c, tuple) else c for c in cs]} for n, cs in found.dimensions()]
-        cells = [[n, str(len(choices)), describe_choices(choices)] for n, choices in found.dimensions()]
-        title = f"{name}: {found.image_size} px, {found.num_classes} classes, {found.size:.3g} points"
-        emit(rows, format_, make_table(title, ["dimension", "choices", "values"], cells, text=["dimension", "values"]))
+        low, high = cost(found.smallest()).macs, cost(found.largest()).macs
+        rows.append({"name": name, "points": found.size, "min_macs": low, "max_macs": high})
+        cells.append([name, f"{found.size:.2g}", f"{millions(low)} .. {millions(high)}"])
+    emit(rows, format_, make_table("search spaces", ["name", "points", "MACs"], cells))
+
+
+def _sample_space(found: SearchSpace, name: str, count: int, seed: int) -> None:
+    import random
+
+    rng = random.Random(seed)
+    configs = [found.sample(rng) for _ in range(count)]
+    texts = [c.to_yaml(f"sample {i} of {name}, seed {seed}; key {c.key}") for i, c in enumerate(configs)]
+    print("---\n".join(texts), end="")
+
+
+def _show_space(found: SearchSpace, name: str, format_: Format) -> None:
+    from evit_nas.space import describe_choices
+
+    dimensions = found.dimensions()
+    rows = [{"dimension": dimension, "choices": plain(choices)} for dimension, choices in dimensions]
+    cells = [[dimension, str(len(choices)), describe_choices(choices)] for dimension, choices in dimensions]
+    title = f"{name}: {found.image_size} px, {found.num_classes} classes, {found.size:.3g} points"
+    columns = ["dimension", "choices", "values"]
+    emit(rows, format_, make_table(title, columns, cells, text=["dimension", "values"]))
 
 
 class ExportFormat(StrEnum):
@@ -377,7 +410,11 @@ def doctor(device: DeviceOption = "cpu", format_: FormatOption = Format.table) -
     findings = examine(device)
     rows = [{"check": f.check, "result": f.result, "ok": f.ok} for f in findings]
     cells = [[f.check, f.result, {True: "ok", False: "look", None: ""}[f.ok]] for f in findings]
-    emit(rows, format_, make_table("this machine", ["check", "result", ""], cells, text=["check", "result", ""]))
+    emit(
+        rows,
+        format_,
+        make_table("this machine", ["check", "result", ""], cells, text=["check", "result", ""]),
+    )
     if any(f.fatal for f in findings):
         raise EvitNasError("latency cannot be measured here reliably; see the lines marked 'look'.")
 
@@ -395,7 +432,9 @@ def find_arch(text: str) -> ArchConfig:
     if not path.exists() and member.exists():
         return ArchConfig.load(member)
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, or RUN/NAME of a front member.")
+        raise UsageError(
+            f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, or RUN/NAME of a front member."
+        )
     return ArchConfig.load(path)
 
 

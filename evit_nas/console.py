@@ -58,9 +58,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def make_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()
-) -> Table:
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()) -> Table:
     """A table; the columns in `text` (by default the first) are flush left, the others are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
@@ -73,6 +71,11 @@ def make_table(
 def millions(count: float) -> str:
     """A count of parameters or MACs, for example 6.9M or 1.2G."""
     return f"{count / 1e9:.2f}G" if count >= 1e9 else f"{count / 1e6:.2f}M" if count < 1e7 else f"{count / 1e6:.1f}M"
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, inside and out: what JSON and YAML can say."""
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ class Infeasible(EvitNasError):
 
 
 class MeasurementError(EvitNasError):
-    """A latency could not be measured: the runtime rejected the graph, crashed or ran out of time."""
+    """A number could not be had: the runtime rejected the graph, crashed or ran out of time, or a proxy diverged."""
 
 
 class RunError(EvitNasError):

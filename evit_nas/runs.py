@@ -60,7 +60,9 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(path / "run.yaml", yaml.safe_dump(record, sort_keys=False, width=110))
         except OSError as error:
-            raise RunError(f"cannot write the run folder {path}: {error.strerror}. Choose another with --out.") from None
+            raise RunError(
+                f"cannot write the run folder {path}: {error.strerror}. Choose another with --out."
+            ) from None
         return cls(path, settings)
 
     @classmethod

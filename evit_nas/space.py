@@ -8,6 +8,7 @@ and `FixedTrial` (replay) answer it alike. Every answer is a valid architecture:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -170,7 +171,8 @@ class StageSpace(BaseModel):
         """The multiple of 16 and of `heads` nearest to `width` inside the range."""
         step = math.lcm(WIDTH_STEP, heads)
         low, high = math.ceil(self.width[0] / step) * step, self.width[-1] // step * step
-        return min(max(step * int(width / step + 0.5), low), high)
+        nearest = step * int(width / step + 0.5)
+        return int(min(max(nearest, low), high))
 
 
 class SearchSpace(BaseModel):
@@ -264,7 +266,11 @@ class SearchSpace(BaseModel):
 
     def adapted(self, arch: ArchConfig) -> ArchConfig:
         """`arch` with the input and the classes of this space: how m0..m5 become comparable here."""
-        fixed = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
+        fixed = {
+            "image_size": self.image_size,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+        }
         return arch.model_copy(update=fixed)
 
     def params(self, arch: ArchConfig) -> dict[str, Param]:
@@ -328,7 +334,7 @@ def _step(choices: Sequence[Value]) -> int | float | None:
         return None
     numbers = [float(choice) for choice in choices if isinstance(choice, int | float)]
     step = numbers[1] - numbers[0]
-    if any(abs(b - a - step) > 1e-9 for a, b in zip(numbers, numbers[1:], strict=False)):
+    if any(abs(b - a - step) > 1e-9 for a, b in itertools.pairwise(numbers)):
         return None
     return int(step) if all(isinstance(choice, int) for choice in choices) else round(step, 9)
 
@@ -393,5 +399,3 @@ def space_path(name: str | Path) -> Path:
     if not path.exists() and path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"no search space is called '{name}'. {did_you_mean(str(name), shipped)} Or give a YAML file.")
     return path
-
-

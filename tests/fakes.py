@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import Device, Latency, Protocol
@@ -32,8 +32,8 @@ class FakeDevice(Device):
     """One millisecond for each million MACs."""
 
     name = "fake"
-    calls: list[tuple[str, int]] = []  # noqa: RUF012: shared on purpose, cleared by the fixture
-    conditions: dict[str, str] = {"device": "fake", "processor": "imaginary"}  # noqa: RUF012
+    calls: ClassVar[list[tuple[str, int]]] = []  # of all devices; a fixture clears them
+    conditions: ClassVar[dict[str, str]] = {"device": "fake", "processor": "imaginary"}
 
     def measure(self, arch: ArchConfig, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         self.calls.append((arch.key, protocol.visits))
@@ -48,8 +48,12 @@ class FakeDevice(Device):
     def close(self) -> None: ...
 
 
-def fake_proxies(arch: ArchConfig, *, seed: int = 0) -> dict[str, float]:
+def fake_proxies(arch: ArchConfig, *, seed: int = 0, names: object = None) -> dict[str, float]:
     """Deterministic stand-ins: sums over the configuration that favour some shapes over others."""
     size = cost(arch)
     heads = sum(stage.heads * stage.qk_dim for stage in arch.stages)
-    return {"snip": size.params**0.5, "synflow_log": float(size.depth), "az_expressivity": heads + size.macs / 1e7}
+    return {
+        "snip": size.params**0.5,
+        "synflow_log": float(size.depth),
+        "az_expressivity": heads + size.macs / 1e7,
+    }

@@ -35,7 +35,9 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def tiny_arch(**changes: object) -> ArchConfig:
     """A 64 px network of a few thousand parameters; `changes` go to every stage."""
     stages = [
-        StageConfig.model_validate({"width": width, "depth": 1, "heads": 2, "q_kernels": [5, 3], "qk_dim": 8, **changes})
+        StageConfig.model_validate(
+            {"width": width, "depth": 1, "heads": 2, "q_kernels": [5, 3], "qk_dim": 8, **changes}
+        )
         for width in (32, 48, 64)
     ]
     return ArchConfig(image_size=64, num_classes=10, stages=tuple(stages))

@@ -208,8 +208,7 @@ WRONG = {
     "width and heads": (
         "heads: 4",
         "heads: 3",
-        "stages[0]: width must be divisible by heads, got width 64 with 3 heads; "
-        "the nearest width that is: 72.",
+        "stages[0]: width must be divisible by heads, got width 64 with 3 heads; the nearest width that is: 72.",
     ),
     "even kernel": (
         KERNELS,
@@ -279,10 +278,8 @@ def test_load_lists_everything_that_is_wrong(tmp_path: Path) -> None:
 
     assert message_for(text, tmp_path).splitlines() == [
         "4 fields are wrong:",
-        "  stages[0]: width must be divisible by heads, got width 64 with 5 heads; "
-        "the nearest width that is: 80.",
-        "  stages[1]: width must be divisible by heads, got width 128 with 5 heads; "
-        "the nearest width that is: 120.",
+        "  stages[0]: width must be divisible by heads, got width 64 with 5 heads; the nearest width that is: 80.",
+        "  stages[1]: width must be divisible by heads, got width 128 with 5 heads; the nearest width that is: 120.",
         "  stages[2].depth is missing.",
         f"  unknown field stages[2].dept. Did you mean 'depth'? Known: {STAGE_FIELDS}.",
     ]

@@ -45,7 +45,19 @@ def run(monkeypatch, capsys, tmp_path):
     return call
 
 
-SEARCH = ("search", "--device", "fake", "--budget", "1.2ms", "--space", "efficientvit-tiny", "--trials", "14", "--pool", "5")
+SEARCH = (
+    "search",
+    "--device",
+    "fake",
+    "--budget",
+    "1.2ms",
+    "--space",
+    "efficientvit-tiny",
+    "--trials",
+    "14",
+    "--pool",
+    "5",
+)
 
 
 def test_help_lists_every_verb_and_imports_no_torch():
@@ -132,7 +144,13 @@ def test_data_is_machine_readable_on_standard_output(run, format_):
 
 def test_tables_fit_80_columns(run):
     run(*SEARCH, "--out", "r")
-    for arguments in (["describe", "m5"], ["space"], ["space", "efficientvit-224"], ["front", "r"], ["--help"]):
+    for arguments in (
+        ["describe", "m5"],
+        ["space"],
+        ["space", "efficientvit-224"],
+        ["front", "r"],
+        ["--help"],
+    ):
         assert max(map(len, run(*arguments).out.splitlines())) <= 80, arguments
 
 
@@ -185,7 +203,7 @@ def test_nothing_feasible_is_exit_1_with_the_way_out(run):
 def test_an_interrupted_search_is_exit_130_and_names_the_resume_command(run, monkeypatch):
     from evit_nas.errors import Interrupted
 
-    def stop(arch, *, seed=0):
+    def stop(arch, *, seed=0, names=None):
         raise Interrupted
 
     with monkeypatch.context() as patch:

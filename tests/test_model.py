@@ -208,9 +208,7 @@ def test_fresh_weights_are_the_papers() -> None:
     assert classifier.bias.abs().max() == 0
     assert classifier.weight.std() == pytest.approx(0.02, rel=0.02)
     assert all(mixer.bias.table.abs().max() == 0 for mixer in mixers(model))
-    assert all(
-        block.mixer.fn.proj.bn.weight.abs().max() == 0 for stage in model.stages for block in stage.blocks
-    )
+    assert all(block.mixer.fn.proj.bn.weight.abs().max() == 0 for stage in model.stages for block in stage.blocks)
     assert model.stages[1].downsample.before.dw.fn.bn.weight.min() == 1
     assert all(conv.bn.weight.min() == 1 for conv in model.stem)
 
@@ -599,9 +597,7 @@ def test_layer_groups_go_from_the_stem_to_the_head(coarse: bool, groups: int) ->
 
     names = timm.models.group_parameters(model, model.group_matcher(coarse))
 
-    assert sorted(name for group in names.values() for name in group) == sorted(
-        dict(model.named_parameters())
-    )
+    assert sorted(name for group in names.values() for name in group) == sorted(dict(model.named_parameters()))
     assert all(name.startswith("stem.") for name in names[0])
     assert all(name.startswith("head.") for name in names[max(names)])
     assert len(names) == groups

@@ -54,7 +54,12 @@ def test_order_alternates_so_that_drift_favours_neither():
 
 
 def test_ratio_survives_a_machine_that_slows_down_fourfold():
-    pairs = measure(Workshop(slowdown=lambda now: 1 + min(3.0, now / (1000 * MS))), min_pairs=200, max_pairs=200, warmup_ms=0)
+    pairs = measure(
+        Workshop(slowdown=lambda now: 1 + min(3.0, now / (1000 * MS))),
+        min_pairs=200,
+        max_pairs=200,
+        warmup_ms=0,
+    )
     assert max(pairs.candidate_ns) / min(pairs.candidate_ns) > 2
     assert pairs.ratio == pytest.approx(3.0, rel=0.02)
 

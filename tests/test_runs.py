@@ -36,7 +36,7 @@ def test_a_run_is_not_created_over_another(tmp_path, settings):
 
 def test_what_is_no_run_folder_is_said_with_the_runs_beside_it(tmp_path, settings):
     Run.create(tmp_path / "mine", settings, {}, "")
-    with pytest.raises(UsageError, match="not a run folder.*mine"):
+    with pytest.raises(UsageError, match=r"not a run folder.*mine"):
         Run.open(tmp_path / "other")
 
 
@@ -106,7 +106,8 @@ def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("text", "ms"), [("5ms", 5.0), ("750us", 0.75), ("0.02s", 20.0), (" 1.5 ms ", 1.5), (".5ms", 0.5), ("10µs", 0.01)]
+    ("text", "ms"),
+    [("5ms", 5.0), ("750us", 0.75), ("0.02s", 20.0), (" 1.5 ms ", 1.5), (".5ms", 0.5), ("10µs", 0.01)],
 )
 def test_budgets_as_people_write_them(text, ms):
     assert parse_budget(text) == pytest.approx(ms)

@@ -47,7 +47,13 @@ def new_run(tmp_path):
     def create(budget_ms=1.2, trials=24, pool=6, seed=0, space="efficientvit-tiny"):
         found = SearchSpace.load(space) if isinstance(space, str) else space
         settings = SearchSettings(
-            space_name="x", space=found, device="fake", budget_ms=budget_ms, trials=trials, pool=pool, seed=seed
+            space_name="x",
+            space=found,
+            device="fake",
+            budget_ms=budget_ms,
+            trials=trials,
+            pool=pool,
+            seed=seed,
         )
         return Run.create(tmp_path / f"run{next(numbers)}", settings, {}, "evit-nas search")
 
@@ -138,7 +144,7 @@ def test_an_interrupted_search_resumes_to_what_an_uninterrupted_one_finds(new_ru
 
     calls = itertools.count()
 
-    def interrupted(arch, *, seed=0):
+    def interrupted(arch, *, seed=0, names=None):
         if next(calls) == moment:
             raise Died
         return fake_proxies(arch, seed=seed)
@@ -170,7 +176,7 @@ def test_a_resumed_finished_search_computes_nothing(new_run):
 
 
 def test_a_trial_that_raises_is_a_failed_trial_with_its_reason(new_run, monkeypatch):
-    def picky(arch, *, seed=0):
+    def picky(arch, *, seed=0, names=None):
         if arch.stages[0].mixer == "linear":
             raise MeasurementError("no finite value")
         return fake_proxies(arch, seed=seed)
@@ -192,7 +198,7 @@ def test_an_architecture_that_keeps_killing_the_process_is_given_up(new_run, mon
     Search(whole, Silent()).run()
     deadly = keys(whole)[12]
 
-    def kill(arch, *, seed=0):
+    def kill(arch, *, seed=0, names=None):
         if arch.key == deadly:
             raise Died
         return fake_proxies(arch, seed=seed)
@@ -220,7 +226,11 @@ def test_a_budget_that_everything_keeps_is_remarked_on(new_run):
 
 def test_a_space_that_is_used_up_ends_the_search(new_run):
     stage = {"width": [16, 32], "depth": 1, "heads": 1, "q_kernels": 3}
-    fields = {"image_size": 64, "num_classes": 10, "stages": [stage, stage | {"width": 32}, stage | {"width": 32}]}
+    fields = {
+        "image_size": 64,
+        "num_classes": 10,
+        "stages": [stage, stage | {"width": 32}, stage | {"width": 32}],
+    }
     run, watcher = new_run(space=validate(SearchSpace, fields, "space"), budget_ms=9.0, pool=4), Silent()
     Search(run, watcher).run()
     assert len(keys(run)) == 2

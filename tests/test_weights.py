@@ -245,9 +245,7 @@ def test_load_weights_refuses_a_wrong_shape(name: str, shape: tuple[int, ...]) -
     needed = tuple(fresh().state_dict()[name].shape)
     weights = trained().state_dict() | {name: torch.zeros(shape)}
 
-    assert refusal(fresh(), weights) == (
-        f"the state dict: {name} has shape {shape}, this architecture needs {needed}."
-    )
+    assert refusal(fresh(), weights) == (f"the state dict: {name} has shape {shape}, this architecture needs {needed}.")
 
 
 class Hostile:

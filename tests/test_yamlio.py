@@ -12,8 +12,7 @@ from evit_nas.errors import UsageError
 from evit_nas.yamlio import MAX_BYTES, field_path, parse_yaml, read_yaml, shown, validate
 
 BILLION_LAUGHS = "a: &a [lol, lol]\n" + "".join(
-    f"{after}: &{after} [*{before}, *{before}]\n"
-    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{after}: &{after} [*{before}, *{before}]\n" for before, after in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 REFUSED = {
@@ -120,9 +119,7 @@ def test_read_yaml_refuses_an_endless_file() -> None:
         read_yaml(Path("/dev/zero"))
 
 
-@pytest.mark.parametrize(
-    "unit", [":59", "[", "{", "? ", "- ", '"', "a: ", "!", "&a", "0x", "\\", "9", "#", "\n"]
-)
+@pytest.mark.parametrize("unit", [":59", "[", "{", "? ", "- ", '"', "a: ", "!", "&a", "0x", "\\", "9", "#", "\n"])
 def test_the_worst_file_of_the_largest_size_is_read_or_refused_in_seconds(unit: str) -> None:
     start = time.process_time()
 

@@ -31,7 +31,7 @@ class CpuDevice(Device):
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
         self._child: subprocess.Popen[str] | None = None
-        self._stderr = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the device
 
     def measure(self, arch: ArchConfig, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         return self._ask({"arch": arch.model_dump(mode="json")}, protocol)

@@ -37,7 +37,8 @@ class Pairs:
     @property
     def ratios(self) -> np.ndarray:
         """(n,) candidate over canary."""
-        return self.candidate_ns / self.canary_ns
+        ratios: np.ndarray = self.candidate_ns / self.canary_ns
+        return ratios
 
     @property
     def ratio(self) -> float:

@@ -60,7 +60,7 @@ class Worker:
 
 def _canary_samples(canary: Callable[[], object]) -> np.ndarray:
     """CPU nanoseconds of canary runs over `LEARNING_S`."""
-    samples = []
+    samples: list[int] = []
     end = time.monotonic() + LEARNING_S
     while time.monotonic() < end or len(samples) < 30:
         start = time.thread_time_ns()

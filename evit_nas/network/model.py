@@ -324,17 +324,13 @@ class Stage(nn.Sequential):
     def __init__(self, arch: ArchConfig, index: int) -> None:
         super().__init__()
         stage = arch.stages[index]
-        self.downsample = (
-            Downsample(arch.stages[index - 1], stage, arch.merge_dim(index)) if index else nn.Identity()
-        )
+        self.downsample = Downsample(arch.stages[index - 1], stage, arch.merge_dim(index)) if index else nn.Identity()
         self.blocks = nn.Sequential(*(Block(stage, arch.window_side(index)) for _ in range(stage.depth)))
 
 
 def _checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
     """stage(x), computed again in the backward pass; BatchNorm statistics count every batch only once."""
-    out: Tensor = checkpoint(
-        stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(stage))
-    )
+    out: Tensor = checkpoint(stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(stage)))
     return out
 
 

@@ -126,9 +126,7 @@ def load_weights(model: EfficientViT, weights: str | Path | Mapping[str, Tensor]
         if key.endswith("bias.table") and value.shape != needed and _is_bias_table(value, heads=needed[0]):
             value = resize_bias_table(value, math.isqrt(needed[1]))
         if value.shape != needed:
-            raise UsageError(
-                f"{source}: {name} has shape {tuple(value.shape)}, this architecture needs {needed}."
-            )
+            raise UsageError(f"{source}: {name} has shape {tuple(value.shape)}, this architecture needs {needed}.")
         loaded[key] = value
     model.load_state_dict(loaded)
 
@@ -164,9 +162,7 @@ def _state_dict(data: Any, source: str) -> dict[str, Tensor]:
         raise UsageError(f"{source}: expected a mapping of names to tensors, got {type(data).__name__}.")
     for name, value in data.items():
         if not isinstance(name, str) or not _is_plain(value):
-            raise UsageError(
-                f"{source}: expected names and dense tensors of real numbers, not {shown(name)}."
-            )
+            raise UsageError(f"{source}: expected names and dense tensors of real numbers, not {shown(name)}.")
     return dict(data)
 
 
@@ -179,9 +175,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_bias_table(value: Tensor, heads: int) -> bool:
-    return (
-        value.ndim == 2 and value.shape[0] == heads and math.isqrt(value.shape[1]) ** 2 == value.shape[1] > 0
-    )
+    return value.ndim == 2 and value.shape[0] == heads and math.isqrt(value.shape[1]) ** 2 == value.shape[1] > 0
 
 
 def _sample(names: list[str]) -> str:

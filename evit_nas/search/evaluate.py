@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from evit_nas import __version__
+from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import STRICT, Device, Latency, Protocol
 from evit_nas.runs import Journal
@@ -40,13 +41,13 @@ class Evaluator:
         return latency
 
     def proxies(self, arch: ArchConfig) -> dict[str, float]:
-        """Every zero-cost proxy by name; higher is better."""
-        context = {"seed": self._seed, "torch": version("torch"), "evit_nas": __version__}
+        """The zero-cost proxies that the score is made of, by name; higher is better."""
+        context = {"seed": self._seed, "names": NAMES, "torch": version("torch"), "evit_nas": __version__}
         memo_id = _memo_id("proxies", arch, context)
         if memo_id not in self._memo:
             from evit_nas.accuracy.zero_cost import score_all
 
-            self._remember(memo_id, arch, score_all(arch, seed=self._seed))
+            self._remember(memo_id, arch, score_all(arch, seed=self._seed, names=NAMES))
         return self._memo[memo_id]
 
     def _latency_id(self, arch: ArchConfig, strict: bool) -> str:

@@ -146,7 +146,9 @@ class Search:
             trial.set_user_attr("key", arch.key)
             trial.set_user_attr("arch", arch.model_dump(mode="json"))
             earlier = known.by_key.get(arch.key)
-            values = self._repeat(trial, earlier) if earlier else self._evaluate(trial, arch, record, evaluator, aggregate)
+            values = (
+                self._repeat(trial, earlier) if earlier else self._evaluate(trial, arch, record, evaluator, aggregate)
+            )
             told = proposer.tell(trial, values, state=None if values else TrialState.FAIL)
             record.add_trial(told)
             known.add(told)
@@ -329,7 +331,11 @@ def _check_same_conditions(study: optuna.Study, here: dict[str, str], run: Run) 
     if before is None:
         study.set_user_attr("conditions", here)
         return
-    changes = [f"{name} was {before.get(name)}, here it is {value}" for name, value in here.items() if before.get(name) != value]
+    changes = [
+        f"{name} was {before.get(name)}, here it is {value}"
+        for name, value in here.items()
+        if before.get(name) != value
+    ]
     if changes:
         raise RunError(
             f"{run.path} cannot be continued here, its latencies would not compare: {'; '.join(changes)}. "
