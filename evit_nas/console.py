@@ -102,6 +102,12 @@ class PlainView:
         """See Watcher."""
         say(message)
 
+    def step(self, what: str, done: int, total: int) -> None:
+        """See Watcher."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_EVERY_S
+            say(f"{what}: {done}/{total}")
+
     def update(self, status: Status) -> None:
         """See Watcher."""
         if time.monotonic() >= self._next or status.done >= status.total:
@@ -133,6 +139,10 @@ class LiveView:
     def note(self, message: str) -> None:
         """See Watcher."""
         self._progress.console.print(escape(message), soft_wrap=True)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """See Watcher."""
+        self._progress.update(self._task, completed=done, total=total, description=what, eta="-", visible=True)
 
     def update(self, status: Status) -> None:
         """See Watcher."""

@@ -24,10 +24,13 @@ class Died(BaseException):
 
 class Silent:
     def __init__(self):
-        self.notes, self.statuses = [], []
+        self.notes, self.statuses, self.steps = [], [], []
 
     def note(self, message):
         self.notes.append(message)
+
+    def step(self, what, done, total):
+        self.steps.append((what, done, total))
 
     def update(self, status):
         self.statuses.append(status)
@@ -76,6 +79,8 @@ def test_a_search_evaluates_the_total_of_distinct_architectures(new_run):
     Search(run, watcher).run()
     assert len(keys(run)) == len(set(keys(run))) == 24
     assert watcher.statuses[-1].done == 24
+    assert watcher.statuses[-1].eta_s == 0.0
+    assert ("pool", 6, 6) in watcher.steps
     searched = [key for key, visits in FakeDevice.calls if visits == 1]
     assert len(searched) == len(set(searched))  # nothing is measured twice
 

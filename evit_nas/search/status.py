@@ -17,15 +17,13 @@ class Status:
     front: int
     best_score: float | None
     """Highest score within the budget so far."""
-    seconds: float
-    """Since this process began to search."""
-    fresh: int
-    """Architectures that this process evaluated."""
+    pace_s: float
+    """Seconds for each new architecture, lately."""
 
     @property
     def eta_s(self) -> float:
-        """Seconds to go at the pace so far."""
-        return self.seconds / max(self.fresh, 1) * max(self.total - self.done, 0)
+        """Seconds to go at that pace."""
+        return self.pace_s * max(self.total - self.done, 0)
 
 
 class Watcher(Protocol):
@@ -33,6 +31,9 @@ class Watcher(Protocol):
 
     def note(self, message: str) -> None:
         """One sentence worth reading."""
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Progress of what comes before and after the trials."""
 
     def update(self, status: Status) -> None:
         """Called after every trial."""

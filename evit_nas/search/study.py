@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from evit_nas.space import SearchSpace
 STUDY = "evit-nas"
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 MAX_REPEATS = 100  # proposals in a row that were known already: the space is used up
+PACE_OVER = 20  # evaluations that the estimated time to go looks back on
 MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
 
 
@@ -116,7 +118,8 @@ class Search:
             return RankAggregate.from_json(stored)
         self._watch.note(f"scoring a pool of {len(pool)} architectures, against which the others will be ranked")
         scored = []
-        for arch, origin in pool.values():
+        for done, (arch, origin) in enumerate(pool.values(), start=1):
+            self._watch.step("pool", done, len(pool))
             try:
                 scored.append(evaluator.proxies(arch))
             except (EvitNasError, RuntimeError, MemoryError) as error:
@@ -132,10 +135,10 @@ class Search:
         aggregate: RankAggregate,
         pool: dict[str, tuple[ArchConfig, str]],
     ) -> None:
-        start, known = time.monotonic(), Known(record)
+        known, moments = Known(record), deque([time.monotonic()], maxlen=PACE_OVER + 1)
         proposer = optuna.create_study(directions=record.directions)
         proposer.add_trials(record.get_trials(deepcopy=False))
-        before, repeats = len(known.by_key), 0
+        repeats = 0
         while len(known.by_key) < self._settings.trials and repeats < MAX_REPEATS:
             untried = next((member for key, member in pool.items() if key not in known.by_key), None)
             if untried is not None:
@@ -153,7 +156,10 @@ class Search:
             record.add_trial(told)
             known.add(told)
             repeats = repeats + 1 if earlier else 0
-            self._watch.update(self._status(known, time.monotonic() - start, len(known.by_key) - before))
+            if not earlier:
+                moments.append(time.monotonic())
+            pace_s = (moments[-1] - moments[0]) / max(len(moments) - 1, 1)
+            self._watch.update(self._status(known, pace_s))
         if repeats == MAX_REPEATS:
             self._watch.note(f"{repeats} proposals in a row were known already: the space is used up")
 
@@ -192,7 +198,7 @@ class Search:
         trial.set_constraint("latency_ms", earlier.values[1] - self._budget)
         return list(earlier.values)
 
-    def _status(self, known: Known, seconds: float, fresh: int) -> Status:
+    def _status(self, known: Known, pace_s: float) -> Status:
         feasible = [c for c in known.candidates.values() if c.latency.median_ms <= self._budget]
         return Status(
             done=len(known.by_key),
@@ -201,8 +207,7 @@ class Search:
             feasible=len(feasible),
             front=len(select(feasible, self._budget)),
             best_score=max((c.score for c in feasible), default=None),
-            seconds=seconds,
-            fresh=fresh,
+            pace_s=pace_s,
         )
 
     def _certify(self, record: optuna.Study, evaluator: Evaluator) -> None:
@@ -214,7 +219,8 @@ class Search:
             members = select(candidates, self._budget)
             if all(member.certified for member in members):
                 break
-            for member in members:
+            for done, member in enumerate(members, start=1):
+                self._watch.step("strict measurement", done, len(members))
                 evaluator.latency(member.arch, strict=True)
         if not members:
             nearest = min(candidates, key=lambda c: c.latency.median_ms, default=None)
