@@ -23,6 +23,9 @@ from evit_nas.yamlio import read_yaml, shown, validate
 
 STEM_STRIDE = 16  # four stride-2 convolutions
 NUM_STAGES = 3
+SE_RATIO = 0.25  # width of the squeeze-and-excitation in the downsamplings
+LINEAR_V_KERNEL = 5  # depthwise kernel on the values of the linear mixer (arXiv 2205.14756, 3.1)
+LINEAR_EPS = 1e-5  # keeps the linear mixer finite where all of a query's similarities are zero
 WIDTH_STEP, MAX_WIDTH = 8, 2048
 
 

@@ -26,7 +26,7 @@ from evit_nas.network.model import (
     to_windows,
 )
 from evit_nas.network.weights import to_timm
-from tests.networks import VARIANTS, lively, relative_error, tiny_arch
+from tests.networks import VARIANTS, lively, lively_network, relative_error, tiny_arch
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 some_variants = pytest.mark.parametrize("name", ["cascade", "parallel", "linear", "padded window"])
@@ -42,26 +42,9 @@ def resized(arch: ArchConfig, image_size: Any) -> ArchConfig:
     return ArchConfig.model_validate(arch.model_dump() | {"image_size": image_size})
 
 
-def awake(arch: ArchConfig, seed: int = 0) -> EfficientViT:
-    """A lively network of `arch` in eval mode, with running statistics fitted to random images.
-
-    With random ones the signal dies on the way: the logits of two images then differ by 0.02 %.
-    """
-    model = build(arch, seed)
-    lively(model, seed).train()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model(images(*arch.input_size, batch=8, seed=1234, channels=arch.in_channels))
-    for norm in norms:
-        norm.momentum = 0.1
-    return model.eval()
-
-
 def tiny(seed: int = 0, **changes: Any) -> EfficientViT:
-    """A small network that is awake."""
-    return awake(tiny_arch(**changes), seed)
+    """A small lively network."""
+    return lively_network(tiny_arch(**changes), seed)
 
 
 def mixers(model: nn.Module) -> Iterator[nn.Module]:
@@ -93,7 +76,7 @@ def gradients() -> None:
 @pytest.mark.parametrize("image_size", [224, 192, 256])
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_compute_what_timm_computes(name: str, image_size: int) -> None:
-    ours = awake(resized(ArchConfig.preset(name), image_size))
+    ours = lively_network(resized(ArchConfig.preset(name), image_size))
     theirs = timm.create_model(f"efficientvit_{name}", img_size=image_size).eval()
     theirs.load_state_dict(to_timm(ours), strict=True)
     x = images(image_size)
@@ -101,8 +84,8 @@ def test_presets_compute_what_timm_computes(name: str, image_size: int) -> None:
     expected = theirs(x)
 
     assert relative_error(expected[0], expected[1]) > 0.1  # the images matter
-    assert relative_error(ours(x), expected) < 1e-5
-    assert relative_error(ours.forward_features(x), theirs.forward_features(x)) < 1e-5
+    assert relative_error(ours(x), expected) < 5e-5  # single precision: sums are taken in another order
+    assert relative_error(ours.double()(x.double()), theirs.double()(x.double())) < 1e-10
 
 
 @pytest.mark.skipif(
@@ -111,7 +94,7 @@ def test_presets_compute_what_timm_computes(name: str, image_size: int) -> None:
 )
 @pytest.mark.parametrize("image_size", [(224, 320), (384, 160), (64, 512)])
 def test_rectangles_compute_what_timm_computes(image_size: tuple[int, int]) -> None:
-    ours = awake(resized(ArchConfig.preset("m1"), image_size))
+    ours = lively_network(resized(ArchConfig.preset("m1"), image_size))
     theirs = timm.create_model("efficientvit_m1", img_size=image_size).eval()
     theirs.load_state_dict(to_timm(ours), strict=True)
     x = images(*image_size)
@@ -149,7 +132,7 @@ def test_interface_tells_what_timm_tells(name: str) -> None:
 )
 def test_forward_at_every_size(image_size: Any) -> None:
     arch = resized(tiny_arch(), image_size)
-    model = awake(arch)
+    model = lively_network(arch)
     x = images(*arch.input_size, batch=1)
 
     features = model.forward_features(x)
@@ -444,7 +427,7 @@ def test_forward_is_features_and_head() -> None:
 
 
 def test_intermediates_are_those_of_feature_info() -> None:
-    model = awake(resized(tiny_arch(), 128))
+    model = lively_network(resized(tiny_arch(), 128))
     x = images(128)
 
     final, maps = model.forward_intermediates(x)
@@ -555,7 +538,7 @@ def test_set_input_size_resamples_the_biases_and_returns() -> None:
 
 
 def test_set_input_size_is_a_network_built_for_that_size() -> None:
-    model, other = tiny(), awake(resized(tiny_arch(), 128), seed=1)
+    model, other = tiny(), lively_network(resized(tiny_arch(), 128), seed=1)
 
     model.set_input_size(128)
     model.load_state_dict(other.state_dict())
@@ -564,7 +547,7 @@ def test_set_input_size_is_a_network_built_for_that_size() -> None:
 
 
 def test_set_input_size_leaves_biases_that_still_fit() -> None:
-    model = awake(resized(tiny_arch(window=2), 128))
+    model = lively_network(resized(tiny_arch(window=2), 128))
     parameters = [mixer.bias.table for mixer in mixers(model)]
 
     model.set_input_size(256)

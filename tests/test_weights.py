@@ -16,14 +16,14 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.network.weights import load_weights, official_key, read_weights, timm_key, to_timm
-from tests.networks import VARIANTS, lively, tiny_arch
+from tests.networks import VARIANTS, lively_network, tiny_arch
 
 StateDict = dict[str, Tensor]
 
 
 def trained(arch: ArchConfig | None = None) -> EfficientViT:
     """A network whose weights differ from those of every fresh one."""
-    return lively(build(arch or tiny_arch(), seed=1))
+    return lively_network(arch or tiny_arch(), seed=1)
 
 
 def fresh(arch: ArchConfig | None = None) -> EfficientViT:

@@ -13,12 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from evit_nas.arch import ArchConfig, StageConfig, round_to
+from evit_nas.arch import LINEAR_V_KERNEL, SE_RATIO, ArchConfig, StageConfig, round_to
 
 BYTES = 4  # float32
-# As in model.py, which cannot be imported here without torch; the tests compare with the real network.
-SE_RATIO = 0.25
-LINEAR_V_KERNEL = 5
 
 
 @dataclass(frozen=True)

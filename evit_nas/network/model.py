@@ -22,13 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evit_nas.arch import ArchConfig, StageConfig, round_to
+from evit_nas.arch import LINEAR_EPS, LINEAR_V_KERNEL, SE_RATIO, ArchConfig, StageConfig, round_to
 from evit_nas.errors import UsageError
 from evit_nas.yamlio import validate
 
-SE_RATIO = 0.25  # squeeze-and-excitation width in the downsamplings
-LINEAR_V_KERNEL = 5  # depthwise kernel that gives the linear mixer its locality (arXiv 2205.14756, 3.1)
-LINEAR_EPS = 1e-5  # keeps the linear mixer finite where all of a query's similarities are zero
 BN_EPS = 1e-5
 
 
