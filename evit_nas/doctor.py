@@ -76,5 +76,5 @@ def _duel(device: str) -> list[Finding]:
     quiet = "slower now than when quiet: milliseconds are estimates" if latency.noisy else "as when quiet"
     return [
         Finding("canary against itself", f"ratio {latency.ratio:.3f}", off <= GOOD_DUEL, fatal=off > BAD_DUEL),
-        Finding(f"canary (m0), {latency.canary_ms:.2f} ms", quiet, not latency.noisy),
+        Finding(f"canary, {latency.canary_ms:.2f} ms when quiet", quiet, not latency.noisy),
     ]

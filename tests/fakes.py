@@ -53,7 +53,9 @@ def fake_proxies(arch: ArchConfig, *, seed: int = 0, names: object = None) -> di
     size = cost(arch)
     heads = sum(stage.heads * stage.qk_dim for stage in arch.stages)
     return {
+        "params": size.params,
+        "macs": size.macs,
         "snip": size.params**0.5,
-        "synflow_log": float(size.depth),
+        "synflow_log": size.depth,
         "az_expressivity": heads + size.macs / 1e7,
     }

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evit_nas.accuracy.aggregate import NAMES, RankAggregate, rank
+from evit_nas.accuracy.aggregate import RankAggregate, rank
 from evit_nas.errors import UsageError
 
+NAMES = ("snip", "synflow_log", "az_expressivity")
 ROUGH = st.integers(-1000, 1000)  # far enough apart for strict comparisons of floats
 POOLS = st.lists(ROUGH, min_size=1, max_size=20).map(sorted)
 
@@ -67,7 +68,7 @@ def test_rank_beyond_the_pool_neither_saturates_nor_explodes() -> None:
 
 
 def test_score_by_hand() -> None:
-    aggregate = RankAggregate.fit(POOL)
+    aggregate = RankAggregate.fit(POOL, NAMES)
 
     # snip 2 is rank 2 of 3, synflow_log 15 is rank 1.5, az_expressivity 5 shares ranks 1 and 2
     expected = (math.log(2 / 4) + math.log(1.5 / 4) + math.log(1.5 / 4)) / 3
@@ -75,7 +76,7 @@ def test_score_by_hand() -> None:
 
 
 def test_score_rises_with_every_proxy() -> None:
-    aggregate = RankAggregate.fit(POOL)
+    aggregate = RankAggregate.fit(POOL, NAMES)
     base = network(2.5, 12, 5.5)
 
     for name in NAMES:
@@ -87,14 +88,14 @@ def test_score_rises_with_every_proxy() -> None:
 
 def test_scores_of_the_pool_survive_a_monotone_transform_of_the_proxies() -> None:
     bent = [{name: math.exp(proxies[name] / 10) for name in NAMES} for proxies in POOL]
-    plain, transformed = RankAggregate.fit(POOL), RankAggregate.fit(bent)
+    plain, transformed = RankAggregate.fit(POOL, NAMES), RankAggregate.fit(bent, NAMES)
 
     for before, after in zip(POOL, bent, strict=True):
         assert plain.score(before) == transformed.score(after)
 
 
 def test_json_round_trip() -> None:
-    aggregate = RankAggregate.fit(POOL)
+    aggregate = RankAggregate.fit(POOL, NAMES)
 
     again = RankAggregate.from_json(json.loads(json.dumps(aggregate.to_json())))
 
@@ -103,7 +104,7 @@ def test_json_round_trip() -> None:
 
 
 def test_missing_and_non_finite_proxies_are_named() -> None:
-    aggregate = RankAggregate.fit(POOL)
+    aggregate = RankAggregate.fit(POOL, NAMES)
     without = {name: value for name, value in POOL[0].items() if name != "snip"}
 
     with pytest.raises(UsageError, match=r"needs the proxy 'snip'. Did you mean 'snap'"):
@@ -111,14 +112,14 @@ def test_missing_and_non_finite_proxies_are_named() -> None:
     with pytest.raises(UsageError, match="'snip' must be finite, got nan"):
         aggregate.score(POOL[0] | {"snip": math.nan})
     with pytest.raises(UsageError, match="needs the proxy 'snip'"):
-        RankAggregate.fit([*POOL, without])
+        RankAggregate.fit([*POOL, without], NAMES)
     with pytest.raises(UsageError, match="'snip' must be finite, got inf"):
-        RankAggregate.fit([*POOL, network(math.inf, 1, 1)])
+        RankAggregate.fit([*POOL, network(math.inf, 1, 1)], NAMES)
 
 
 def test_pools_that_are_none_are_refused() -> None:
     with pytest.raises(UsageError, match="networks and proxies, got 0 and 3"):
-        RankAggregate.fit([])
+        RankAggregate.fit([], NAMES)
     with pytest.raises(UsageError, match="'snip': 2, 'synflow_log': 1"):
         RankAggregate.from_json({"snip": [1.0, 2.0], "synflow_log": [1.0]})
     with pytest.raises(UsageError, match="got 0 and 0"):

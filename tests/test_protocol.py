@@ -1,12 +1,13 @@
 """The paired protocol on a clock that the test owns: exact numbers, no waiting."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from evit_nas.latency import Protocol
-from evit_nas.latency.protocol import MIN_SAMPLE_NS, Pairs, measure_pairs, pool
+from evit_nas.latency.protocol import REWARM_NS, SAMPLE_NS, Pairs, measure_pairs, pool
 
 MS = 1_000_000
 
@@ -47,10 +48,29 @@ def test_warm_up_is_not_counted():
     assert len(pairs.candidate_ns) == 12
 
 
-def test_order_alternates_so_that_drift_favours_neither():
+def test_order_alternates_so_that_drift_favours_neither_and_each_refills_its_caches_first():
     workshop = Workshop()
     measure(workshop, min_pairs=4, max_pairs=4, warmup_ms=0)
-    assert workshop.calls[-8:] == ["net", "canary", "canary", "net"] * 2
+    net = ["net"] * 2  # 6 ms a run: one untimed run is 2.5 ms and more, then the sample
+    canary = ["canary"] * 3  # 2 ms a run: two untimed ones
+    assert workshop.calls[5 + 5 :] == (net + canary + canary + net) * 2
+
+
+def test_caches_that_another_network_emptied_do_not_count():
+    """A network is four times slower on its first 2 ms after another one ran."""
+    workshop = Workshop()
+
+    def network(name, cost_ns):
+        def run():
+            own = list(itertools.takewhile(lambda call: call == name, reversed(workshop.calls)))
+            cold = workshop.calls and len(own) * cost_ns < 2 * MS
+            workshop.calls.append(name)
+            workshop.now += cost_ns * (4 if cold else 1)
+
+        return run
+
+    pairs = measure_pairs(network("net", MS), network("canary", MS // 2), Protocol(), workshop.clock)
+    assert pairs.ratio == 2.0
 
 
 def test_ratio_survives_a_machine_that_slows_down_fourfold():
@@ -71,10 +91,10 @@ def test_a_noisy_network_is_measured_longer_but_not_for_ever():
     assert pairs.rel_error > 0.02
 
 
-def test_a_fast_network_is_repeated_inside_its_pair():
+def test_a_fast_network_is_repeated_inside_its_sample():
     workshop = Workshop()
-    pairs = measure(workshop, candidate_ns=MIN_SAMPLE_NS // 10, warmup_ms=0, min_pairs=4, max_pairs=4)
-    assert workshop.calls.count("net") == 5 + 4 * 10
+    pairs = measure(workshop, candidate_ns=MS // 10, warmup_ms=0, min_pairs=4, max_pairs=4)
+    assert workshop.calls.count("net") == 5 + 4 * (REWARM_NS + SAMPLE_NS) // (MS // 10)
     assert pairs.ratio == pytest.approx(0.05)
 
 

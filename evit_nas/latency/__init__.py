@@ -32,7 +32,7 @@ class Latency(BaseModel):
     canary_ms: float
     """The canary's time on this machine when quiet, in milliseconds."""
     pairs: int
-    """Number of (network, canary) pairs."""
+    """Number of (network, canary) pairs of samples."""
     device: str
     """As given to --device."""
     threads: int

@@ -1,9 +1,12 @@
-"""The paired protocol: one run of the canary, one run of the candidate, alternating order, in thread CPU time.
+"""The paired protocol: a sample of the canary, a sample of the candidate, alternating order, in thread CPU time.
 
 On a machine that does other work a wall-clock median is off by half; the median over pairs of the CPU-time
 ratio candidate / canary repeats within 2 %. Thread CPU time removes pre-emption, the pairing removes clock
-frequency, cache pressure and neighbours, which slow both networks of a pair alike. CPU time sees only the
-calling thread, so this protocol is for one-thread inference.
+frequency and neighbours, which slow both networks of a pair alike. CPU time sees only the calling thread, so this
+protocol is for one-thread inference.
+
+Before each sample the same network runs untimed: a user's network finds its own weights in the caches, not
+another's. Without that, large networks evict the canary's weights and look up to a third too fast.
 
 Pure functions over callables and a clock: no runtime is imported here.
 """
@@ -21,7 +24,8 @@ from evit_nas.latency import Protocol
 
 Clock = Callable[[], int]  # nanoseconds
 
-MIN_SAMPLE_NS = 1_000_000  # a shorter run is repeated inside its pair: the clock and the call cost too much of it
+SAMPLE_NS = 1_000_000  # a shorter run is repeated inside its sample: the clock and the call cost too much of it
+REWARM_NS = 2_500_000  # of untimed runs before each sample: how long a small network takes to refill its caches
 MEDIAN_SE = 1.2533  # standard error of a median, in standard errors of a mean: sqrt(pi / 2)
 MAD_TO_SIGMA = 1.4826  # normal samples: sigma over median absolute deviation
 DRIFT_INFLATION = 1.6  # contention drifts slowly: nominal 95 % intervals of one visit covered only 80 %
@@ -82,33 +86,38 @@ def measure_pairs(
         protocol: pairs, target error and warm-up.
         clock: nanoseconds; the default counts the CPU time of the calling thread.
     """
-    repeats = _warm_up(candidate, protocol.warmup_ms, clock)
-    _warm_up(canary, protocol.warmup_ms / 2, clock)
+    candidate_ns = _warm_up(candidate, protocol.warmup_ms, clock)
+    canary_ns = _warm_up(canary, protocol.warmup_ms / 2, clock)
     samples: list[tuple[float, float]] = []
     while True:
         if len(samples) % 2 == 0:
-            first = _run(candidate, repeats, clock)
-            samples.append((first, _run(canary, 1, clock)))
+            first = _sample(candidate, candidate_ns, clock)
+            samples.append((first, _sample(canary, canary_ns, clock)))
         else:
-            first = _run(canary, 1, clock)
-            samples.append((_run(candidate, repeats, clock), first))
+            first = _sample(canary, canary_ns, clock)
+            samples.append((_sample(candidate, candidate_ns, clock), first))
         pairs = Pairs(*(np.array(column) for column in zip(*samples, strict=True)))
         enough = len(samples) >= protocol.min_pairs and pairs.rel_error <= protocol.target_rel_error
         if enough or len(samples) >= protocol.max_pairs:
             return pairs
 
 
-def _run(network: Callable[[], object], repeats: int, clock: Clock) -> float:
+def _sample(network: Callable[[], object], run_ns: float, clock: Clock) -> float:
+    """Nanoseconds a run, of a network that takes about `run_ns`, with its caches refilled."""
+    for _ in range(math.ceil(REWARM_NS / run_ns)):
+        network()
+    repeats = math.ceil(SAMPLE_NS / run_ns)
     start = clock()
     for _ in range(repeats):
         network()
     return (clock() - start) / repeats
 
 
-def _warm_up(network: Callable[[], object], warmup_ms: float, clock: Clock) -> int:
-    """Runs for `warmup_ms` (five runs at least); returns how many runs make a long enough sample."""
-    fastest, spent, runs = math.inf, 0.0, 0
-    while runs < 5 or (spent < warmup_ms * 1e6 and runs < 10_000):
-        elapsed = _run(network, 1, clock)
-        fastest, spent, runs = min(fastest, elapsed), spent + elapsed, runs + 1
-    return max(1, math.ceil(MIN_SAMPLE_NS / max(fastest, 1.0)))
+def _warm_up(network: Callable[[], object], warmup_ms: float, clock: Clock) -> float:
+    """Runs for `warmup_ms` (five runs at least); returns the nanoseconds of the fastest run."""
+    fastest, begin, runs = math.inf, clock(), 0
+    while runs < 5 or (clock() - begin < warmup_ms * 1e6 and runs < 10_000):
+        start = clock()
+        network()
+        fastest, runs = min(fastest, clock() - start), runs + 1
+    return max(fastest, 1.0)

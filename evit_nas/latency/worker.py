@@ -61,6 +61,8 @@ class Worker:
 def _canary_samples(canary: Callable[[], object]) -> np.ndarray:
     """CPU nanoseconds of canary runs over `LEARNING_S`."""
     samples: list[int] = []
+    for _ in range(100):
+        canary()
     end = time.monotonic() + LEARNING_S
     while time.monotonic() < end or len(samples) < 30:
         start = time.thread_time_ns()
