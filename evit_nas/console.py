@@ -138,7 +138,7 @@ class LiveView:
 
     def note(self, message: str) -> None:
         """See Watcher."""
-        self._progress.console.print(escape(message), soft_wrap=True)
+        self._progress.console.print(escape(message))
 
     def step(self, what: str, done: int, total: int) -> None:
         """See Watcher."""
