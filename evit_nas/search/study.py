@@ -167,7 +167,8 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # the pool is the start-up, so TPE models from its first own proposal on
-            return TPESampler(seed=self._settings.seed + told, multivariate=True, n_startup_trials=0)
+            seed = (self._settings.seed * 1_000_003 + told) % 2**32  # runs with neighbouring seeds share none
+            return TPESampler(seed=seed, multivariate=True, n_startup_trials=0)
 
     def _evaluate(
         self,
