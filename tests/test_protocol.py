@@ -51,7 +51,7 @@ def test_warm_up_is_not_counted():
 def test_order_alternates_so_that_drift_favours_neither_and_each_refills_its_caches_first():
     workshop = Workshop()
     measure(workshop, min_pairs=4, max_pairs=4, warmup_ms=0)
-    net = ["net"] * 2  # 6 ms a run: one untimed run is 2.5 ms and more, then the sample
+    net = ["net"] * 2  # 6 ms a run: one untimed run is 4 ms and more, then the sample
     canary = ["canary"] * 3  # 2 ms a run: two untimed ones
     assert workshop.calls[5 + 5 :] == (net + canary + canary + net) * 2
 

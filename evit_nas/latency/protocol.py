@@ -25,7 +25,7 @@ from evit_nas.latency import Protocol
 Clock = Callable[[], int]  # nanoseconds
 
 SAMPLE_NS = 1_000_000  # a shorter run is repeated inside its sample: the clock and the call cost too much of it
-REWARM_NS = 2_500_000  # of untimed runs before each sample: how long a small network takes to refill its caches
+REWARM_NS = 4_000_000  # of untimed runs before each sample: how long a small network takes to refill its caches
 MEDIAN_SE = 1.2533  # standard error of a median, in standard errors of a mean: sqrt(pi / 2)
 MAD_TO_SIGMA = 1.4826  # normal samples: sigma over median absolute deviation
 DRIFT_INFLATION = 1.6  # contention drifts slowly: nominal 95 % intervals of one visit covered only 80 %
