@@ -49,6 +49,7 @@ Kernel = Annotated[StrictInt, Field(ge=1, le=15)]
 
 
 def parse_image_size(value: Any) -> Any:
+    """One side or [height, width] in pixels, checked; equal sides become one number."""
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     for side in sides:
         if isinstance(side, bool) or not isinstance(side, int) or side % 32 or not 64 <= side <= 512:
@@ -59,6 +60,7 @@ def parse_image_size(value: Any) -> Any:
 
 
 def parse_stages(value: Any) -> Any:
+    """A list of exactly three stages, as a tuple."""
     if not isinstance(value, list | tuple) or len(value) != NUM_STAGES:
         got = len(value) if isinstance(value, list | tuple) else shown(value)
         raise ValueError(f"must be a list of exactly {NUM_STAGES} stages, got {got}")

@@ -29,20 +29,3 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
     equal_earlier = np.triu((points[:, None] == points[None]).all(-1), k=1)  # i < j, the same point
     beaten: np.ndarray = ((no_worse & better) | equal_earlier).any(0)
     return ~beaten
-
-
-def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
-    """Area that two-dimensional points dominate below `reference`; larger is better.
-
-    Args:
-        points: (n, 2) floats, both columns to be minimised; points beyond the reference count nothing.
-        reference: the corner that bounds the area.
-    """
-    inside = points[(points < np.asarray(reference)).all(1)]
-    front = inside[non_dominated(inside)]
-    front = front[np.argsort(front[:, 0])]
-    area, ceiling = 0.0, reference[1]
-    for x, y in front:  # left to right: each step adds the strip between the last height and its own
-        area += (reference[0] - x) * (ceiling - y)
-        ceiling = y
-    return float(area)

@@ -1,9 +1,9 @@
-"""Non-domination against brute force, hypervolume against areas one can check on paper."""
+"""Non-domination against brute force."""
 
 import numpy as np
 import pytest
 
-from evit_nas.pareto import hypervolume, non_dominated
+from evit_nas.pareto import non_dominated
 
 
 def brute_force(points: np.ndarray) -> list[bool]:
@@ -34,19 +34,3 @@ def test_non_dominated_of_nothing_is_nothing():
 def test_non_dominated_refuses_what_cannot_be_ordered(bad):
     with pytest.raises(ValueError, match="row 1"):
         non_dominated(np.array([[0.0, 1.0], [bad, 1.0]]))
-
-
-@pytest.mark.parametrize(
-    ("points", "area"),
-    [
-        ([[0, 0]], 12.0),  # the whole box of 3 x 4
-        ([[1, 1]], 2 * 3),
-        ([[1, 2], [2, 1]], 2 * 2 + 1 * 1),  # a staircase: the strip below 2 counts once
-        ([[1, 2], [2, 1], [2, 2]], 5.0),  # a dominated point adds nothing
-        ([[1, 2], [1, 2], [2, 1]], 5.0),  # nor does a repeated one
-        ([[3, 0], [0, 4]], 0.0),  # on the border
-        ([[5, 5]], 0.0),  # beyond it
-    ],
-)
-def test_hypervolume_of_staircases(points, area):
-    assert hypervolume(np.array(points, dtype=float), (3.0, 4.0)) == pytest.approx(area)

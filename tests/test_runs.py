@@ -65,7 +65,8 @@ def test_the_second_writer_is_refused_with_the_first_ones_id(tmp_path, settings)
 def test_the_lock_goes_with_its_owner(tmp_path, settings):
     run = Run.create(tmp_path, settings, {}, "").lock()
     run.close()
-    Run.open(tmp_path).lock().close()
+    with Run.open(tmp_path).lock() as again:
+        assert again.settings == settings
 
 
 def test_new_run_path_counts_up(tmp_path):
