@@ -466,6 +466,9 @@ def test_json_schema_accepts_presets(name: str) -> None:
 
     for valid in (arch, changed(arch, image_size=[224, 256])):
         jsonschema.validate(valid.model_dump(mode="json"), ArchConfig.model_json_schema())
+    wrong = arch.model_dump(mode="json") | {"num_classes": "none"}
+    with pytest.raises(jsonschema.ValidationError, match="none"):
+        jsonschema.validate(wrong, ArchConfig.model_json_schema())
 
 
 def test_json_schema_describes_every_field() -> None:

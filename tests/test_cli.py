@@ -1,5 +1,6 @@
 """The command line: exit codes, one clear message for what is wrong, data on standard output only."""
 
+import csv
 import json
 import os
 import subprocess
@@ -185,6 +186,12 @@ def test_front_members_can_be_named_by_run_and_name(run):
     assert rows[0].keys() >= {"name", "latency_ms", "score", "params", "macs", "arch", "certified"}
     assert cli.find_arch(f"r/{rows[0]['name']}").key == rows[0]["key"]
     assert run("describe", f"r/{rows[0]['name']}").code == 0
+
+
+def test_nested_values_in_csv_are_json(run):
+    run(*SEARCH, "--out", "r")
+    for row in csv.DictReader(run("front", "r", "--format", "csv").out.splitlines()):
+        assert ArchConfig.model_validate_json(row["arch"]).key == row["key"]
 
 
 def test_a_front_file_says_what_it_is_and_how_it_was_made(run, tmp_path):

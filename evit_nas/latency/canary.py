@@ -5,8 +5,8 @@ kept per processor and runtime in the user's cache folder and only ever lowered,
 milliseconds then agree between today's search and tomorrow's `evit-nas measure`.
 
 Its size is a compromise. With a few megabytes of weights it is back in the caches after a few runs, whatever ran before
-it, and yet feels a slow memory as the networks do that are measured beside it. Beside two busy loops, ratios to it
-moved by 4 % at most; to a network of a quarter of its size by 10 %, and to m0 by 16 %.
+it, and yet feels a slow memory as the networks do that are measured beside it. Beside busy loops and a memory copy,
+ratios to it moved by 6 % at most, to a network of a quarter of its size by 12 %, to m0 by 5 % (benchmarks/canary.py).
 """
 
 from __future__ import annotations
