@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from evit_nas import __version__
+from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import STRICT, open_device
-from evit_nas.latency.canary import CANARY
-from evit_nas.latency.machine import foreign_load, probe
+from evit_nas.latency.canary import CANARIES
+from evit_nas.latency.machine import LoadMeter, probe
 
+LOAD_S = 0.2  # over which the load of others is counted
 MAX_FOREIGN_LOAD = 0.5  # cores that others may use before milliseconds become doubtful
 GOOD_DUEL, BAD_DUEL = 0.02, 0.05  # |canary / canary - 1| that proves the protocol, and that disproves it
 
@@ -25,8 +28,8 @@ class Finding:
     fatal: bool = False
 
 
-def examine(device: str) -> list[Finding]:
-    """Everything that matters for latencies measured on `device`, in the order of a report."""
+def examine(conditions: Conditions) -> list[Finding]:
+    """Everything that matters for latencies measured under `conditions`, in the order of a report."""
     machine = probe()
     turbo = {True: "on", False: "off", None: "unknown"}[machine.turbo]
     governor_ok = machine.governor in (None, "performance")
@@ -42,10 +45,12 @@ def examine(device: str) -> list[Finding]:
         *_packages(),
         _providers(),
     ]
-    load = foreign_load()
+    meter = LoadMeter()
+    time.sleep(LOAD_S)
+    load = meter.foreign_cores()
     if load is not None:
         findings.append(Finding("load of other processes", f"{load:.2f} cores", load <= MAX_FOREIGN_LOAD))
-    return [*findings, *_duel(device)]
+    return [*findings, *_duel(conditions)]
 
 
 def _packages() -> list[Finding]:
@@ -65,16 +70,19 @@ def _providers() -> Finding:
     return Finding("ONNX Runtime runs on", ", ".join(names))
 
 
-def _duel(device: str) -> list[Finding]:
-    """The canary measured against itself: the ratio must be 1."""
+def _duel(conditions: Conditions) -> list[Finding]:
+    """A canary measured as if it were any network: it must take as long as the canary."""
     try:
-        with open_device(device) as opened:
-            latency, _ = opened.measure(CANARY, STRICT)
+        with open_device(conditions) as opened:
+            latency, _ = opened.measure(CANARIES[0], STRICT)
     except MeasurementError as error:
         return [Finding("canary against itself", str(error), ok=False, fatal=True)]
     off = abs(latency.ratio - 1)
-    quiet = "slower now than when quiet: milliseconds are estimates" if latency.noisy else "as when quiet"
     return [
         Finding("canary against itself", f"ratio {latency.ratio:.3f}", off <= GOOD_DUEL, fatal=off > BAD_DUEL),
-        Finding(f"canary, {latency.canary_ms:.2f} ms when quiet", quiet, not latency.noisy),
+        Finding(
+            f"canary, {latency.canary_ms:.2f} ms when quiet",
+            f"{latency.noise}: milliseconds are estimates" if latency.noisy else "as when quiet",
+            not latency.noisy,
+        ),
     ]

@@ -23,7 +23,15 @@ class Infeasible(EvitNasError):
 
 
 class MeasurementError(EvitNasError):
-    """A number could not be had: the runtime rejected the graph, crashed or ran out of time, or a proxy diverged."""
+    """A number could not be had: the runtime rejected the graph, crashed or ran out of time, or a proxy diverged.
+
+    `kind` is one of "rejected" (the runtime or the proxy refused this network), "timeout", "out of memory", "crashed",
+    "noisy" (measured, but not to be trusted) and "lost link" (to a remote device; asking again may help).
+    """
+
+    def __init__(self, message: str, kind: str = "rejected") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class RunError(EvitNasError):

@@ -1,19 +1,24 @@
 """Latency: what a number of milliseconds is here, and the table of devices that can produce one.
 
-A latency is never a bare float: `Latency` carries its spread and the conditions it was measured under.
-`DEVICES` maps the name a user gives to `--device` to the function that measures there.
+A latency is never a bare float: `Latency` carries its spread and the conditions it was measured under. `DEVICES` maps
+the first word a user gives to `--device` to what measures there; `runtimes.py` holds the function behind each word.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions
 from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.latency.runtimes import RUNTIMES, Runtime
+from evit_nas.yamlio import validate
 
 
 class Latency(BaseModel):
@@ -22,31 +27,29 @@ class Latency(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     median_ms: float
-    """Median time per inference in milliseconds on the quiet machine: `ratio` times `canary_ms`."""
+    """Median time per inference (of the whole batch) in milliseconds, as it is on the quiet machine."""
     p90_ms: float
     """90th percentile of the same; on a noisy machine it holds the noise as well."""
     rel_error: float
     """Standard error of the median as a share of it, inflated for drift between visits."""
     ratio: float
-    """Median over pairs of (this network / canary): what stays true on a loaded machine."""
+    """`median_ms` in units of the smallest canary: what another machine of this kind can be compared by."""
     canary_ms: float
-    """The canary's time on this machine when quiet, in milliseconds."""
-    pairs: int
-    """Number of (network, canary) pairs of samples."""
-    device: str
-    """As given to --device."""
-    threads: int
-    """Threads the runtime used for one inference."""
-    batch: int
-    """Images per inference."""
-    precision: str
-    """Arithmetic of the deployed graph, for example fp32."""
+    """The smallest canary's time on this machine when quiet, in milliseconds."""
+    rounds: int
+    """Number of samples of this network, each beside samples of the canaries next to it in size."""
+    conditions: Conditions
+    """Device, threads, batch, precision and session entries."""
+    input_shape: tuple[int, ...]
+    """Of the input tensor: (batch, channels, height, width)."""
+    clock: str
+    """What was counted: "cpu" time of the calling thread, "wall" time, or "cuda" events."""
     runtime: str
     """Runtime and version, for example onnxruntime 1.32.0."""
     machine: str
-    """Processor the figure belongs to."""
-    noisy: bool
-    """The machine was not quiet while measuring: trust `ratio`, take the milliseconds as an estimate."""
+    """Processor or GPU the figure belongs to."""
+    noise: str = ""
+    """Why the milliseconds are only an estimate (comparisons stay usable); empty when the machine was quiet."""
 
     def __str__(self) -> str:
         spread = max(self.rel_error, 0.001)
@@ -54,9 +57,13 @@ class Latency(BaseModel):
         return f"{self.median_ms:.2f} ms ± {100 * spread:.1f}%{mark}"
 
     @property
-    def high_ms(self) -> float:
-        """Upper end of the median's uncertainty in milliseconds; what must hold a budget."""
-        return self.median_ms * (1 + self.rel_error)
+    def noisy(self) -> bool:
+        """Whether the machine was not quiet while measuring: comparisons hold, milliseconds are an estimate."""
+        return bool(self.noise)
+
+    def stat_ms(self, stat: str) -> float:
+        """The "median" or the "p90", in milliseconds."""
+        return self.p90_ms if stat == "p90" else self.median_ms
 
 
 class Protocol(BaseModel):
@@ -64,20 +71,31 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    min_pairs: int = 12
-    """Pairs of (network, canary) runs at least; 8 to 12 is where more pairs stop helping."""
-    max_pairs: int = 48
-    """Pairs at most."""
-    target_rel_error: float = 0.02
+    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 12
+    """Rounds of (network, canaries) at least; 8 to 12 is where more of them stop helping."""
+    max_rounds: Annotated[int, Field(ge=3, le=10_000)] = 48
+    """Rounds at most."""
+    target_rel_error: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Stop between the two once the inflated standard error of the median falls to this share of it."""
-    warmup_ms: float = 50.0
-    """Time spent running, not measuring, before the first pair."""
-    visits: int = 1
-    """Independent visits (new session, new warm-up) whose pairs are pooled."""
+    warmup_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
+    """Time spent running, not measuring, before the first round."""
+    visits: Annotated[int, Field(ge=1, le=100)] = 1
+    """Independent visits (new session, new warm-up) whose rounds are pooled."""
 
 
 # Two sessions: where a session's memory happens to lie moves it by a few percent for as long as it lives.
-STRICT = Protocol(min_pairs=24, max_pairs=40, target_rel_error=0.01, visits=2)
+STRICT = Protocol(min_rounds=24, max_rounds=40, target_rel_error=0.01, visits=2)
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A network of timm by name, at its own input size unless `image_size` says otherwise; random weights."""
+
+    name: str
+    image_size: int | None = None
+
+
+Subject = ArchConfig | Path | TimmModel  # what can be measured: an architecture, an ONNX file, a timm model
 
 
 class Device(ABC):
@@ -86,23 +104,19 @@ class Device(ABC):
     Use as a context manager; a device may hold a process or a connection open.
     """
 
-    name: str
+    conditions: Conditions
 
     @abstractmethod
-    def measure(self, arch: ArchConfig, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        """The latency of `arch`'s deploy graph here, and the samples in nanoseconds.
+    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        """The latency of `subject` here, and the samples in nanoseconds.
 
         Raises:
-            MeasurementError: the runtime rejected the graph, died or ran out of time; the device stays usable.
+            MeasurementError: the runtime rejected the network, died or ran out of time; the device stays usable.
         """
 
     @abstractmethod
-    def measure_file(self, path: str, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        """As `measure`, for an ONNX file."""
-
-    @abstractmethod
     def context(self) -> dict[str, str]:
-        """Everything besides the architecture and the protocol that changes the number."""
+        """Everything besides the network and the protocol that changes the number."""
 
     @abstractmethod
     def close(self) -> None:
@@ -115,28 +129,97 @@ class Device(ABC):
         self.close()
 
 
-def _cpu() -> Device:
-    from evit_nas.latency.cpu import CpuDevice
+def _local(conditions: Conditions) -> Device:
+    from evit_nas.latency.local import LocalDevice
 
-    return CpuDevice()
-
-
-DEVICES: dict[str, Callable[[], Device]] = {
-    "cpu": _cpu,  # ONNX Runtime, one thread, batch 1, fp32
-}
+    return LocalDevice(conditions)
 
 
-def open_device(name: str) -> Device:
-    """The device called `name`, ready to measure.
+def _remote(conditions: Conditions) -> Device:
+    from evit_nas.latency.remote import RemoteDevice
+
+    return RemoteDevice(conditions)
+
+
+DEVICES: dict[str, Callable[[Conditions], Device]] = {**dict.fromkeys(RUNTIMES, _local), "remote": _remote}
+
+
+def parse_conditions(
+    device: str,
+    *,
+    threads: int | None = None,
+    batch: int = 1,
+    precision: str | None = None,
+    entries: Sequence[str] | Mapping[str, str] = (),
+) -> Conditions:
+    """The conditions that a user's words describe; what is left out takes the device's default.
+
+    Args:
+        device: a name in DEVICES, and after a colon what that device takes: cpu:4, cuda:1, remote:HOST.
+        threads: for one inference; the same as the number in cpu:4.
+        batch: images per inference.
+        precision: one of those the device has.
+        entries: session settings, as a mapping or as `name=value` texts.
 
     Raises:
-        UsageError: no such device.
+        UsageError: no such device, or it does not take what follows its name, or not that precision.
     """
-    if name not in DEVICES:
-        raise UsageError(f"no device is called '{name}'. {did_you_mean(name, DEVICES)}")
-    return DEVICES[name]()
+    family, _, argument = device.partition(":")
+    if family not in DEVICES:
+        raise UsageError(f"no device is called '{family}'. {did_you_mean(family, DEVICES)}")
+    given = _entries(entries)
+    if family in RUNTIMES:
+        runtime = RUNTIMES[family]
+        threads = _argued(runtime, family, argument, threads)
+        precision = precision or runtime.precisions[0]
+        if precision not in runtime.precisions:
+            offered = ", ".join(runtime.precisions)
+            raise UsageError(f"device '{family}' computes in {offered}, got --precision {precision}.")
+        if given and not runtime.takes_entries:
+            raise UsageError(f"device '{family}' has no session settings, got --session {next(iter(given))}.")
+        if runtime.argument == "threads":  # one name for the same thing
+            device = f"{family}:{threads}" if threads and threads > 1 else family
+    fields = {"device": device, "threads": threads or 1, "batch": batch, "precision": precision or "fp32"}
+    return validate(Conditions, fields | {"entries": given}, "device")
 
 
-def ratio_table(latencies: Sequence[Latency]) -> list[float]:
-    """Each latency relative to the first, from ratios to the canary (robust against load)."""
-    return [latency.ratio / latencies[0].ratio for latency in latencies]
+def _argued(runtime: Runtime, family: str, argument: str, threads: int | None) -> int | None:
+    """The number of threads, once it is clear that a device takes what follows its colon."""
+    if not argument:
+        return threads
+    if runtime.argument == "threads":
+        if not argument.isdigit() or int(argument) < 1:
+            raise UsageError(f"--device {family}:N takes a number of threads, got '{argument}'; try {family}:4.")
+        if threads not in (None, int(argument)):
+            raise UsageError(f"--device {family}:{argument} and --threads {threads} disagree; leave one out.")
+        return int(argument)
+    if runtime.argument == "index" and not argument.isdigit():
+        raise UsageError(f"--device {family}:N takes the number of a GPU, got '{argument}'; try {family}:0.")
+    if runtime.argument is None:
+        raise UsageError(f"device '{family}' takes nothing after a colon, got '{argument}'.")
+    if runtime.argument != "index" and argument != runtime.argument:
+        raise UsageError(f"device '{family}' takes ':{runtime.argument}' or nothing, got '{argument}'.")
+    return threads
+
+
+def _entries(entries: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(entries, Mapping):
+        return dict(entries)
+    pairs = [entry.partition("=") for entry in entries]
+    for entry, (name, equals, _) in zip(entries, pairs, strict=True):
+        if not name or not equals:
+            raise UsageError(f"a session entry reads name=value, got '{entry}'.")
+    return {name: value for name, _, value in pairs}
+
+
+def open_device(conditions: Conditions) -> Device:
+    """The device that `conditions` name, ready to measure.
+
+    Raises:
+        UsageError: it cannot run here; says why.
+    """
+    runtime = RUNTIMES.get(conditions.family)
+    missing = runtime.missing(conditions.family) if runtime else None
+    if missing:
+        raise UsageError(f"device '{conditions.device}' cannot run here: {missing}")
+    return DEVICES[conditions.family](conditions)

@@ -1,12 +1,8 @@
-"""The canary: a fixed network whose time on the quiet machine turns ratios into milliseconds.
+"""The canaries: fixed networks whose times on the quiet machine turn what is measured now into milliseconds.
 
-Ratios to the canary repeat on a loaded machine, absolute times do not. So the canary's time on the quiet machine is
-kept per processor and runtime in the user's cache folder and only ever lowered, when a calmer moment is met:
-milliseconds then agree between today's search and tomorrow's `evit-nas measure`.
-
-Its size is a compromise. With a few megabytes of weights it is back in the caches after a few runs, whatever ran before
-it, and yet feels a slow memory as the networks do that are measured beside it. Beside busy loops and a memory copy,
-ratios to it moved by 6 % at most, to a network of a quarter of its size by 12 %, to m0 by 5 % (benchmarks/canary.py).
+Ratios to a canary of about the same size repeat on a loaded machine, absolute times do not. So the canaries' times on
+the quiet machine are kept per processor, runtime and conditions in the user's cache folder and only ever lowered, when
+a calmer moment is met: milliseconds then agree between today's search and tomorrow's `evit-nas measure`.
 """
 
 from __future__ import annotations
@@ -14,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +18,31 @@ import platformdirs
 
 from evit_nas.arch import ArchConfig, StageConfig
 
-CANARY = ArchConfig(
-    stages=tuple(StageConfig(width=width, depth=1, heads=2, q_kernels=(5, 5)) for width in (48, 96, 192))
+# About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.
+CANARIES = (
+    ArchConfig(stages=tuple(StageConfig(width=width, depth=1, heads=2, q_kernels=(5, 5)) for width in (48, 96, 192))),
+    ArchConfig.preset("m1"),
+    ArchConfig.preset("m4"),
 )
 LEARNING_S = 1.5  # spent on canary runs alone when a measuring process starts
-NOISY_FACTOR = 1.25  # canary median over its quiet time beyond which the machine counts as noisy
+SLOW_FACTOR = 1.25  # a canary's median over its quiet time beyond which the machine counts as noisy
 
 
-def quiet_ms(samples_ns: np.ndarray, identity: str) -> float:
-    """The canary's quiet time in milliseconds: the median of `samples_ns`, or the lowest one known.
+def quiet_ms(seen_ms: Sequence[float], identity: str) -> list[float]:
+    """The canaries' quiet times in milliseconds: `seen_ms`, or those known if they are faster on the whole.
+
+    They are replaced together, never one by one: their ratios come from one session and fit each other.
 
     Args:
-        samples_ns: (n,) CPU nanoseconds of canary runs just made.
-        identity: processor, runtime and canary graph that the figure belongs to.
+        seen_ms: medians of canary runs just made, in the order of CANARIES.
+        identity: processor, runtime, conditions and canary graphs that the figures belong to.
     """
     path = _path(identity)
-    known = _read(path)
-    seen = float(np.median(samples_ns)) / 1e6
-    if known is not None and known <= seen:
+    known = _read(path, len(seen_ms))
+    if known is not None and np.mean(np.log(known)) <= np.mean(np.log(seen_ms)):
         return known
-    _write(path, {"identity": identity, "quiet_ms": seen})
-    return seen
-
-
-def is_noisy(samples_ns: np.ndarray, quiet: float) -> bool:
-    """Whether the canary ran slower than on the quiet machine."""
-    return float(np.median(samples_ns)) / 1e6 > NOISY_FACTOR * quiet
+    _write(path, {"identity": identity, "quiet_ms": list(seen_ms)})
+    return list(seen_ms)
 
 
 def _path(identity: str) -> Path:
@@ -54,11 +50,12 @@ def _path(identity: str) -> Path:
     return Path(platformdirs.user_cache_dir("evit-nas")) / f"canary-{name}.json"
 
 
-def _read(path: Path) -> float | None:
+def _read(path: Path, count: int) -> list[float] | None:
     try:
-        return float(json.loads(path.read_text())["quiet_ms"])
+        found = [float(ms) for ms in json.loads(path.read_text())["quiet_ms"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if len(found) == count and min(found) > 0 else None
 
 
 def _write(path: Path, record: dict[str, object]) -> None:
@@ -68,4 +65,4 @@ def _write(path: Path, record: dict[str, object]) -> None:
         scratch.write_text(json.dumps(record))
         scratch.replace(path)
     except OSError:
-        pass  # without a cache folder the quiet time is learnt anew in each session
+        pass  # without a cache folder the quiet times are learnt anew in each session

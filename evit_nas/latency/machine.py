@@ -49,16 +49,26 @@ def processor() -> str:
     return f"{name} (family {family[0]}, model {family[1]})" if all(family) else name
 
 
-def foreign_load(seconds: float = 0.2) -> float | None:
-    """Cores kept busy by other processes during `seconds`; None where /proc/stat cannot be read."""
-    before, own, start = _busy_seconds(), time.process_time(), time.monotonic()
-    if before is None:
-        return None
-    time.sleep(seconds)
-    after = _busy_seconds()
-    if after is None:
-        return None
-    return max(0.0, (after - before - (time.process_time() - own)) / (time.monotonic() - start))
+def pin_to_one_core() -> None:
+    """Keeps this process on its last core, where the system allows it: core 0 serves most interrupts."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+class LoadMeter:
+    """Counts how busy other processes keep the machine, from its construction on."""
+
+    def __init__(self) -> None:
+        self._start = (_busy_seconds(), time.process_time(), time.monotonic())
+
+    def foreign_cores(self) -> float | None:
+        """Cores kept busy by other processes since the start; None where /proc/stat cannot be read."""
+        busy, own, begin = self._start
+        now = _busy_seconds()
+        elapsed = time.monotonic() - begin
+        if busy is None or now is None or elapsed <= 0:
+            return None
+        return max(0.0, (now - busy - (time.process_time() - own)) / elapsed)
 
 
 def _busy_seconds() -> float | None:

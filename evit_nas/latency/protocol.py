@@ -1,9 +1,12 @@
-"""The paired protocol: a sample of the canary, a sample of the candidate, alternating order, in thread CPU time.
+"""The paired protocol: a sample of the candidate next to samples of canaries of about its size, again and again.
 
-On a machine that does other work a wall-clock median is off by half; the median over pairs of the CPU-time
-ratio candidate / canary repeats within 2 %. Thread CPU time removes pre-emption, the pairing removes clock
-frequency and neighbours, which slow both networks of a pair alike. CPU time sees only the calling thread, so this
-protocol is for one-thread inference.
+On a machine that does other work a wall-clock median is off by half. CPU time of the calling thread takes out
+pre-emption. What remains (clock frequency, a neighbour on the same core, memory that others use) slows the canaries
+too, and how much depends on a network's size: beside busy programs a network of 6 ms repeated within 1 % against one
+of its own size and within 15 % against one of 1 ms (benchmarks/canary.py). So in each round the slow-down is taken
+from the two canaries that enclose the candidate, interpolated on the logarithm of their times; the candidate's time
+divided by it is what it would have taken on the quiet machine. Several threads are timed on the wall clock and a GPU by
+its own events: there the canaries alone have to do.
 
 Before each sample the same network runs untimed: a user's network finds its own weights in the caches, not
 another's. Without that, large networks evict the canary's weights and look up to a third too fast.
@@ -15,14 +18,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from evit_nas.latency import Protocol
 
-Clock = Callable[[], int]  # nanoseconds
+Network = Callable[[], object]  # one inference, finished when it returns
+Stopwatch = Callable[[Network, int], float]  # nanoseconds a run, over that many runs
 
 SAMPLE_NS = 1_000_000  # a shorter run is repeated inside its sample: the clock and the call cost too much of it
 REWARM_NS = 4_000_000  # of untimed runs before each sample: how long a small network takes to refill its caches
@@ -32,92 +36,128 @@ DRIFT_INFLATION = 1.6  # contention drifts slowly: nominal 95 % intervals of one
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Raw samples: nanoseconds of CPU per run, (n,) each, run i of one next to run i of the other."""
+class Canary:
+    """A network whose time on the quiet machine is known."""
 
-    candidate_ns: np.ndarray
-    canary_ns: np.ndarray
+    run: Network
+    quiet_ns: float
 
-    @property
-    def ratios(self) -> np.ndarray:
-        """(n,) candidate over canary."""
-        ratios: np.ndarray = self.candidate_ns / self.canary_ns
-        return ratios
 
-    @property
-    def ratio(self) -> float:
-        """Median of the ratios."""
-        return float(np.median(self.ratios))
+@dataclass(frozen=True)
+class Rounds:
+    """Raw samples of one visit or more, in nanoseconds a run, and the slow-down that the canaries saw beside each."""
+
+    candidate_ns: np.ndarray  # (n,)
+    slowdown: np.ndarray  # (n,) 1 is the quiet machine
 
     @property
-    def p90_ratio(self) -> float:
-        """90th percentile of the ratios."""
-        return float(np.percentile(self.ratios, 90))
+    def quiet_ns(self) -> np.ndarray:
+        """(n,) what the candidate would have taken on the quiet machine."""
+        quiet: np.ndarray = self.candidate_ns / self.slowdown
+        return quiet
+
+    @property
+    def median_ns(self) -> float:
+        """Median of `quiet_ns`."""
+        return float(np.median(self.quiet_ns))
+
+    @property
+    def p90_ns(self) -> float:
+        """90th percentile of `quiet_ns`."""
+        return float(np.percentile(self.quiet_ns, 90))
 
     @property
     def rel_error(self) -> float:
-        """Inflated standard error of the median ratio, relative to it; infinite below 3 pairs."""
-        n = len(self.ratios)
+        """Inflated standard error of the median, relative to it; infinite below 3 rounds."""
+        n = len(self.candidate_ns)
         if n < 3:
             return math.inf
-        mad = float(np.median(np.abs(self.ratios - self.ratio)))
-        return DRIFT_INFLATION * MEDIAN_SE * MAD_TO_SIGMA * mad / math.sqrt(n) / self.ratio
+        mad = float(np.median(np.abs(self.quiet_ns - self.median_ns)))
+        return DRIFT_INFLATION * MEDIAN_SE * MAD_TO_SIGMA * mad / math.sqrt(n) / self.median_ns
 
 
-def pool(visits: list[Pairs]) -> Pairs:
-    """All pairs of several visits."""
-    return Pairs(
-        np.concatenate([visit.candidate_ns for visit in visits]),
-        np.concatenate([visit.canary_ns for visit in visits]),
+def pool(visits: Sequence[Rounds]) -> Rounds:
+    """All rounds of several visits."""
+    return Rounds(
+        np.concatenate([visit.candidate_ns for visit in visits]), np.concatenate([visit.slowdown for visit in visits])
     )
 
 
-def measure_pairs(
-    candidate: Callable[[], object],
-    canary: Callable[[], object],
-    protocol: Protocol,
-    clock: Clock = time.thread_time_ns,
-) -> Pairs:
-    """Runs candidate and canary in pairs until the spread is small enough or the pairs run out.
+def visits_error(visits: Sequence[Rounds]) -> float:
+    """Standard error of the mean over visits, relative to it: what a session's luck with memory adds; 0 for one."""
+    medians = np.array([visit.median_ns for visit in visits])
+    return float(medians.std(ddof=1) / math.sqrt(len(medians)) / medians.mean()) if len(medians) > 1 else 0.0
+
+
+def clocked(clock: Callable[[], int]) -> Stopwatch:
+    """A stopwatch that reads `clock`, in nanoseconds."""
+
+    def time_runs(network: Network, runs: int) -> float:
+        start = clock()
+        for _ in range(runs):
+            network()
+        return (clock() - start) / runs
+
+    return time_runs
+
+
+cpu_time = clocked(time.thread_time_ns)
+wall_time = clocked(time.perf_counter_ns)
+
+
+def enclosing(canaries: Sequence[Canary], candidate_ns: float) -> list[tuple[Canary, float]]:
+    """The one or two canaries next to a candidate of that time, each with its weight; weights add up to 1."""
+    ladder = sorted(canaries, key=lambda canary: canary.quiet_ns)
+    upper = next((i for i, canary in enumerate(ladder) if canary.quiet_ns >= candidate_ns), len(ladder) - 1)
+    low, high = ladder[max(upper - 1, 0)], ladder[upper]
+    if low is high or candidate_ns >= high.quiet_ns:
+        return [(high, 1.0)]
+    share = math.log(candidate_ns / low.quiet_ns) / math.log(high.quiet_ns / low.quiet_ns)
+    return [(low, 1 - share), (high, share)]
+
+
+def measure_rounds(
+    candidate: Network, canaries: Sequence[Canary], protocol: Protocol, stopwatch: Stopwatch = cpu_time
+) -> Rounds:
+    """Runs candidate and canaries in rounds of alternating order until the spread is small or the rounds run out.
 
     Args:
-        candidate: one inference of the network in question, on the calling thread.
-        canary: one inference of the reference network.
-        protocol: pairs, target error and warm-up.
-        clock: nanoseconds; the default counts the CPU time of the calling thread.
+        candidate: the network in question.
+        canaries: of several sizes; the one or two next to the candidate's are used.
+        protocol: rounds, target error and warm-up.
+        stopwatch: times runs; the default counts the CPU time of the calling thread.
     """
-    candidate_ns = _warm_up(candidate, protocol.warmup_ms, clock)
-    canary_ns = _warm_up(canary, protocol.warmup_ms / 2, clock)
+    candidate_ns = _warm_up(candidate, protocol.warmup_ms, stopwatch)
+    beside = enclosing(canaries, candidate_ns)
+    for canary, _ in beside:
+        _warm_up(canary.run, protocol.warmup_ms / 2, stopwatch)
     samples: list[tuple[float, float]] = []
     while True:
-        if len(samples) % 2 == 0:
-            first = _sample(candidate, candidate_ns, clock)
-            samples.append((first, _sample(canary, canary_ns, clock)))
-        else:
-            first = _sample(canary, canary_ns, clock)
-            samples.append((_sample(candidate, candidate_ns, clock), first))
-        pairs = Pairs(*(np.array(column) for column in zip(*samples, strict=True)))
-        enough = len(samples) >= protocol.min_pairs and pairs.rel_error <= protocol.target_rel_error
-        if enough or len(samples) >= protocol.max_pairs:
-            return pairs
+        forward = len(samples) % 2 == 0
+        taken = _sample(candidate, candidate_ns, stopwatch) if forward else 0.0
+        slowdown = math.prod(
+            (_sample(canary.run, canary.quiet_ns, stopwatch) / canary.quiet_ns) ** weight
+            for canary, weight in (beside if forward else reversed(beside))
+        )
+        taken = taken or _sample(candidate, candidate_ns, stopwatch)
+        samples.append((taken, slowdown))
+        rounds = Rounds(*(np.array(column) for column in zip(*samples, strict=True)))
+        enough = len(samples) >= protocol.min_rounds and rounds.rel_error <= protocol.target_rel_error
+        if enough or len(samples) >= protocol.max_rounds:
+            return rounds
 
 
-def _sample(network: Callable[[], object], run_ns: float, clock: Clock) -> float:
+def _sample(network: Network, run_ns: float, stopwatch: Stopwatch) -> float:
     """Nanoseconds a run, of a network that takes about `run_ns`, with its caches refilled."""
     for _ in range(math.ceil(REWARM_NS / run_ns)):
         network()
-    repeats = math.ceil(SAMPLE_NS / run_ns)
-    start = clock()
-    for _ in range(repeats):
-        network()
-    return (clock() - start) / repeats
+    return stopwatch(network, math.ceil(SAMPLE_NS / run_ns))
 
 
-def _warm_up(network: Callable[[], object], warmup_ms: float, clock: Clock) -> float:
+def _warm_up(network: Network, warmup_ms: float, stopwatch: Stopwatch) -> float:
     """Runs for `warmup_ms` (five runs at least); returns the nanoseconds of the fastest run."""
-    fastest, begin, runs = math.inf, clock(), 0
-    while runs < 5 or (clock() - begin < warmup_ms * 1e6 and runs < 10_000):
-        start = clock()
-        network()
-        fastest, runs = min(fastest, clock() - start), runs + 1
+    fastest, total, runs = math.inf, 0.0, 0
+    while runs < 5 or (total < warmup_ms * 1e6 and runs < 10_000):
+        taken = stopwatch(network, 1)
+        fastest, total, runs = min(fastest, taken), total + taken, runs + 1
     return max(fastest, 1.0)

@@ -1,49 +1,51 @@
-"""`cpu`: ONNX Runtime on one thread, batch 1, fp32, measured in a child process.
+"""A device of this machine: the runtime runs in a child process, so that its crash or hang costs one measurement.
 
-The child (`worker.py`) holds no torch, is pinned to one core and answers one JSON line for each request; if it
-crashes or hangs, one measurement fails and the next request starts a new child.
+The child (`child.py`) answers one JSON line for each request; if it dies or exceeds the wall limit it is ended, that
+measurement fails, and the next request starts a new child.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from typing import Any
 
 from evit_nas import __version__
-from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.latency import Device, Latency, Protocol, Subject
 from evit_nas.latency.machine import processor
+from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.latency.subjects import encoded, resolved
 
-TIMEOUT_S = 120.0  # one measurement takes about half a second
 
+class LocalDevice(Device):
+    """One runtime of the table on this machine."""
 
-class CpuDevice(Device):
-    """ONNX Runtime, CPU provider, one thread."""
-
-    name = "cpu"
-
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, conditions: Conditions, timeout_s: float | None = None) -> None:
+        self.conditions = conditions
+        self._timeout_s = timeout_s or RUNTIMES[conditions.family].timeout_s
         self._child: subprocess.Popen[str] | None = None
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the device
 
-    def measure(self, arch: ArchConfig, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        return self._ask({"arch": arch.model_dump(mode="json")}, protocol)
-
-    def measure_file(self, path: str, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        return self._ask({"onnx": path}, protocol)
+    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
+        reply = self._exchange(json.dumps(request))
+        if "error" in reply:
+            runtime = RUNTIMES[self.conditions.family].what
+            raise MeasurementError(f"{runtime} could not run the network: {reply['error']}", reply["kind"])
+        return Latency.model_validate(reply["latency"]), reply["samples"]
 
     def context(self) -> dict[str, str]:
         return {
-            "device": self.name,
+            "conditions": self.conditions.model_dump_json(),
             "processor": processor(),
-            "runtime": f"onnxruntime {version('onnxruntime')}",
+            "runtime": RUNTIMES[self.conditions.family].version(self.conditions.family),
             "graph": __version__,
         }
 
@@ -52,13 +54,6 @@ class CpuDevice(Device):
             self._child.kill()
             self._child.communicate()
             self._child = None
-
-    def _ask(self, request: dict[str, Any], protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        line = json.dumps(request | {"protocol": protocol.model_dump()})
-        reply = self._exchange(line)
-        if "error" in reply:
-            raise MeasurementError(f"ONNX Runtime could not run the network: {reply['error']}")
-        return Latency.model_validate(reply["latency"]), reply["samples"]
 
     def _exchange(self, line: str) -> dict[str, Any]:
         if self._child is None or self._child.poll() is not None:
@@ -83,20 +78,24 @@ class CpuDevice(Device):
             return answer
         if not answered:
             self.close()
-            raise MeasurementError(f"the measurement took longer than {self._timeout_s:.0f} s and was ended.")
+            raise MeasurementError(
+                f"the measurement took longer than {self._timeout_s:.0f} s and was ended.", "timeout"
+            )
         status = child.wait()
         self._stderr.seek(0)
         last_words = (self._stderr.read().strip().splitlines() or ["no message; out of memory?"])[-1]
         self.close()
-        raise MeasurementError(f"the measuring process died with exit status {status}: {last_words}")
+        kind = "out of memory" if status == -signal.SIGKILL or "bad_alloc" in last_words else "crashed"
+        raise MeasurementError(f"the measuring process died with exit status {status}: {last_words}", kind)
 
     def _start(self) -> subprocess.Popen[str]:
         self._stderr.truncate(0)
         return subprocess.Popen(
-            [sys.executable, "-m", "evit_nas.latency.worker"],
+            [sys.executable, "-m", "evit_nas.latency.child", self.conditions.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(self.conditions.threads)},
             start_new_session=True,  # Ctrl-C is for the parent, which ends the child itself
         )

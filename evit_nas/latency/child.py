@@ -1,0 +1,186 @@
+"""The measuring process: reads one JSON request a line, answers one JSON line, until its input ends.
+
+Its one argument is the `Conditions` as JSON. A request is {"subject": ..., "protocol": ...}; an answer is {"latency":
+..., "samples": ...} or {"error": text, "kind": as in errors.MeasurementError}. With the `cpu` devices
+it needs onnxruntime, onnx and numpy; torch is imported only to measure torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from evit_nas import __version__
+from evit_nas.config import Conditions
+from evit_nas.errors import MeasurementError
+from evit_nas.latency import Latency, Protocol, Subject
+from evit_nas.latency.canary import CANARIES, LEARNING_S, SLOW_FACTOR, quiet_ms
+from evit_nas.latency.energy import energy_mj, meter
+from evit_nas.latency.machine import LoadMeter, pin_to_one_core, processor
+from evit_nas.latency.protocol import (
+    REWARM_NS,
+    Canary,
+    Network,
+    Rounds,
+    Stopwatch,
+    cpu_time,
+    measure_rounds,
+    pool,
+    visits_error,
+    wall_time,
+)
+from evit_nas.latency.runtimes import RUNTIMES, Loaded
+from evit_nas.latency.subjects import decoded
+from evit_nas.network.onnx_graph import build_onnx
+
+MAX_DUEL = 0.05  # the canary measured against itself: beyond it, nothing measured in this process can be certified
+MAX_FOREIGN_CORES = 0.5  # busy with other processes, where wall time is counted
+MAX_VISIT_SPREAD = 0.05  # two visits further apart call for a third
+DUEL = Protocol(min_rounds=12, max_rounds=12)
+
+
+class Bench:
+    """Holds the canaries, and their quiet times as known when the process started, between requests."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions, self._runtime = conditions, RUNTIMES[conditions.family]
+        self._stopwatch, self._clock = stopwatch(conditions)
+        self._version = self._runtime.version(conditions.family)
+        self._machine = gpu_name(conditions) if self._runtime.argument == "index" else processor()
+        runs = [self._runtime.load(arch, conditions).run for arch in CANARIES]
+        quiet = quiet_ms(self._learn(runs), self._identity())
+        self._canaries = [Canary(run, ms * 1e6) for run, ms in zip(runs, quiet, strict=True)]
+        duel = measure_rounds(runs[0], [Canary(runs[0], quiet[0] * 1e6)], DUEL, self._stopwatch)
+        self._duel = duel.median_ns / (quiet[0] * 1e6)
+        self._meter = meter(conditions)
+
+    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        """The protocol on one network, in as many sessions as it has visits, and in one more if two disagree."""
+        load = LoadMeter()
+        visits: list[Rounds] = []
+        while len(visits) < protocol.visits or (len(visits) == protocol.visits > 1 and _disagree(visits)):
+            loaded = self._runtime.load(subject, self._conditions)
+            visits.append(measure_rounds(loaded.run, self._canaries, protocol, self._stopwatch))
+        rounds, unit_ms = pool(visits), self._canaries[0].quiet_ns / 1e6
+        latency = Latency(
+            median_ms=rounds.median_ns / 1e6,
+            p90_ms=rounds.p90_ns / 1e6,
+            rel_error=max(rounds.rel_error, visits_error(visits)),
+            ratio=rounds.median_ns / 1e6 / unit_ms,
+            canary_ms=unit_ms,
+            rounds=len(rounds.candidate_ns),
+            conditions=self._conditions,
+            input_shape=loaded.input_shape,
+            clock=self._clock,
+            runtime=self._version,
+            machine=self._machine,
+            noise=self._noise(float(np.median(rounds.slowdown)), load.foreign_cores()),
+        )
+        samples: dict[str, Any] = {
+            "visits": [{"candidate_ns": v.candidate_ns.tolist(), "slowdown": v.slowdown.tolist()} for v in visits]
+        }
+        if self._meter is not None and protocol.visits > 1:
+            samples["energy_mj"] = self._energy(loaded)
+        return latency, samples
+
+    def _energy(self, loaded: Loaded) -> float | None:
+        """Millijoules per inference; None if the machine is too busy to tell them from what it draws anyway."""
+        assert self._meter is not None
+        try:
+            return energy_mj(loaded.run, self._meter)
+        except MeasurementError:
+            return None
+
+    def _noise(self, slowdown: float, foreign_cores: float | None) -> str:
+        """Why milliseconds cannot be certified; empty if they can."""
+        reasons = []
+        if slowdown > SLOW_FACTOR:
+            reasons.append(f"the canaries ran {slowdown:.2f} times as long as when quiet")
+        if self._clock == "wall" and foreign_cores is not None and foreign_cores > MAX_FOREIGN_CORES:
+            reasons.append(f"other processes kept {foreign_cores:.1f} cores busy")
+        if abs(self._duel - 1) > MAX_DUEL:
+            reasons.append(f"the canary against itself came out as {self._duel:.3f}")
+        return "; ".join(reasons)
+
+    def _learn(self, runs: list[Network]) -> list[float]:
+        """Median milliseconds of each canary, sampled in turn for `LEARNING_S`."""
+        for run in runs:
+            self._stopwatch(run, 10)
+        samples: list[list[float]] = [[] for _ in runs]
+        end = time.monotonic() + LEARNING_S
+        while time.monotonic() < end or len(samples[0]) < 10:
+            for run, taken in zip(runs, samples, strict=True):
+                self._stopwatch(run, 1 + int(REWARM_NS / taken[-1]) if taken else 3)  # refills its caches
+                taken.append(self._stopwatch(run, 1))
+        return [float(np.median(taken)) / 1e6 for taken in samples]
+
+    def _identity(self) -> str:
+        graphs = b"".join(build_onnx(arch).SerializeToString() for arch in CANARIES)
+        digest = hashlib.sha256(graphs).hexdigest()
+        return f"{self._machine}; {self._version}; {self._conditions.model_dump_json()}; {__version__}; {digest}"
+
+
+def _disagree(visits: list[Rounds]) -> bool:
+    medians = [visit.median_ns for visit in visits]
+    return max(medians) / min(medians) - 1 > MAX_VISIT_SPREAD
+
+
+def stopwatch(conditions: Conditions) -> tuple[Stopwatch, str]:
+    """What counts the time under `conditions`, and its name: "cpu", "wall" or "cuda"."""
+    clock = RUNTIMES[conditions.family].clock
+    if clock == "cuda":
+        from evit_nas.latency.torch_backend import cuda_stopwatch
+
+        return cuda_stopwatch(conditions), clock
+    if clock == "cpu" and conditions.threads == 1:
+        return cpu_time, "cpu"
+    return wall_time, "wall"
+
+
+def gpu_name(conditions: Conditions) -> str:
+    """Name of the GPU that `conditions` mean, as its driver has it."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", conditions.argument or "0"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"GPU {conditions.argument or 0}"
+
+
+def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to one request; whatever goes wrong, with the canaries too, becomes an error with its kind."""
+    try:
+        protocol = Protocol.model_validate(request["protocol"])
+        latency, samples = bench().measure(decoded(request["subject"]), protocol)
+        return {"latency": latency.model_dump(mode="json"), "samples": samples}
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        memory = isinstance(error, MemoryError) or "bad_alloc" in text or "out of memory" in text.lower()
+        kind = error.kind if isinstance(error, MeasurementError) else "out of memory" if memory else "rejected"
+        return {"error": text, "kind": kind}
+
+
+def main() -> None:
+    """Serves standard input until it ends."""
+    conditions = Conditions.model_validate_json(sys.argv[1])
+    if conditions.threads == 1:
+        pin_to_one_core()
+    # The runtime may print; only answers may reach the real standard output.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    bench = cache(lambda: Bench(conditions))
+    for line in sys.stdin:
+        out.write(json.dumps(answer(bench, json.loads(line))) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""ONNX Runtime as a backend of the runtimes table: on the processor, in fp32 or int8, on a GPU, or through TensorRT.
+
+Session entries are handed to ONNX Runtime as they are. It ignores names that it does not know, without a word, and
+refuses some wrong values when the session opens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions
+from evit_nas.errors import MeasurementError
+from evit_nas.latency import Subject
+from evit_nas.latency.runtimes import Loaded
+from evit_nas.network.onnx_graph import build_onnx
+
+if TYPE_CHECKING:
+    import onnx
+    from onnxruntime.quantization import TensorsData
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cpu-int8": "CPUExecutionProvider",
+    "cuda-onnx": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+def missing(family: str) -> str | None:
+    """See runtimes.py."""
+    import onnxruntime as ort
+
+    if PROVIDERS[family] in ort.get_available_providers():
+        return None
+    return f"{version(family)} has no {PROVIDERS[family]}; pip install onnxruntime-gpu in place of onnxruntime."
+
+
+def version(family: str) -> str:
+    """See runtimes.py."""
+    import onnxruntime as ort  # the package's name differs between builds, the module's does not
+
+    return f"onnxruntime {ort.__version__}"
+
+
+def load(subject: Subject, conditions: Conditions) -> Loaded:
+    """See runtimes.py."""
+    graph = graph_of(subject, conditions.batch)
+    return session(quantized(graph, conditions) if conditions.precision == "int8" else graph, conditions)
+
+
+def graph_of(subject: Subject, batch: int) -> bytes | str:
+    """The ONNX graph of an architecture, serialised, or the path of a file, which may keep its weights beside it."""
+    if isinstance(subject, ArchConfig):
+        return bytes(build_onnx(subject, batch=batch).SerializeToString())
+    assert isinstance(subject, Path)  # of a timm network, the device hands over the file
+    return str(subject)
+
+
+def session(graph: bytes | str, conditions: Conditions) -> Loaded:
+    """`graph` in an ONNX Runtime session on random input; open dimensions take the batch, then 1.
+
+    On a GPU, input and output stay in its memory: copies belong to the application.
+
+    Raises:
+        MeasurementError: the graph is fixed to another batch size, or the GPU cannot be used.
+    """
+    import onnxruntime as ort
+
+    provider = PROVIDERS[conditions.family]
+    opened = ort.InferenceSession(graph, session_options(conditions), providers=_providers(conditions))
+    if provider not in opened.get_providers():  # it falls back to the processor by itself
+        raise MeasurementError(
+            f"ONNX Runtime could not start {provider}; see that driver, CUDA and cuDNN fit its version"
+        )
+    feed = random_feed(opened, conditions.batch)
+    shape = next(iter(feed.values())).shape
+    if provider == "CPUExecutionProvider":
+        return Loaded(lambda: opened.run(None, feed), shape)
+    index = int(conditions.argument or 0)
+    binding = opened.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", index))
+    for output in opened.get_outputs():
+        binding.bind_output(output.name, "cuda", index)
+    return Loaded(lambda: opened.run_with_iobinding(binding), shape)
+
+
+def session_options(conditions: Conditions) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = conditions.threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # a thread that waits by spinning takes the processor from the next network that is measured
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in conditions.entries.items():
+        options.add_session_config_entry(name, value)
+    options.log_severity_level = 3
+    return options
+
+
+def _providers(conditions: Conditions) -> list[Any]:
+    """What runs the graph, and after it what runs the rest."""
+    gpu = {"device_id": conditions.argument or "0"}
+    cuda = ("CUDAExecutionProvider", gpu)
+    if conditions.family == "tensorrt":
+        half = {"trt_fp16_enable": str(conditions.precision == "fp16")}
+        return [("TensorrtExecutionProvider", gpu | half), cuda, "CPUExecutionProvider"]
+    return [cuda, "CPUExecutionProvider"] if conditions.family == "cuda-onnx" else ["CPUExecutionProvider"]
+
+
+def random_feed(opened: Any, batch: int) -> dict[str, np.ndarray]:
+    """Random values for every input of a session."""
+    rng = np.random.default_rng(0)
+    feed = {}
+    for entry in opened.get_inputs():
+        if entry.type not in FLOATS:
+            raise MeasurementError(f"the graph's input '{entry.name}' is {entry.type}; only float inputs can be fed")
+        shape = fixed_shape(entry.name, entry.shape, batch)
+        feed[entry.name] = rng.standard_normal(shape).astype(FLOATS[entry.type])
+    if not feed:
+        raise MeasurementError("the graph has no input")
+    return feed
+
+
+def fixed_shape(name: str, sides: Sequence[object], batch: int) -> tuple[int, ...]:
+    """The shape of input `name`; of its sides, those that are no number are open: the first is the batch, others 1.
+
+    Raises:
+        MeasurementError: the first is fixed to another number.
+    """
+    shape = tuple(side if isinstance(side, int) else 1 if axis else batch for axis, side in enumerate(sides))
+    if shape and shape[0] != batch:
+        raise MeasurementError(
+            f"the graph's input '{name}' is fixed to batch {shape[0]}, not {batch}; "
+            "export it with an open batch dimension"
+        )
+    return shape
+
+
+def quantized(graph: bytes | str, conditions: Conditions) -> bytes:
+    """`graph` in 8 bits: static QDQ, unsigned activations, signed weights per channel, every operator that can be.
+
+    Signed activations would be slower than fp32. Ranges come from one random input, since the weights of a candidate
+    are random too: it computes the network, but no accuracy can be read from it.
+
+    Raises:
+        MeasurementError: a convolution would stay in fp32.
+    """
+    from onnxruntime.quantization import QDQQuantizer, QuantType
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    model = _simplified(graph, conditions)
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=_ranges(model, conditions),
+        nodes_to_quantize=[],
+        nodes_to_exclude=[],
+        op_types_to_quantize=[*QLinearOpsRegistry, *QDQRegistry],
+        extra_options={},
+    )
+    nodes = quantizer.quantize_model().graph.node
+    in_8_bits = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    convs = [node for node in nodes if node.op_type == "Conv"]
+    floats = [node for node in convs if not in_8_bits.issuperset(filter(None, node.input))]
+    if floats:
+        raise MeasurementError(
+            f"{len(floats)} of {len(convs)} convolutions cannot be quantised (the one to '{floats[0].output[0]}'): "
+            "float32 input and constant weights are needed; measure the graph with --device cpu"
+        )
+    return bytes(quantizer.model.model.SerializeToString())
+
+
+def _simplified(graph: bytes | str, conditions: Conditions) -> onnx.ModelProto:
+    """`graph` with constants folded and the types of all values known.
+
+    An exporter writes equal tensors once, and the quantiser leaves a convolution alone whose bias is such a copy.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    if isinstance(graph, str):
+        graph = onnx.load(graph).SerializeToString()  # with the weights that may lie beside it
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/simplified.onnx"
+        options = session_options(conditions)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard operators only
+        options.optimized_model_filepath = path
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnx.shape_inference.infer_shapes(onnx.load(path))
+
+
+def _ranges(model: onnx.ModelProto, conditions: Conditions) -> TensorsData:
+    """Smallest and largest value of every float activation on one random input.
+
+    The quantiser's own calibration takes a second longer, inserting two nodes for each tensor.
+    """
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+    from onnxruntime.quantization import CalibrationMethod, TensorData
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    values = [*probe.graph.input, *probe.graph.value_info, *probe.graph.output]
+    names = [value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT]
+    del probe.graph.output[:]
+    for name in names:
+        for op in ("ReduceMin", "ReduceMax"):
+            probe.graph.node.append(helper.make_node(op, [name], [f"{op} {name}"], keepdims=0))
+            probe.graph.output.append(helper.make_tensor_value_info(f"{op} {name}", TensorProto.FLOAT, []))
+    options = session_options(conditions)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # else values disappear
+    opened = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = opened.run(None, random_feed(opened, conditions.batch))
+    ranges = zip(names, found[::2], found[1::2], strict=True)
+    return TensorsData(
+        CalibrationMethod.MinMax, {name: TensorData(lowest=low, highest=high) for name, low, high in ranges}
+    )
