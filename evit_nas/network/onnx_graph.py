@@ -80,12 +80,17 @@ def build_onnx(
 
 
 class Graph:
-    """Writes nodes and constants; a value is known by its name."""
+    """Writes nodes and constants; a value is known by its name, which starts with the part of the network it is in.
+
+    ONNX Runtime calls what it fuses after a node or after its output, so both have the same name: a profile
+    can then tell which part the time went to.
+    """
 
     def __init__(
         self, proto: onnx.GraphProto, weights: Mapping[str, np.ndarray] | None, seed: int, one_image: bool
     ) -> None:
         self.one_image = one_image
+        self.scope = ""  # path of the part being written, for example stages.1.blocks.0
         self._proto = proto
         self._weights = weights
         self._random = np.random.default_rng(seed)
@@ -117,15 +122,19 @@ class Graph:
 
     def node(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """A new node with one output."""
-        output = output or f"v{len(self._proto.node)}"
-        self._proto.node.append(helper.make_node(op, inputs, [output], **attributes))
-        return output
+        name = self._name(op)
+        self._proto.node.append(helper.make_node(op, inputs, [output or name], name, **attributes))
+        return output or name
 
     def split(self, x: str, axis: int, *sizes: int) -> list[str]:
         """`x` cut along `axis`."""
-        names = [f"v{len(self._proto.node)}.{i}" for i in range(len(sizes))]
-        self._proto.node.append(helper.make_node("Split", [x, self.ints(*sizes)], names, axis=axis))
-        return names
+        name = self._name("Split")
+        parts = [f"{name}.{i}" for i in range(len(sizes))]
+        self._proto.node.append(helper.make_node("Split", [x, self.ints(*sizes)], parts, name, axis=axis))
+        return parts
+
+    def _name(self, op: str) -> str:
+        return f"{self.scope}/{op}_{len(self._proto.node)}"
 
     def reshape(self, x: str, *shape: int) -> str:
         return self.node("Reshape", x, self.ints(*shape))
@@ -170,6 +179,7 @@ class Graph:
 
 
 def _stem(graph: Graph, arch: ArchConfig, x: str) -> str:
+    graph.scope = "stem"
     widths = (arch.in_channels, *arch.stem_widths)
     done = 0
     if widths[1] == PAIRED_WIDTH:
@@ -203,6 +213,7 @@ def _paired_stem(graph: Graph, widths: tuple[int, ...], x: str) -> str:
 
 
 def _head(graph: Graph, arch: ArchConfig, x: str, output: str) -> None:
+    graph.scope = "head"
     x = graph.node("GlobalAveragePool", x)  # (B, C3, 1, 1)
     if not arch.num_classes:
         graph.node("Flatten", x, output=output)
@@ -217,7 +228,7 @@ def _stage(graph: Graph, arch: ArchConfig, index: int, x: str) -> str:
     if index:
         x = _downsample(graph, arch, index, x)
     for block in range(stage.depth):
-        name = f"stages.{index}.blocks.{block}"
+        name = graph.scope = f"stages.{index}.blocks.{block}"
         for i in range(stage.ffn_count):
             x = _local_ffn(graph, stage, x, f"{name}.before.{i}")
         if stage.mixer != "none":
@@ -243,7 +254,7 @@ def _local_ffn(graph: Graph, stage: StageConfig, x: str, name: str) -> str:
 
 
 def _downsample(graph: Graph, arch: ArchConfig, index: int, x: str) -> str:
-    name = f"stages.{index}.downsample"
+    name = graph.scope = f"stages.{index}.downsample"
     before, after, hidden = arch.stages[index - 1], arch.stages[index], arch.merge_dim(index)
     reduced = round_to(hidden * SE_RATIO, 8)
     x = _local_ffn(graph, before, x, f"{name}.before")
