@@ -1,0 +1,139 @@
+"""Peak resident memory of a fresh process that loads a network and runs it: what a deployment has to have.
+
+With ONNX Runtime on the processor that process is this very file, run as a script with nothing but numpy and the
+runtime: evit_nas would add 28 MB to a figure that is 89 MB for m0. Other runtimes load the network through evit_nas,
+and PyTorch's figure includes torch. It is the memory of the host, not of a GPU.
+
+The peak is VmHWM, which starts anew when a program starts. getrusage's ru_maxrss does not: a child inherits the peak
+of the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evit_nas.config import Conditions
+    from evit_nas.latency import Subject
+
+RUNS = 3  # the first one fills the runtime's arena, the others show whether it grows on
+
+
+def peak_memory_mb(subject: Subject, conditions: Conditions, timeout_s: float | None = None) -> float | None:
+    """Peak resident memory in megabytes (1e6 bytes), the interpreter and the runtime included.
+
+    None means not available: the system does not show it (no /proc), or the device is a remote one.
+
+    Raises:
+        UsageError: timm has no such network.
+        MeasurementError: the runtime rejected the network, died or ran out of time or memory.
+    """
+    from evit_nas.latency.runtimes import RUNTIMES
+
+    if resident_peak_mb() is None or conditions.family not in RUNTIMES:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *_network(subject, conditions, Path(folder)), conditions.model_dump_json()]
+        return _peak_of(command, conditions.threads, timeout_s or RUNTIMES[conditions.family].timeout_s)
+
+
+def _network(subject: Subject, conditions: Conditions, folder: Path) -> list[str]:
+    """How to start this file, and the first argument of `main`: a graph in `folder`, or a request."""
+    from evit_nas.latency.onnx_backend import PROVIDERS, graph_of, quantized
+    from evit_nas.latency.subjects import encoded, resolved
+
+    subject = resolved(subject, conditions.family)
+    if PROVIDERS.get(conditions.family) != "CPUExecutionProvider":
+        return ["-m", "evit_nas.latency.memory", json.dumps(encoded(subject))]
+    graph = graph_of(subject, conditions.batch)
+    if conditions.precision == "int8":
+        graph = quantized(graph, conditions)
+    if isinstance(graph, bytes):
+        path = folder / "network.onnx"
+        path.write_bytes(graph)
+        graph = str(path)
+    return ["-P", __file__, graph]  # -P: the modules beside this file must not hide others of the same name
+
+
+def resident_peak_mb() -> float | None:
+    """This process's own peak in megabytes; None where the system does not show it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]  # in units of 1024 bytes
+    return int(peaks[0]) * 1024 / 1e6 if peaks else None
+
+
+def _peak_of(command: list[str], threads: int, timeout_s: float) -> float:
+    """The peak in megabytes that the process prints last."""
+    from evit_nas.errors import MeasurementError
+
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+    except subprocess.TimeoutExpired:
+        raise MeasurementError(f"measuring memory took longer than {timeout_s:.0f} s.", "timeout") from None
+    if ended.returncode == 0:
+        return float(ended.stdout.split()[-1])
+    last_words = (ended.stderr.strip().splitlines() or ["no message; out of memory?"])[-1]
+    exhausted = ended.returncode == -signal.SIGKILL or "bad_alloc" in last_words or "MemoryError" in last_words
+    kind = "out of memory" if exhausted else "crashed" if ended.returncode < 0 else "rejected"
+    raise MeasurementError(f"the network could not be run to measure its memory: {last_words}", kind)
+
+
+def _run_graph(path: str, conditions: dict[str, Any]) -> None:
+    """Loads and runs an ONNX file as a deployment does; the settings are those of `onnx_backend.session`."""
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = conditions["threads"]
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    for name, value in conditions["entries"].items():
+        options.add_session_config_entry(name, value)
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+    feed = {}
+    for entry in session.get_inputs():
+        sides = [side if isinstance(side, int) else 1 for side in entry.shape]
+        feed[entry.name] = np.zeros([conditions["batch"], *sides[1:]], kinds[entry.type])
+    for _ in range(RUNS):
+        session.run(None, feed)
+
+
+def _run_subject(request: str, conditions_json: str) -> None:
+    """Loads and runs a network in a runtime that needs evit_nas for it."""
+    from evit_nas.config import Conditions
+    from evit_nas.latency.runtimes import RUNTIMES
+    from evit_nas.latency.subjects import decoded
+
+    conditions = Conditions.model_validate_json(conditions_json)
+    loaded = RUNTIMES[conditions.family].load(decoded(json.loads(request)), conditions)
+    for _ in range(RUNS):
+        loaded.run()
+
+
+def main() -> None:
+    """Runs the first argument (the path of a graph, or a request) under the second (conditions); prints the peak."""
+    network, conditions = sys.argv[1:]
+    try:
+        if network.startswith("{"):
+            _run_subject(network, conditions)
+        else:
+            _run_graph(network, json.loads(conditions))
+    except Exception as error:
+        sys.exit(" ".join(f"{type(error).__name__}: {error}".split())[:500])
+    print(resident_peak_mb())
+
+
+if __name__ == "__main__":
+    main()
