@@ -1,69 +1,93 @@
-"""Which canary do ratios hold to? Five networks against canaries of three sizes: quiet, and beside other programs.
+"""Why canaries of several sizes? Two visits of random architectures beside busy programs, against each kind of canary.
 
     python benchmarks/canary.py
 
-Prints, for each canary, how far the ratio of every network moves from its first, quiet figure.
+In each round the candidate and all canaries are sampled; the slow-down is then taken from one of them alone or
+interpolated between the two that enclose the candidate. Prints the machine and how far two visits are apart.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
+from repeat import HOG
 
-from evit_nas.arch import ArchConfig, StageConfig
-from evit_nas.latency import Protocol
-from evit_nas.latency.canary import CANARY
-from evit_nas.latency.machine import probe
-from evit_nas.latency.protocol import measure_pairs
-from evit_nas.latency.worker import inference
-from evit_nas.network.cost import cost
-from evit_nas.network.onnx_graph import build_onnx
+from evit_nas.config import Conditions
+from evit_nas.latency.canary import CANARIES
+from evit_nas.latency.machine import pin_to_one_core, probe
+from evit_nas.latency.protocol import REWARM_NS, SAMPLE_NS, Canary, cpu_time, enclosing
+from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.space import SearchSpace
 
-SMALL = ArchConfig(stages=tuple(StageConfig(width=w, depth=1, heads=2, q_kernels=(5, 5)) for w in (32, 48, 64)))
-CANARIES = {"small": SMALL, "canary": CANARY, "m0": ArchConfig.preset("m0")}
-NETWORKS = ("m0", "m1", "m3", "m5")
-PROTOCOL = Protocol(min_pairs=16, max_pairs=16)
-VISITS = 2
+ARCHS, ROUNDS = 24, 16
+NAMES = ("small", "m1", "m4")
+COPY = "import numpy as np\na, b = np.zeros((2, 30_000_000))\nwhile True: b[:] = a"
 LOADS = {
-    "two busy loops": (2, "while True: sum(i * i for i in range(10_000))"),
-    "one memory copy": (1, "import numpy as np\na, b = np.zeros((2, 30_000_000))\nwhile True: b[:] = a"),
+    "quiet": [],
+    "a busy loop on each core": [[HOG, str(core)] for core in sorted(os.sched_getaffinity(0))],
+    "one memory copy": [[COPY]],
 }
 
 
-def ratios() -> dict[str, np.ndarray]:
-    """Name of the canary -> (networks,) median ratio over the visits."""
-    canaries = {name: inference(build_onnx(arch).SerializeToString()) for name, arch in CANARIES.items()}
-    visits: dict[str, list[list[float]]] = {name: [] for name in CANARIES}
-    for _ in range(VISITS):
-        for name, canary in canaries.items():
-            networks = [inference(build_onnx(ArchConfig.preset(n)).SerializeToString()) for n in NETWORKS]
-            visits[name].append([measure_pairs(network, canary, PROTOCOL).ratio for network in networks])
-    return {name: np.median(found, axis=0) for name, found in visits.items()}
+def sample(run: Callable[[], object], run_ns: float) -> float:
+    for _ in range(1 + int(REWARM_NS / run_ns)):
+        run()
+    return cpu_time(run, 1 + int(SAMPLE_NS / run_ns))
 
 
 def main() -> None:
-    print(f"machine: {probe()}")
-    print("canaries: " + ", ".join(f"{n} {cost(a).params / 1e6:.2f} M parameters" for n, a in CANARIES.items()))
-    print("change of the ratio against the first quiet figure, in %, for " + ", ".join(NETWORKS))
-    first = ratios()
-    report("quiet again", first, ratios())
-    for load, (count, code) in LOADS.items():
-        others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    print(f"machine: {probe()}\n{ARCHS} architectures, two shuffled visits of {ROUNDS} rounds", flush=True)
+    pin_to_one_core()
+    runtime, conditions = RUNTIMES["cpu"], Conditions()
+    rng = random.Random(0)
+    space = SearchSpace.load("efficientvit-224")
+    archs = [space.sample(rng) for _ in range(ARCHS)]
+    runs = [runtime.load(arch, conditions).run for arch in CANARIES]
+    canaries = []
+    for run in runs:
+        cpu_time(run, 30)
+        canaries.append(Canary(run, float(np.median([sample(run, 1e6) for _ in range(30)]))))
+    print("canaries, ms: " + ", ".join(f"{n} {c.quiet_ns / 1e6:.2f}" for n, c in zip(NAMES, canaries, strict=True)))
+    for load, commands in LOADS.items():
+        others = [subprocess.Popen([sys.executable, "-c", *command]) for command in commands]
         time.sleep(1)
+        found: dict[str, list[list[float]]] = {name: [[] for _ in archs] for name in ("no canary", *NAMES, "enclosing")}
         try:
-            report(load, first, ratios())
+            for _ in range(2):
+                for index in rng.sample(range(ARCHS), ARCHS):
+                    for name, ns in visit(runtime.load(archs[index], conditions).run, canaries, rng).items():
+                        found[name][index].append(ns)
         finally:
             for other in others:
                 other.kill()
+        for name, visits in found.items():
+            first, second = np.array(visits).T
+            half, most = 100 * np.percentile(np.abs(first / second - 1), (50, 90))
+            print(f"{load:26} {name:10} median {half:5.1f} %, 90 % at most {most:5.1f} %", flush=True)
 
 
-def report(load: str, first: dict[str, np.ndarray], now: dict[str, np.ndarray]) -> None:
-    for name in CANARIES:
-        change = 100 * (now[name] / first[name] - 1)
-        print(f"{load:16} {name:7}" + "".join(f"{c:+7.1f}" for c in change), flush=True)
+def visit(candidate: Callable[[], object], canaries: list[Canary], rng: random.Random) -> dict[str, float]:
+    """Kind of canary -> the candidate's nanoseconds on the quiet machine, as it says."""
+    cpu_time(candidate, 5)
+    candidate_ns = min(cpu_time(candidate, 1) for _ in range(5))
+    rounds = []
+    for _ in range(ROUNDS):
+        taken: dict[int, float] = {}
+        for index in rng.sample(range(-1, len(canaries)), 1 + len(canaries)):
+            run, ns = (candidate, candidate_ns) if index < 0 else (canaries[index].run, canaries[index].quiet_ns)
+            taken[index] = sample(run, ns)
+        slow = [taken[i] / canary.quiet_ns for i, canary in enumerate(canaries)]
+        share = {id(canary): weight for canary, weight in enclosing(canaries, candidate_ns)}
+        weights = [share.get(id(canary), 0.0) for canary in canaries]
+        between = float(np.prod(np.power(slow, weights)))
+        rounds.append([taken[-1], *(taken[-1] / s for s in slow), taken[-1] / between])
+    return dict(zip(("no canary", *NAMES, "enclosing"), np.median(rounds, axis=0), strict=True))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from evit_nas.search.study import load_front
 
 def main() -> None:
     run = Run.open(Path(sys.argv[1]))
-    front, budget = load_front(run), run.settings.budget_ms
+    front, target = load_front(run), run.settings.targets[0]
+    budget = target.budget_ms
     print(f"machine: {probe()}")
     print(f"budget: {budget:g} ms\n\n{'member':24}{'found ms':>10}{'again ms':>10}{'change':>9}  within")
     changes, within = [], 0
-    with open_device(run.settings.device) as device:
+    with open_device(target.conditions) as device:
         for member in front.members:
             latency, _ = device.measure(member.arch, STRICT)
             change = latency.median_ms / member.latency.median_ms - 1

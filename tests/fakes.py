@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from evit_nas.arch import ArchConfig
-from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.config import Conditions
+from evit_nas.latency import Device, Latency, Protocol, Subject
 from evit_nas.network.cost import cost
 
 
@@ -16,34 +17,33 @@ def latency_of(ms: float, **changes: Any) -> Latency:
         "rel_error": 0.01,
         "ratio": ms / 2,
         "canary_ms": 2.0,
-        "pairs": 12,
-        "device": "fake",
-        "threads": 1,
-        "batch": 1,
-        "precision": "fp32",
+        "rounds": 12,
+        "conditions": Conditions(device="fake"),
+        "input_shape": (1, 3, 224, 224),
+        "clock": "cpu",
         "runtime": "none 1.0",
         "machine": "imaginary",
-        "noisy": False,
     }
     return Latency.model_validate(fields | changes)
 
 
 class FakeDevice(Device):
-    """One millisecond for each million MACs."""
+    """One millisecond for each million MACs; "fake:2" is half as fast."""
 
-    name = "fake"
     calls: ClassVar[list[tuple[str, int]]] = []  # of all devices; a fixture clears them
-    conditions: ClassVar[dict[str, str]] = {"device": "fake", "processor": "imaginary"}
+    machine: ClassVar[dict[str, str]] = {"processor": "imaginary"}
 
-    def measure(self, arch: ArchConfig, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        self.calls.append((arch.key, protocol.visits))
-        return latency_of(cost(arch).macs / 1e6), {"candidate_ns": [1.0], "canary_ns": [1.0]}
+    def __init__(self, conditions: Conditions) -> None:
+        self.conditions = conditions
 
-    def measure_file(self, path: str, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        return latency_of(1.0), {}
+    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        assert isinstance(subject, ArchConfig)
+        self.calls.append((subject.key, protocol.visits))
+        ms = cost(subject).macs / 1e6 * float(self.conditions.argument or 1)
+        return latency_of(ms, conditions=self.conditions), {"visits": []}
 
     def context(self) -> dict[str, str]:
-        return dict(self.conditions)
+        return {"conditions": self.conditions.model_dump_json(), **self.machine}
 
     def close(self) -> None: ...
 

@@ -12,12 +12,16 @@ import yaml
 from evit_nas import cli
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.cli.app import find_arch
 from evit_nas.latency import DEVICES
 from evit_nas.space import SearchSpace, shipped_spaces
 from tests.fakes import FakeDevice, fake_proxies
 from tests.networks import tiny_arch
 
-VERBS = ("search", "resume", "front", "describe", "measure", "score", "space", "export", "schema", "doctor")
+VERBS = (
+    *("search", "resume", "front", "describe", "measure", "score", "space", "export", "schema", "doctor"),
+    *("profile", "devices", "worker", "device check", "latency fit", "latency show", "latency check"),
+)
 
 
 class Result:
@@ -70,13 +74,13 @@ def test_help_lists_every_verb_and_imports_no_torch():
         "print([name for name in ('torch', 'optuna', 'onnxruntime', 'onnx', 'ray') if name in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(verb in shown for verb in VERBS)
+    assert all(verb.split()[0] in shown for verb in VERBS)
     assert shown.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_its_options(run, verb):
-    result = run(verb, "--help")
+    result = run(*verb.split(), "--help")
     assert result.code == 0
     assert "Usage: evit-nas " + verb in result.out
 
@@ -103,6 +107,22 @@ def test_version(run):
         (["export", "m0", "--to", "onnx", "--weights", "none.pth"], ["none.pth", "no such file"]),
         (["schema", "run"], ["'run'"]),
         (["measure", "none.onnx", "--device", "nothing"], ["'nothing'"]),
+        (["measure", "none.onnx"], ["none.onnx", "no file"]),
+        (["measure"], ["at least one network"]),
+        (["measure", "m0", "--image-size", "100"], ["--image-size", "multiple of 32", "100"]),
+        (["measure", "m0", "--session", "spin"], ["name=value", "'spin'"]),
+        (["measure", "m0", "--precision", "fp64"], ["fp32", "fp64"]),
+        (["measure", "m0", "--device", "cpu:4", "--threads", "2"], ["disagree"]),
+        (["search", "--budget", "5ms", "--device", "fake", "--device", "fake:2"], ["fake=5ms,fake:2=5ms"]),
+        (["search", "--budget", "fake=5ms,pi=9ms", "--device", "fake"], ["'pi'"]),
+        (["search", "--budget", "fake=5ms", "--device", "fake", "--device", "fake:2"], ["'fake:2'"]),
+        (["search", "--budget", "a=5ms,a=6ms", "--device", "fake:a"], ["'a'"]),
+        (["search", "--budget", "5ms", "--device", "fake", "--max-params", "many"], ["--max-params", "'many'"]),
+        (["search", "--budget", "5ms", "--device", "fake", "--max-memory", "0MB"], ["--max-memory", "'0MB'"]),
+        (["search", "--budget", "fake=5ms,fake=6ms", "--device", "fake"], ["two limits"]),
+        (["profile", "m0", "--device", "torch"], ["'torch'", "--device cpu"]),
+        (["worker", "--device", "remote:pi"], ["own machine"]),
+        (["worker", "--bind", "0.0.0.0"], ["token"]),
     ],
 )
 def test_wrong_use_is_one_message_and_exit_2(run, arguments, words):
@@ -164,6 +184,7 @@ def test_search_writes_a_front_and_prints_the_next_command(run, tmp_path):
     assert sorted(p.name for p in (tmp_path / "r").iterdir() if p.name[0] != ".") == [
         "front",
         "front.csv",
+        "latencies-fake.json",
         "measurements.jsonl",
         "run.yaml",
         "study.db",
@@ -184,7 +205,7 @@ def test_front_members_can_be_named_by_run_and_name(run):
     run(*SEARCH, "--out", "r")
     rows = json.loads(run("front", "r", "--format", "json").out)
     assert rows[0].keys() >= {"name", "latency_ms", "score", "params", "macs", "arch", "certified"}
-    assert cli.find_arch(f"r/{rows[0]['name']}").key == rows[0]["key"]
+    assert find_arch(f"r/{rows[0]['name']}").key == rows[0]["key"]
     assert run("describe", f"r/{rows[0]['name']}").code == 0
 
 
@@ -272,3 +293,69 @@ def test_doctor_on_the_fake_device(run):
     result = run("doctor", "--device", "fake")
     assert "canary against itself" in result.out
     assert result.code == 1  # the fake canary is not equal to itself: a broken protocol must be noticed
+
+
+def test_measure_shows_ratios_to_the_first_and_remembers_for_the_predictor(run, tmp_path):
+    (tmp_path / "net.yaml").write_text(tiny_arch().to_yaml())
+    rows = json.loads(run("measure", "m0", "net.yaml", "--device", "fake", "--format", "json").out)
+    assert [row["network"] for row in rows] == ["m0", "net.yaml"]
+    assert rows[0]["median_ms"] > rows[1]["median_ms"]
+    assert rows[0]["conditions"]["device"] == "fake"
+    shown = run("measure", "m0", "net.yaml", "--device", "fake").out
+    assert "1.000×" in shown
+
+
+def test_another_image_size_is_another_figure(run):
+    small, large = (
+        json.loads(run("measure", "m0", "--device", "fake", "--image-size", size, "--format", "json").out)[0]
+        for size in ("128", "224")
+    )
+    assert small["median_ms"] < large["median_ms"] / 2
+
+
+def test_references_stand_beside_the_presets_with_what_was_published(run, monkeypatch):
+    from evit_nas.latency import references
+    from tests.fakes import latency_of
+
+    one = references.MeasuredReference(references.REFERENCES[0], latency_of(1.5))
+    monkeypatch.setattr(references, "measure_references", lambda device, protocol, note: [one])
+    result = run("measure", "--references", "--device", "fake")
+    assert "EfficientViT-M5" in result.out
+    assert "77.1%" in result.out
+    assert one.reference.label in result.out
+    assert "none of it measured here" in result.err
+
+
+def test_devices_says_why_one_cannot_run(run):
+    rows = {row["device"]: row for row in json.loads(run("devices", "--format", "json").out)}
+    assert rows["cpu"]["missing"] is None
+    assert rows["cpu"]["version"].startswith("onnxruntime")
+    assert "CUDA" in rows["cuda-onnx"]["missing"] or rows["cuda-onnx"]["version"]
+    assert "cpu-int8" in run("devices").out
+
+
+def test_the_predictor_is_fitted_shown_exported_and_checked(run, tmp_path):
+    """On a device whose latency is exactly the MACs."""
+    space = ("--device", "fake", "--space", "efficientvit-tiny")
+    assert run("latency", "show", "--device", "fake").code == 1
+    fitted = run("latency", "fit", *space, "--networks", "60")
+    assert fitted.code == 0, fitted.err
+    assert "60 networks" in fitted.err
+    shown = run("latency", "show", "--device", "fake", "--export", "table.json", "--format", "json")
+    (row,) = json.loads(shown.out)
+    assert row["networks"] == 60
+    assert row["trusted"]
+    checked = run("latency", "check", *space, "--networks", "8", "--format", "json")
+    assert checked.code == 0, checked.err
+    assert all(abs(r["error"]) < 0.1 for r in json.loads(checked.out))
+    assert len(json.loads((tmp_path / "table.json").read_text())["networks"]) == 60
+    again = run("latency", "fit", *space, "--networks", "60", "--import", "table.json")
+    assert "0 networks taken over" in again.err
+
+
+def test_a_search_on_two_devices_keeps_both_budgets(run):
+    result = run(*SEARCH[:1], "--device", "fake", "--device", "fake:3", "--budget", "fake=9ms,fake:3=3ms", *SEARCH[5:])
+    assert result.code == 0, result.err
+    assert "runs/efficientvit-tiny-fake-9ms-fake-3-3ms" in result.err
+    rows = json.loads(run("front", "runs/efficientvit-tiny-fake-9ms-fake-3-3ms", "--format", "json").out)
+    assert all(row["latency_ms@fake:3"] <= 3 for row in rows)

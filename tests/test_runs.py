@@ -16,7 +16,9 @@ from evit_nas.space import SearchSpace
 @pytest.fixture
 def settings() -> SearchSettings:
     space = SearchSpace.load("efficientvit-tiny")
-    return SearchSettings(space_name="efficientvit-tiny", space=space, budget_ms=0.5, trials=7, pool=5, seed=3)
+    return SearchSettings(
+        space_name="efficientvit-tiny", space=space, targets=[{"budget_ms": 0.5}], trials=7, pool=5, seed=3
+    )
 
 
 def test_a_run_opens_with_the_settings_it_was_created_with(tmp_path, settings):
@@ -44,7 +46,7 @@ def test_a_damaged_run_yaml_is_one_message(tmp_path, settings):
     Run.create(tmp_path, settings, {}, "")
     text = (tmp_path / "run.yaml").read_text().replace("budget_ms: 0.5", "budget_ms: -1")
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(UsageError, match=r"run\.yaml: settings: budget_ms.*greater than 0"):
+    with pytest.raises(UsageError, match=r"run\.yaml: settings: targets\[0\]\.budget_ms.*greater than 0"):
         Run.open(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import TimmModel, onnx_backend, openvino_backend, parse_conditions, torch_backend
 from evit_nas.latency.runtimes import RUNTIMES, list_runtimes
 from evit_nas.network.deploy import deploy_weights

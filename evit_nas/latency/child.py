@@ -25,7 +25,7 @@ from evit_nas.errors import MeasurementError
 from evit_nas.latency import Latency, Protocol, Subject
 from evit_nas.latency.canary import CANARIES, LEARNING_S, SLOW_FACTOR, quiet_ms
 from evit_nas.latency.energy import energy_mj, meter
-from evit_nas.latency.machine import LoadMeter, pin_to_one_core, processor
+from evit_nas.latency.machine import LoadMeter, die_with_parent, pin_to_one_core, processor
 from evit_nas.latency.protocol import (
     REWARM_NS,
     Canary,
@@ -170,6 +170,7 @@ def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any
 
 def main() -> None:
     """Serves standard input until it ends."""
+    die_with_parent()
     conditions = Conditions.model_validate_json(sys.argv[1])
     if conditions.threads == 1:
         pin_to_one_core()

@@ -1,119 +1,215 @@
-"""The measuring process: reads one JSON request a line, answers one JSON line, until its input ends.
+"""`evit-nas worker`: a board over HTTP, for the remote devices of searches elsewhere.
 
-A request is {"arch": ..., "protocol": ...} or {"onnx": path, "protocol": ...}; an answer is {"latency": ...,
-"samples": ...} or {"error": text}. Needs onnxruntime, onnx and numpy; torch is never imported.
+    GET  /v1/info             what measures here (`Board`)
+    GET  /v1/load             how busy the board is with other things
+    PUT  /v1/models/SHA256    an ONNX file, known from now on by its hash
+    POST /v1/jobs             a measurement (`Job`): 200 with the answer, or 202 for "still at it: ask again"
+
+The whole paired protocol runs here, canary included: no sample has ever seen the network. Only JSON and ONNX bytes come
+in, nothing is unpickled, and onnxruntime, onnx and numpy are all the machinery it takes. It listens on loopback, where
+ssh is the authentication; any other address demands a token.
 """
 
 from __future__ import annotations
 
-import hashlib
+import hmac
+import ipaddress
 import json
-import os
-import sys
+import logging
+import re
+import signal
+import socket
+import socketserver
 import time
-from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
+from evit_nas import __version__
+from evit_nas.errors import UsageError
+from evit_nas.latency.board import MAX_MODEL_BYTES, Job, Refusal, Reply, Worker
+from evit_nas.yamlio import validate
 
-from evit_nas.arch import ArchConfig
-from evit_nas.latency import Latency, Protocol
-from evit_nas.latency.canary import CANARY, LEARNING_S, is_noisy, quiet_ms
-from evit_nas.latency.machine import processor
-from evit_nas.latency.protocol import measure_pairs, pool
-from evit_nas.network.onnx_graph import build_onnx
+DEFAULT_PORT = 8642
+TOKEN_VARIABLE = "EVIT_NAS_TOKEN"
+WAIT_S = 20.0  # that a client is kept waiting for an answer before it is told to ask again
+MAX_JSON_BYTES = 2**20
+SOCKET_TIMEOUT_S = 10.0  # without a single byte from the client
+MIN_BYTES_PER_S = 50_000  # a body that comes in more slowly is given up
 
-
-class Worker:
-    """Holds the canary's session, and its quiet time as known when the process started, between requests."""
-
-    def __init__(self) -> None:
-        graph = build_onnx(CANARY).SerializeToString()
-        self._canary = inference(graph)
-        self._machine, self._runtime = processor(), f"onnxruntime {ort.__version__}"
-        identity = f"{self._machine}; {self._runtime}; {hashlib.sha256(graph).hexdigest()}"
-        self._canary_ms = quiet_ms(_canary_samples(self._canary), identity)
-
-    def measure(self, graph: bytes, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        """The paired protocol on one serialised ONNX graph."""
-        pairs = pool([measure_pairs(inference(graph), self._canary, protocol) for _ in range(protocol.visits)])
-        latency = Latency(
-            median_ms=pairs.ratio * self._canary_ms,
-            p90_ms=pairs.p90_ratio * self._canary_ms,
-            rel_error=pairs.rel_error,
-            ratio=pairs.ratio,
-            canary_ms=self._canary_ms,
-            pairs=len(pairs.ratios),
-            device="cpu",
-            threads=1,
-            batch=1,
-            precision="fp32",
-            runtime=self._runtime,
-            machine=self._machine,
-            noisy=is_noisy(pairs.canary_ns, self._canary_ms),
-        )
-        samples = {"candidate_ns": pairs.candidate_ns.tolist(), "canary_ns": pairs.canary_ns.tolist()}
-        return latency, samples
+logger = logging.getLogger("evit_nas.worker")
 
 
-def _canary_samples(canary: Callable[[], object]) -> np.ndarray:
-    """CPU nanoseconds of canary runs over `LEARNING_S`."""
-    samples: list[int] = []
-    for _ in range(100):
-        canary()
-    end = time.monotonic() + LEARNING_S
-    while time.monotonic() < end or len(samples) < 30:
-        start = time.thread_time_ns()
-        canary()
-        samples.append(time.thread_time_ns() - start)
-    return np.array(samples)
+class Handler(BaseHTTPRequestHandler):
+    """One request on one connection; whatever is wrong with it is answered with one JSON error."""
+
+    server: WorkerServer
+    timeout = SOCKET_TIMEOUT_S
+    default_request_version = "HTTP/1.0"  # else the errors of a garbled request line have no status line
+    server_version, sys_version = f"evit-nas/{__version__}", ""
+
+    def _respond(self) -> None:
+        try:
+            status, reply = self._reply()
+        except Refusal as refusal:
+            status, reply = refusal.status, {"error": str(refusal), "kind": refusal.kind}
+        except UsageError as error:
+            status, reply = 400, {"error": str(error), "kind": "usage"}
+        except Exception as error:
+            logger.exception("%s %s", self.command, self.path)
+            status, reply = 500, {"error": f"the worker failed: {error!r}", "kind": "crashed"}
+        self._send(status, reply)
+
+    do_GET = do_PUT = do_POST = _respond
+
+    def _reply(self) -> tuple[int, Reply]:
+        self._check_token()
+        worker, request = self.server.worker, f"{self.command} {self.path}"
+        if request == "GET /v1/info":
+            return 200, worker.board().model_dump(mode="json")
+        if request == "GET /v1/load":
+            return 200, worker.load()
+        if request == "POST /v1/jobs":
+            answer = worker.ask(validate(Job, self._json(), "job"), self.server.wait_s)
+            if answer is None:
+                return 202, {"state": "running"}
+            return (422 if "error" in answer else 200), answer
+        model = re.fullmatch("PUT /v1/models/([0-9a-f]{64})", request)
+        if model:
+            worker.keep_model(model[1], self._body(worker.max_model_bytes))
+            return 201, {}
+        raise Refusal(404, "there is GET /v1/info, GET /v1/load, PUT /v1/models/SHA256 and POST /v1/jobs")
+
+    def _check_token(self) -> None:
+        given = self.headers.get("Authorization", "").encode()
+        if self.server.token and not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
+            raise Refusal(401, f"this worker asks for its token; set {TOKEN_VARIABLE} to it")
+
+    def _json(self) -> Any:
+        try:
+            return json.loads(self._body(MAX_JSON_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, f"the body is not JSON: {error}") from None
+
+    def _body(self, limit: int) -> bytes:
+        """The request's body, of at most `limit` bytes.
+
+        Raises:
+            Refusal: its length is not declared or too large, or it comes short or too slowly.
+        """
+        declared = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,18}", declared):
+            raise Refusal(411, "Content-Length must say how many bytes the body has")
+        left = int(declared)
+        if left > limit:
+            raise Refusal(413, f"at most {limit:,} bytes are taken here, got {left:,}")
+        deadline = time.monotonic() + SOCKET_TIMEOUT_S + left / MIN_BYTES_PER_S
+        chunks = []
+        while left:
+            try:
+                chunk = self.rfile.read1(min(left, 2**20))
+            except TimeoutError:
+                chunk, deadline = b"", 0.0
+            if time.monotonic() > deadline:
+                raise Refusal(408, f"the body comes too slowly, {left:,} bytes are missing", "lost link")
+            if not chunk:
+                raise Refusal(400, f"the body ended {left:,} bytes early", "lost link")
+            chunks.append(chunk)
+            left -= len(chunk)
+        return b"".join(chunks)
+
+    def _send(self, status: int, reply: Reply) -> None:
+        body = json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """The base class's own errors, about request lines and headers it cannot read, as JSON."""
+        status = 405 if code == 501 else 400 if code >= 500 else int(code)
+        self._send(status, {"error": message or "not a request", "kind": "usage"})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
 
 
-def inference(graph: bytes) -> Callable[[], object]:
-    """A callable that runs `graph` once on the calling thread, on random input."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
-    feed = {}
-    for entry in session.get_inputs():
-        shape = [side if isinstance(side, int) else 1 for side in entry.shape]
-        feed[entry.name] = rng.standard_normal(shape, dtype=np.float32)
-    return lambda: session.run(None, feed)
+class WorkerServer(ThreadingHTTPServer):
+    """A worker at an address.
+
+    Args:
+        device: what measures here, one of RUNTIMES; a GPU with its index.
+        bind: address to listen on.
+        port: 0 takes any free one; see `address`.
+        token: what clients must know; empty for none, on loopback only.
+        max_model_bytes: largest ONNX file taken.
+
+    Raises:
+        UsageError: an address beyond loopback without a token, one that cannot be had, or see `Worker`.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        *,
+        bind: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        token: str = "",
+        max_model_bytes: int = MAX_MODEL_BYTES,
+    ) -> None:
+        self.token = token.strip()
+        if not self.token and not _is_loopback(bind):
+            raise UsageError(
+                f"--bind {bind} lets everybody on the network use this worker: give it a token in {TOKEN_VARIABLE}, "
+                "or leave --bind out and reach the worker through ssh."
+            )
+        self.worker = Worker(device, max_model_bytes=max_model_bytes)
+        self.wait_s = WAIT_S
+        self.address_family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        try:
+            super().__init__((bind, port), Handler)
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"cannot listen on {bind} port {port}: {error}. Choose another with --port.") from None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        host, port = self.socket.getsockname()[:2]
+        return str(host), int(port)
+
+    def run(self) -> None:
+        """Serves until Ctrl-C or SIGTERM; call it from the main thread."""
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.default_int_handler)
+        with suppress(KeyboardInterrupt), self:
+            self.serve_forever()
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.worker.close()
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks a name server, which a board may not have
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection gently: closed on unread bytes, it would be reset and its answer lost."""
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_WR)
+            request.settimeout(1.0)
+            for _ in range(16):
+                if not request.recv(2**16):
+                    break
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("connection with %s lost", client_address, exc_info=True)
 
 
-def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to one request; whatever goes wrong becomes {"error": text}."""
+def _is_loopback(bind: str) -> bool:
     try:
-        protocol = Protocol.model_validate(request["protocol"])
-        if "onnx" in request:
-            graph = Path(request["onnx"]).read_bytes()
-        else:
-            graph = build_onnx(ArchConfig.model_validate(request["arch"])).SerializeToString()
-        latency, samples = worker.measure(graph, protocol)
-        return {"latency": latency.model_dump(), "samples": samples}
-    except Exception as error:
-        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
-
-
-def main() -> None:
-    """Serves standard input until it ends."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[-1]})  # core 0 serves most interrupts
-    # The runtime may print; only answers may reach the real standard output.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        out.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-        out.flush()
-
-
-if __name__ == "__main__":
-    main()
+        return bind == "localhost" or ipaddress.ip_address(bind).is_loopback
+    except ValueError:
+        return False

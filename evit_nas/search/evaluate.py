@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,30 +16,47 @@ from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import STRICT, Device, Latency, Protocol
+from evit_nas.latency.predictor import Table
 from evit_nas.runs import Journal
 
 SEARCH = Protocol()
 
 
 class Evaluator:
-    """Measures on `device` and scores with `seed`, remembering everything in `journal`."""
+    """Measures on `devices` and scores with `seed`, remembering everything in `journal`."""
 
-    def __init__(self, device: Device, journal: Journal, seed: int) -> None:
-        self._device, self._journal, self._seed = device, journal, seed
+    def __init__(self, devices: Sequence[Device], journal: Journal, seed: int) -> None:
+        self._devices, self._journal, self._seed = devices, journal, seed
         self._memo: dict[str, dict[str, Any]] = {record["id"]: record["value"] for record in journal.read()}
 
     def repair(self) -> None:
         """Makes the journal fit for appending after a process was killed; only for the run's owner."""
         self._journal.repair()
 
-    def latency(self, arch: ArchConfig, strict: bool = False) -> Latency:
-        """Measured latency, quickly as a search needs it or as carefully as what is published."""
-        memo_id = self._latency_id(arch, strict)
+    def latencies(self, arch: ArchConfig, strict: bool = False) -> tuple[Latency, ...]:
+        """Measured latency on each device, quickly as a search needs it or as carefully as what is published."""
+        return tuple(self._latency(arch, device, strict) for device in self._devices)
+
+    def _latency(self, arch: ArchConfig, device: Device, strict: bool) -> Latency:
+        kind, protocol = ("strict", STRICT) if strict else ("latency", SEARCH)
+        memo_id = _memo_id(kind, arch, device.context() | protocol.model_dump())
         if memo_id in self._memo:
             return Latency.model_validate(self._memo[memo_id])
-        latency, samples = self._device.measure(arch, STRICT if strict else SEARCH)
-        self._remember(memo_id, arch, latency.model_dump(), samples=samples)
+        latency, samples = device.measure(arch, protocol)
+        self._remember(memo_id, arch, latency.model_dump(mode="json"), samples=samples)
+        Table(device.context()).add(arch, latency)
         return latency
+
+    def memory_mb(self, arch: ArchConfig) -> float | None:
+        """Peak resident memory of the network in a fresh process on the first device; None where it cannot be had."""
+        conditions = self._devices[0].conditions
+        memo_id = _memo_id("memory", arch, self._devices[0].context())
+        if memo_id not in self._memo:
+            from evit_nas.latency.memory import peak_memory_mb
+
+            self._remember(memo_id, arch, {"memory_mb": peak_memory_mb(arch, conditions)})
+        value: float | None = self._memo[memo_id]["memory_mb"]
+        return value
 
     def proxies(self, arch: ArchConfig) -> dict[str, float]:
         """The zero-cost proxies that the score is made of, by name; higher is better."""
@@ -50,18 +68,24 @@ class Evaluator:
             self._remember(memo_id, arch, score_all(arch, seed=self._seed, names=NAMES))
         return self._memo[memo_id]
 
-    def _latency_id(self, arch: ArchConfig, strict: bool) -> str:
-        kind, protocol = ("strict", STRICT) if strict else ("latency", SEARCH)
-        return _memo_id(kind, arch, self._device.context() | protocol.model_dump())
-
     def _remember(self, memo_id: str, arch: ArchConfig, value: dict[str, Any], **details: Any) -> None:
         self._journal.append({"id": memo_id, "key": arch.key, "value": value, **details})
         self._memo[memo_id] = value
 
 
 def recorded(journal: Journal, kind: str) -> dict[str, dict[str, Any]]:
-    """Key of the network -> its latest "latency", "strict" or "proxies" on record, whatever machine made it."""
+    """Key of the network -> its latest value of that kind ("proxies", "memory"), whatever machine made it."""
     return {r["key"]: r["value"] for r in journal.read() if r["id"].startswith(f"{kind}:")}
+
+
+def recorded_latencies(journal: Journal, kind: str) -> dict[str, dict[str, Latency]]:
+    """Key of the network -> device -> its latest "latency" or "strict" there, whatever machine made it."""
+    found: dict[str, dict[str, Latency]] = {}
+    for record in journal.read():
+        if record["id"].startswith(f"{kind}:"):
+            latency = Latency.model_validate(record["value"])
+            found.setdefault(record["key"], {})[latency.conditions.device] = latency
+    return found
 
 
 def _memo_id(kind: str, arch: ArchConfig, context: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evit_nas.arch import ArchConfig
+from evit_nas.config import Limits, SearchSettings, Target
 from evit_nas.latency import Latency
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
@@ -23,16 +24,24 @@ from evit_nas.runs import Run, write_atomically
 
 @dataclass(frozen=True)
 class Candidate:
-    """One evaluated architecture with its score (higher is better) and its best-known latency."""
+    """One evaluated architecture with its score (higher is better) and its best-known measured latencies."""
 
     name: str
     arch: ArchConfig
     score: float
-    latency: Latency
+    latencies: tuple[Latency, ...]
+    """On each device of the search, in its order."""
     certified: bool
     """Measured strictly, after the search."""
     trial: int | None
     """Number of the trial in study.db; None for a reference that is not in the space."""
+    memory_mb: float | None = None
+    """Peak resident memory in megabytes; None unless the search limits it."""
+
+    @property
+    def latency(self) -> Latency:
+        """On the first device."""
+        return self.latencies[0]
 
     @property
     def params(self) -> int:
@@ -45,15 +54,46 @@ class Candidate:
         return cost(self.arch).macs
 
 
-def select(candidates: Sequence[Candidate], budget_ms: float) -> list[Candidate]:
-    """The candidates that keep the budget and that no other one beats, fastest first.
+def excess(latency: Latency, certified: bool, target: Target, stat: str) -> float:
+    """How far a latency lies beyond the target's budget, as a share of it; zero or less keeps it.
 
-    A certified latency keeps the budget with its uncertainty, so that the member still does when measured again.
+    A certified latency keeps the budget with its uncertainty, so that the network still does when measured again.
     """
-    feasible = [c for c in candidates if (c.latency.high_ms if c.certified else c.latency.median_ms) <= budget_ms]
-    points = np.array([(c.latency.median_ms, -c.score) for c in feasible]).reshape(-1, 2)
-    kept = [c for c, keep in zip(feasible, non_dominated(points), strict=True) if keep]
+    ms = latency.stat_ms(stat) * (1 + latency.rel_error if certified else 1)
+    return ms / target.budget_ms - 1
+
+
+def select(candidates: Sequence[Candidate], settings: SearchSettings) -> list[Candidate]:
+    """The candidates that keep every limit and that no other one beats, fastest on the first device first."""
+    return unbeaten([c for c in candidates if keeps_limits(c, settings)], settings.budget_stat)
+
+
+def unbeaten(candidates: Sequence[Candidate], stat: str) -> list[Candidate]:
+    """The candidates that no other one beats in score and in latency everywhere, fastest first."""
+    if not candidates:
+        return []
+    points = np.array([(-c.score, *(latency.stat_ms(stat) for latency in c.latencies)) for c in candidates])
+    kept = [c for c, keep in zip(candidates, non_dominated(points), strict=True) if keep]
     return sorted(kept, key=lambda c: c.latency.median_ms)
+
+
+def keeps_limits(candidate: Candidate, settings: SearchSettings) -> bool:
+    """Whether a candidate keeps the budget on each device, and the limits on parameters, MACs and memory."""
+    pairs = zip(candidate.latencies, settings.targets, strict=True)
+    in_time = all(excess(la, candidate.certified, target, settings.budget_stat) <= 0 for la, target in pairs)
+    beyond = limit_excess(candidate.arch, candidate.memory_mb, settings.limits)
+    return in_time and all(value <= 0 for value in beyond.values())
+
+
+def limit_excess(arch: ArchConfig, memory_mb: float | None, limits: Limits) -> dict[str, float]:
+    """How far parameters, MACs and memory lie beyond their limits, as a share of them; zero or less keeps them."""
+    size = cost(arch)
+    given = {
+        "params": (size.params, limits.params),
+        "macs": (size.macs, limits.macs),
+        "memory_mb": (memory_mb, limits.memory_mb),
+    }
+    return {name: value / limit - 1 for name, (value, limit) in given.items() if limit and value is not None}
 
 
 def file_name(candidate: Candidate) -> str:
@@ -73,13 +113,11 @@ def write_front(run: Run, members: Sequence[Candidate]) -> None:
 
 
 def _header(run: Run, member: Candidate) -> str:
-    latency, settings = member.latency, run.settings
+    settings = run.settings
     return "\n".join(
         [
-            f"EfficientViT {member.name.removeprefix('evit-')}: {latency} on {latency.device}, "
-            f"{latency.threads} thread, batch {latency.batch}, {latency.precision}",
-            f"machine: {latency.machine}; {latency.runtime}; {latency.pairs} pairs, "
-            f"{latency.ratio:.3f} times the canary's {latency.canary_ms:.3f} ms",
+            f"EfficientViT {member.name.removeprefix('evit-')}",
+            *(line for latency in member.latencies for line in _provenance(latency)),
             f"params {member.params:,}; MACs {member.macs:,}; zero-cost score {member.score:.4f} "
             "(a rank aggregate within this run, not an accuracy)",
             f"found by: {run.record['command']} (evit-nas {run.record['evit_nas']}, seed {settings.seed}, "
@@ -89,25 +127,43 @@ def _header(run: Run, member: Candidate) -> str:
     )
 
 
+def _provenance(latency: Latency) -> list[str]:
+    noise = f"; not certified: {latency.noise}" if latency.noisy else ""
+    return [
+        f"{latency} (p90 {latency.p90_ms:.2f} ms) on {latency.conditions}",
+        f"  measured on {latency.machine}; {latency.runtime}; {latency.rounds} rounds, {latency.ratio:.3f} times "
+        f"the canary's {latency.canary_ms:.3f} ms{noise}",
+    ]
+
+
 def rows(members: Sequence[Candidate]) -> list[dict[str, object]]:
     """The members as plain rows: what `front --format json|csv|yaml` prints."""
     return [
         {
             "name": member.name,
-            "latency_ms": round(member.latency.median_ms, 4),
-            "latency_p90_ms": round(member.latency.p90_ms, 4),
-            "latency_rel_error": round(member.latency.rel_error, 4),
+            **{name: value for latency in member.latencies for name, value in _latency_cells(member, latency).items()},
             "certified": member.certified,
-            "noisy": member.latency.noisy,
             "score": round(member.score, 5),
             "params": member.params,
             "macs": member.macs,
+            **({"memory_mb": round(member.memory_mb, 2)} if member.memory_mb is not None else {}),
             "trial": member.trial,
             "key": member.arch.key,
             "arch": json.loads(member.arch.model_dump_json()),
         }
         for member in members
     ]
+
+
+def _latency_cells(member: Candidate, latency: Latency) -> dict[str, object]:
+    """The columns of one device; where there are several, each is named after its device."""
+    suffix = f"@{latency.conditions.device}" if len(member.latencies) > 1 else ""
+    return {
+        f"latency_ms{suffix}": round(latency.median_ms, 4),
+        f"latency_p90_ms{suffix}": round(latency.p90_ms, 4),
+        f"latency_rel_error{suffix}": round(latency.rel_error, 4),
+        f"noisy{suffix}": latency.noisy,
+    }
 
 
 def to_csv(members: Sequence[Candidate]) -> str:

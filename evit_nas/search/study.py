@@ -17,29 +17,40 @@ import random
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import optuna
 from optuna.samplers import TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.config import SearchSettings
 from evit_nas.errors import EvitNasError, Infeasible, MeasurementError, RunError, UsageError
-from evit_nas.latency import Latency, open_device
+from evit_nas.latency import Device, Latency, open_device
 from evit_nas.runs import Journal, Run
-from evit_nas.search.evaluate import Evaluator, recorded
-from evit_nas.search.front import Candidate, file_name, select, write_front
+from evit_nas.search.evaluate import Evaluator, recorded, recorded_latencies
+from evit_nas.search.forecast import Forecast
+from evit_nas.search.front import (
+    Candidate,
+    excess,
+    file_name,
+    keeps_limits,
+    limit_excess,
+    select,
+    unbeaten,
+    write_front,
+)
 from evit_nas.search.status import Status, Watcher
-from evit_nas.space import SearchSpace
 
 STUDY = "evit-nas"
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 MAX_REPEATS = 100  # proposals in a row that were known already: the space is used up
 PACE_OVER = 20  # evaluations that the estimated time to go looks back on
+NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
 MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
 
 
@@ -55,11 +66,11 @@ class Front:
 
 @dataclass(frozen=True)
 class Feasibility:
-    """What the device does with the extremes of the space and with m0..m5, before anything is searched."""
+    """The extremes of the space and m0..m5 on each device, before anything is searched."""
 
-    smallest: Latency
-    largest: Latency
-    presets: dict[str, Latency]
+    smallest: tuple[Latency, ...]
+    largest: tuple[Latency, ...]
+    presets: dict[str, tuple[Latency, ...]]
 
 
 class Search:
@@ -68,7 +79,7 @@ class Search:
     def __init__(self, run: Run, watcher: Watcher) -> None:
         self._run, self._watch = run, watcher
         self._settings, self._space = run.settings, run.settings.space
-        self._budget = run.settings.budget_ms
+        self._forecasts: list[Forecast] = []
 
     def run(self) -> Front:
         """Searches to the total of trials and writes the certified front.
@@ -76,25 +87,33 @@ class Search:
         Raises:
             Infeasible: no architecture of the space keeps the budget on the device.
         """
-        with open_device(self._settings.device) as device, open_study(self._run) as record:
-            evaluator = Evaluator(device, journal_of(self._run), self._settings.seed)
+        with open_devices(self._settings) as devices, open_study(self._run) as record:
+            evaluator = Evaluator(devices, journal_of(self._run), self._settings.seed)
             evaluator.repair()
-            _check_same_conditions(record, device.context(), self._run)
-            self._announce(feasibility(evaluator, self._space, self._budget))
+            _check_same_conditions(record, [device.context() for device in devices], self._run)
+            self._announce(feasibility(evaluator, self._settings))
             pool = self._pool()
             aggregate = self._aggregate(record, evaluator, pool)
+            self._forecasts = self._forecast(devices)
             self._loop(record, evaluator, aggregate, pool)
             self._certify(record, evaluator)
         return load_front(self._run)
 
     def _announce(self, found: Feasibility) -> None:
-        within = [name for name, latency in found.presets.items() if latency.median_ms <= self._budget]
-        self._watch.note(
-            f"the space spans {found.smallest} to {found.largest}; "
-            f"of the paper's networks {', '.join(within) or 'none'} keep {self._budget:g} ms"
-        )
-        if found.largest.median_ms <= self._budget:
-            self._watch.note("even the largest network keeps the budget: a smaller budget or a larger space says more")
+        for index, target in enumerate(self._settings.targets):
+            ms = {
+                name: latencies[index].stat_ms(self._settings.budget_stat) for name, latencies in found.presets.items()
+            }
+            within = [name for name in ms if ms[name] <= target.budget_ms]
+            self._watch.note(
+                f"the space spans {found.smallest[index]} to {found.largest[index]} on {target.device}; "
+                f"of the paper's networks {', '.join(within) or 'none'} keep {target.budget_ms:g} ms"
+            )
+            if found.largest[index].stat_ms(self._settings.budget_stat) <= target.budget_ms:
+                self._watch.note(
+                    f"even the largest network keeps the budget on {target.device}: "
+                    "a smaller budget or a larger space says more"
+                )
 
     def _pool(self) -> dict[str, tuple[ArchConfig, str]]:
         """The presets that the space holds, then distinct random architectures: key -> (arch, origin)."""
@@ -138,6 +157,8 @@ class Search:
         known, moments = Known(record), deque([time.monotonic()], maxlen=PACE_OVER + 1)
         proposer = optuna.create_study(directions=record.directions)
         proposer.add_trials(record.get_trials(deepcopy=False))
+        for candidate in known.candidates.values():
+            self._learn(candidate.arch, candidate.latencies)
         repeats = 0
         while len(known.by_key) < self._settings.trials and repeats < MAX_REPEATS:
             untried = next((member for key, member in pool.items() if key not in known.by_key), None)
@@ -150,7 +171,9 @@ class Search:
             trial.set_user_attr("arch", arch.model_dump(mode="json"))
             earlier = known.by_key.get(arch.key)
             values = (
-                self._repeat(trial, earlier) if earlier else self._evaluate(trial, arch, record, evaluator, aggregate)
+                self._repeat(trial, earlier)
+                if earlier
+                else self._evaluate(trial, arch, known, record, evaluator, aggregate)
             )
             told = proposer.tell(trial, values, state=None if values else TrialState.FAIL)
             record.add_trial(told)
@@ -174,76 +197,167 @@ class Search:
         self,
         trial: optuna.Trial,
         arch: ArchConfig,
+        known: Known,
         record: optuna.Study,
         evaluator: Evaluator,
         aggregate: RankAggregate,
     ) -> list[float] | None:
-        """Score and latency of a new architecture; None for a failure, with its reason on the trial."""
+        """Score and latencies of a new architecture; None for a failure, with its reason on the trial.
+
+        A latency is measured where it may matter for the front, else predicted; the attributes tell which.
+        """
         try:
             _survive(record, arch)
-            proxies, latency = evaluator.proxies(arch), evaluator.latency(arch)
+            proxies = evaluator.proxies(arch)
             score = aggregate.score(proxies)
+            predicted_ms = self._predict(arch)
+            latencies: tuple[Latency, ...] = ()
+            if predicted_ms is None or self._may_reach_front(score, predicted_ms, known):
+                latencies = evaluator.latencies(arch)
+            memory_mb = evaluator.memory_mb(arch) if self._settings.limits.memory_mb else None
         except (EvitNasError, RuntimeError, MemoryError) as error:
+            if isinstance(error, MeasurementError) and error.kind == "lost link":
+                record.set_user_attr("evaluating", ("", 0))  # not the architecture's fault
+                raise
             trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split()))
             return None
+        self._learn(arch, latencies)
         trial.set_user_attr("proxies", proxies)
-        trial.set_user_attr("latency", latency.model_dump())
-        trial.set_constraint("latency_ms", latency.median_ms - self._budget)
-        return [score, latency.median_ms]
+        trial.set_user_attr("predicted_ms", predicted_ms)
+        trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in latencies])
+        trial.set_user_attr("memory_mb", memory_mb)
+        best_known = [latency.stat_ms(self._settings.budget_stat) for latency in latencies] or predicted_ms or []
+        for name, beyond in self._constraints(arch, best_known, memory_mb).items():
+            trial.set_constraint(name, beyond)
+        return [score, *best_known]
+
+    def _forecast(self, devices: Sequence[Device]) -> list[Forecast]:
+        """What predicts the latency on each device; nothing does for a budget on the 90th percentile."""
+        if self._settings.budget_stat != "median":
+            return []
+        return [Forecast(device, self._run.path, self._watch.note) for device in devices]
+
+    def _predict(self, arch: ArchConfig) -> list[float] | None:
+        """The predicted latency on each device in milliseconds; None unless it can be told for all."""
+        predicted = [forecast.predict_ms(arch) for forecast in self._forecasts]
+        return [ms for ms in predicted if ms is not None] if predicted and None not in predicted else None
+
+    def _may_reach_front(self, score: float, predicted_ms: Sequence[float], known: Known) -> bool:
+        """Whether the network may keep every budget and be beaten by none, if predictions are off in its favour."""
+        fastest = [ms * (1 - forecast.band) for ms, forecast in zip(predicted_ms, self._forecasts, strict=True)]
+        if any(ms > target.budget_ms for ms, target in zip(fastest, self._settings.targets, strict=True)):
+            return False
+        return not any(
+            c.score >= score
+            and all(latency.median_ms <= ms for latency, ms in zip(c.latencies, fastest, strict=True))
+            and keeps_limits(c, self._settings)
+            for c in known.candidates.values()
+        )
+
+    def _learn(self, arch: ArchConfig, latencies: Sequence[Latency]) -> None:
+        if latencies:
+            for forecast, latency in zip(self._forecasts, latencies, strict=False):  # none for the 90th percentile
+                forecast.learn(arch, latency)
+
+    def _constraints(
+        self, arch: ArchConfig, latencies_ms: Sequence[float], memory_mb: float | None
+    ) -> dict[str, float]:
+        """Name of each limit -> how far the network lies beyond it, as a share of it; the same names in every trial."""
+        triples = zip(metric_names(self._settings)[1:], latencies_ms, self._settings.targets, strict=True)
+        in_time = {name: ms / target.budget_ms - 1 for name, ms, target in triples}
+        return in_time | limit_excess(arch, memory_mb, self._settings.limits)
 
     def _repeat(self, trial: optuna.Trial, earlier: FrozenTrial) -> list[float] | None:
         """A known architecture's values once more, so that the sampler moves on."""
         trial.set_user_attr("repeat_of", earlier.number)
         if earlier.state is not TrialState.COMPLETE:
             return None
-        trial.set_constraint("latency_ms", earlier.values[1] - self._budget)
+        for name, beyond in earlier.constraints.items():
+            trial.set_constraint(name, beyond)
         return list(earlier.values)
 
     def _status(self, known: Known, pace_s: float) -> Status:
-        feasible = [c for c in known.candidates.values() if c.latency.median_ms <= self._budget]
+        feasible = [c for c in known.candidates.values() if keeps_limits(c, self._settings)]
         return Status(
             done=len(known.by_key),
             total=self._settings.trials,
-            failed=len(known.by_key) - len(known.candidates),
+            failed=known.failed,
             feasible=len(feasible),
-            front=len(select(feasible, self._budget)),
+            front=len(select(feasible, self._settings)),
             best_score=max((c.score for c in feasible), default=None),
             pace_s=pace_s,
         )
 
     def _certify(self, record: optuna.Study, evaluator: Evaluator) -> None:
-        """Measures the front strictly until it stands: a member that falls out may let another one in."""
+        """Measures the front strictly until it stands: a member that falls out may let another one in.
+
+        What missed the budget by less than a hurried measurement can tell gets its second visit here.
+        """
         self._watch.note("measuring the front and the paper's networks again, strictly")
-        found, journal = Known(record).candidates, journal_of(self._run)
+        found = Known(record).candidates
+        slack = self._settings.model_copy(
+            update={
+                "targets": tuple(t.model_copy(update={"budget_ms": t.budget_ms * NEAR}) for t in self._settings.targets)
+            }
+        )
         while True:
-            candidates = _certified(found, recorded(journal, "strict"))
-            members = select(candidates, self._budget)
+            candidates = _certified(found, recorded_latencies(journal_of(self._run), "strict"), self._settings)
+            hopeful = [c for c in candidates if keeps_limits(c, self._settings if c.certified else slack)]
+            members = unbeaten(hopeful, self._settings.budget_stat)
             if all(member.certified for member in members):
                 break
             for done, member in enumerate(members, start=1):
                 self._watch.step("strict measurement", done, len(members))
-                evaluator.latency(member.arch, strict=True)
+                evaluator.latencies(member.arch, strict=True)
         if not members:
-            nearest = min(candidates, key=lambda c: c.latency.median_ms, default=None)
-            raise Infeasible(_nothing_fits(self._budget, nearest.latency if nearest else None, "that was found"))
+            nearest = min(candidates, key=lambda c: _worst(c, self._settings), default=None)
+            raise Infeasible(_nothing_fits(self._settings, nearest.latencies if nearest else None, "that was found"))
         for name in PRESETS:
             preset = self._space.adapted(ArchConfig.preset(name))
             evaluator.proxies(preset)
-            evaluator.latency(preset, strict=True)
+            evaluator.latencies(preset, strict=True)
         write_front(self._run, _named(members))
 
 
-def feasibility(evaluator: Evaluator, space: SearchSpace, budget_ms: float) -> Feasibility:
+@contextmanager
+def open_devices(settings: SearchSettings) -> Iterator[list[Device]]:
+    """Every device of a search, ready to measure; all are closed at the end."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(open_device(target.conditions)) for target in settings.targets]
+
+
+def directions(settings: SearchSettings) -> list[StudyDirection]:
+    """The score up, the latency on each device down."""
+    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(settings.targets)]
+
+
+def metric_names(settings: SearchSettings) -> list[str]:
+    """What a trial's values are called: the score, then the latency on each device."""
+    one = len(settings.targets) == 1
+    return ["score", *("latency_ms" if one else f"latency_ms@{target.device}" for target in settings.targets)]
+
+
+def feasibility(evaluator: Evaluator, settings: SearchSettings) -> Feasibility:
     """Measures the extremes of the space and m0..m5 at its input size.
 
     Raises:
-        Infeasible: even the smallest architecture misses the budget; names its latency and the way out.
+        Infeasible: even the smallest architecture misses a limit; names the figure and the way out.
     """
-    smallest = evaluator.latency(space.smallest())
-    if smallest.median_ms > budget_ms:
-        raise Infeasible(_nothing_fits(budget_ms, smallest, "of the space"))
-    presets = {name: evaluator.latency(space.adapted(ArchConfig.preset(name))) for name in PRESETS}
-    return Feasibility(smallest, evaluator.latency(space.largest()), presets)
+    space, smallest = settings.space, settings.space.smallest()
+    memory_mb = evaluator.memory_mb(smallest) if settings.limits.memory_mb else None
+    for name, beyond in limit_excess(smallest, memory_mb, settings.limits).items():
+        if beyond > 0:
+            limit = getattr(settings.limits, name)
+            raise Infeasible(
+                f"nothing keeps --max-{name.removesuffix('_mb')}: the smallest architecture of the space has "
+                f"{(1 + beyond) * limit:.4g}, the limit is {limit:.4g}. Raise it, or use a smaller --space."
+            )
+    latencies = evaluator.latencies(smallest)
+    for latency, target in zip(latencies, settings.targets, strict=True):
+        if latency.stat_ms(settings.budget_stat) > target.budget_ms:
+            raise Infeasible(_nothing_fits(settings, latencies, "of the space"))
+    presets = {name: evaluator.latencies(space.adapted(ArchConfig.preset(name))) for name in PRESETS}
+    return Feasibility(latencies, evaluator.latencies(space.largest()), presets)
 
 
 def load_front(run: Run) -> Front:
@@ -258,17 +372,17 @@ def load_front(run: Run) -> Front:
         raise UsageError(f"{run.path} has no trials yet. Continue it with: evit-nas resume {run.path}")
     with open_study(run) as study:
         known, aggregate = Known(study), study.user_attrs.get("aggregate")
-    strict = recorded(journal_of(run), "strict")
-    members = select(_certified(known.candidates, strict), run.settings.budget_ms)
+    strict = recorded_latencies(journal_of(run), "strict")
+    members = select(_certified(known.candidates, strict, run.settings), run.settings)
     references = []
     if aggregate is not None:
         proxies = recorded(journal_of(run), "proxies")
         for name in PRESETS:
             arch = run.settings.space.adapted(ArchConfig.preset(name))
-            if arch.key in strict and arch.key in proxies:
+            latencies = _on_all(strict.get(arch.key, {}), run.settings)
+            if latencies and arch.key in proxies:
                 score = RankAggregate.from_json(aggregate).score(proxies[arch.key])
-                latency = Latency.model_validate(strict[arch.key])
-                references.append(Candidate(name, arch, score, latency, certified=True, trial=None))
+                references.append(Candidate(name, arch, score, latencies, certified=True, trial=None))
     return Front(_named(members), references, done=len(known.by_key), total=run.settings.trials)
 
 
@@ -295,7 +409,8 @@ class Known:
 
     def __init__(self, study: optuna.Study) -> None:
         self.by_key: dict[str, FrozenTrial] = {}
-        self.candidates: dict[str, Candidate] = {}  # those that did not fail
+        self.candidates: dict[str, Candidate] = {}  # those that were measured
+        self.failed = 0
         self.told = 0  # trials, repeats included: the sampler's clock
         for trial in study.get_trials(deepcopy=False):
             self.add(trial)
@@ -307,10 +422,12 @@ class Known:
             return
         key = trial.user_attrs["key"]
         self.by_key[key] = trial
-        if trial.state is TrialState.COMPLETE:
+        self.failed += trial.state is TrialState.FAIL
+        if trial.state is TrialState.COMPLETE and trial.user_attrs["latencies"]:
             arch = ArchConfig.model_validate(trial.user_attrs["arch"])
-            latency = Latency.model_validate(trial.user_attrs["latency"])
-            self.candidates[key] = Candidate("", arch, trial.values[0], latency, certified=False, trial=trial.number)
+            latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
+            memory_mb = trial.user_attrs["memory_mb"]
+            self.candidates[key] = Candidate("", arch, trial.values[0], latencies, False, trial.number, memory_mb)
 
 
 @contextmanager
@@ -321,27 +438,31 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
     storage = optuna.storages.RDBStorage(url)
     try:
         study = optuna.create_study(
-            storage=storage, study_name=STUDY, directions=["maximize", "minimize"], load_if_exists=True
+            storage=storage,
+            study_name=STUDY,
+            directions=directions(run.settings),
+            load_if_exists=True,
         )
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(["score", "latency_ms"])
+                study.set_metric_names(metric_names(run.settings))
         yield study
     finally:
         storage.engine.dispose()
 
 
-def _check_same_conditions(study: optuna.Study, here: dict[str, str], run: Run) -> None:
+def _check_same_conditions(study: optuna.Study, here: list[dict[str, str]], run: Run) -> None:
     """Refuses to continue a run under conditions that make its latencies incomparable."""
     before = study.user_attrs.get("conditions")
     if before is None:
         study.set_user_attr("conditions", here)
         return
     changes = [
-        f"{name} was {before.get(name)}, here it is {value}"
-        for name, value in here.items()
-        if before.get(name) != value
+        f"{name} was {then.get(name)}, here it is {value}"
+        for then, now in zip(before, here, strict=True)
+        for name, value in now.items()
+        if then.get(name) != value
     ]
     if changes:
         raise RunError(
@@ -363,12 +484,24 @@ def _survive(record: optuna.Study, arch: ArchConfig) -> None:
     record.set_user_attr("evaluating", (arch.key, deaths + 1))
 
 
-def _certified(candidates: dict[str, Candidate], strict: dict[str, dict[str, Any]]) -> list[Candidate]:
-    """The candidates, with their strict latency wherever one is on record."""
-    return [
-        replace(c, latency=Latency.model_validate(strict[key]), certified=True) if key in strict else c
-        for key, c in candidates.items()
-    ]
+def _certified(
+    candidates: dict[str, Candidate], strict: dict[str, dict[str, Latency]], settings: SearchSettings
+) -> list[Candidate]:
+    """The candidates, with their strict latencies wherever those are on record for all devices."""
+    found = [(c, _on_all(strict.get(key, {}), settings)) for key, c in candidates.items()]
+    return [replace(c, latencies=latencies, certified=True) if latencies else c for c, latencies in found]
+
+
+def _on_all(measured: dict[str, Latency], settings: SearchSettings) -> tuple[Latency, ...]:
+    """The latency on each device of the search; empty if one is missing."""
+    devices = [target.device for target in settings.targets]
+    return tuple(measured[device] for device in devices) if all(device in measured for device in devices) else ()
+
+
+def _worst(candidate: Candidate, settings: SearchSettings) -> float:
+    """How far a candidate is beyond the budget where it is furthest, as a share of it."""
+    pairs = zip(candidate.latencies, settings.targets, strict=True)
+    return max(excess(la, candidate.certified, target, settings.budget_stat) for la, target in pairs)
 
 
 def _named(members: list[Candidate]) -> list[Candidate]:
@@ -380,10 +513,18 @@ def _named(members: list[Candidate]) -> list[Candidate]:
     ]
 
 
-def _nothing_fits(budget_ms: float, nearest: Latency | None, which: str) -> str:
+def _nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, which: str) -> str:
     if nearest is None:
         return "no architecture could be evaluated; the reasons are in the run's study.db."
+    budgets, found, needed = [], [], []
+    for latency, target in zip(nearest, settings.targets, strict=True):
+        on = f" on {target.device}" if len(settings.targets) > 1 else ""
+        budgets.append(f"{target.budget_ms:g} ms{on}")
+        found.append(f"{latency}{on}")
+        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.rel_error) * 1.05)
+        needed.append(f"{target.device}={ms:.2g}ms" if on else f"{ms:.2g}ms")
     return (
-        f"nothing keeps the budget of {budget_ms:g} ms: the fastest architecture {which} takes {nearest}. "
-        f"Try --budget {nearest.high_ms * 1.05:.2g}ms, or a --space with smaller widths, depths or images."
+        f"nothing keeps the budget of {' and '.join(budgets)} ({settings.budget_stat}): "
+        f"the fastest architecture {which} takes {' and '.join(found)}. "
+        f"Try --budget {','.join(needed)}, or a --space with smaller widths, depths or images."
     )

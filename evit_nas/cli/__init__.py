@@ -1,0 +1,57 @@
+"""The command line: one function a verb, a file for each family of verbs. Data goes to standard output, talk to
+standard error.
+
+Exit codes: 0 done, 1 nothing feasible or a check failed, 2 wrong use, 130 interrupted. Nothing heavy is imported
+before the verb that needs it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+# Each adds its verbs, in the order of --help.
+# isort: off
+from evit_nas.cli import search, archs, latency, devices, predict  # noqa: F401
+
+# isort: on
+from evit_nas.cli.app import app
+from evit_nas.console import say
+from evit_nas.errors import EvitNasError, Interrupted
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
+class _Said(logging.Handler):
+    """What the package logs is said to the user, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGINT, _interrupt)
+    logging.getLogger("evit_nas").handlers = [_Said()]
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
+    try:
+        app(arguments, prog_name="evit-nas")
+    except Interrupted:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left, for example head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except EvitNasError as error:
+        if debug:
+            raise
+        say(f"evit-nas: {error}")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        say(f"evit-nas: unexpected {type(error).__name__}: {error}. Run it again with --debug for the traceback.")
+        sys.exit(1)

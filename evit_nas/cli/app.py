@@ -1,0 +1,119 @@
+"""The Typer application, and the arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evit_nas import __version__
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.console import Format
+from evit_nas.errors import UsageError
+from evit_nas.yamlio import validate
+
+if TYPE_CHECKING:
+    from evit_nas.config import Conditions
+    from evit_nas.latency import Subject
+
+app = typer.Typer(
+    help="Search EfficientViT architectures that keep a latency budget on your own device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+NOISY_NOTE = "* the machine was not quiet: comparisons hold, milliseconds are estimates"
+
+Arch = Annotated[str, typer.Argument(metavar="ARCH", help="m0..m5, a YAML file, or RUN/NAME of a front member.")]
+Archs = Annotated[list[str], typer.Argument(metavar="ARCH...", help="m0..m5, YAML files, RUN/NAME.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, for example runs/efficientvit-224-cpu-5ms.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print the data.")]
+Networks = Annotated[
+    list[str], typer.Argument(metavar="NETWORK...", help="m0..m5, YAML files, RUN/NAME, timm:NAME, .onnx files.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Where latency is measured; see: evit-nas devices.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads for one inference.", show_default="1")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images per inference.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="fp32, fp16, bf16 or int8.", show_default="the device's")]
+SessionOption = Annotated[
+    list[str] | None, typer.Option("--session", metavar="NAME=VALUE", help="A setting for the runtime as it is.")
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option(min=32, help="Input side in pixels instead of the network's own.", show_default="its own")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"evit-nas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def conditions_of(
+    device: str, threads: int | None, batch: int, precision: str | None, session: list[str] | None
+) -> Conditions:
+    """The conditions that the options of a verb describe."""
+    from evit_nas.latency import parse_conditions
+
+    return parse_conditions(device, threads=threads, batch=batch, precision=precision, entries=session or ())
+
+
+def find_subject(text: str, image_size: int | None = None) -> Subject:
+    """What a command-line argument names: an architecture as for `find_arch`, timm:NAME, or an ONNX file.
+
+    Raises:
+        UsageError: it is none of them, or its input size cannot be chosen.
+    """
+    from evit_nas.latency import TimmModel
+
+    if text.startswith("timm:"):
+        return TimmModel(text.removeprefix("timm:"), image_size)
+    if text.endswith(".onnx"):
+        if not Path(text).is_file():
+            raise UsageError(f"there is no file {text}.")
+        if image_size is not None:
+            raise UsageError(f"--image-size cannot change {text}: an ONNX file's input is fixed; export it again.")
+        return Path(text)
+    arch = find_arch(text)
+    return arch if image_size is None else resized(arch, image_size)
+
+
+def resized(arch: ArchConfig, image_size: int) -> ArchConfig:
+    """`arch` for square images of `image_size` pixels.
+
+    Raises:
+        UsageError: not a size that an architecture can have.
+    """
+    return validate(ArchConfig, arch.model_dump(mode="json") | {"image_size": image_size}, "--image-size")
+
+
+def find_arch(text: str) -> ArchConfig:
+    """The architecture that a command-line argument names: a preset, a YAML file, or RUN/NAME.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if text in PRESETS:
+        return ArchConfig.preset(text)
+    path = Path(text)
+    member = path.parent / "front" / f"{path.name.removesuffix('.yaml')}.yaml"
+    if not path.exists() and member.exists():
+        return ArchConfig.load(member)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise UsageError(
+            f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, or RUN/NAME of a front member."
+        )
+    return ArchConfig.load(path)

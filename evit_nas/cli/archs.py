@@ -1,0 +1,187 @@
+"""Verbs about single architectures and spaces: describe, score, space, export, schema."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evit_nas.arch import ArchConfig
+from evit_nas.cli.app import Arch, Archs, FormatOption, SeedOption, app, find_arch
+from evit_nas.console import Format, emit, make_table, millions, plain, say
+from evit_nas.errors import UsageError
+
+if TYPE_CHECKING:
+    from evit_nas.space import SearchSpace
+
+
+@app.command()
+def describe(arch: Arch, format_: FormatOption = Format.table) -> None:
+    """Show an architecture: its stages, resolutions, parameters and MACs."""
+    from evit_nas.network.cost import cost, stage_costs
+
+    config = find_arch(arch)
+    parts = stage_costs(config)
+    total = cost(config)
+    rows: list[dict[str, Any]] = [{"part": p.name, "params": p.params, "macs": p.macs} for p in parts]
+    stages = make_table(
+        f"{arch} (key {config.key})",
+        ["stage", "map", "width", "depth", "heads", "q/k", "v", "ffn", "mixer"],
+        [
+            [
+                str(i + 1),
+                "×".join(map(str, config.grids[i])),
+                str(s.width),
+                str(s.depth),
+                "-" if s.mixer == "none" else str(s.heads),
+                "-" if s.mixer == "none" else str(s.qk_dim),
+                "-" if s.mixer == "none" else str(s.v_dim),
+                f"{s.ffn_count}+{s.ffn_count}×{s.ffn_dim}",
+                _mixer(s),
+            ]
+            for i, s in enumerate(config.stages)
+        ],
+        text=["stage", "mixer"],
+    )
+    if format_ is Format.table:
+        emit([], Format.table, stages)
+    cells = [[p.name, f"{p.params:,}", f"{p.macs:,}", f"{100 * p.macs / total.macs:.1f}%"] for p in parts]
+    cells.append(["total", f"{total.params:,}", f"{total.macs:,}", "100.0%"])
+    height, width = config.input_size
+    table = make_table(f"input {config.in_channels}×{height}×{width}", ["part", "params", "MACs", "share"], cells)
+    emit([*rows, {"part": "total", "params": total.params, "macs": total.macs}], format_, table)
+
+
+def _mixer(stage: Any) -> str:
+    if stage.mixer != "softmax":
+        return str(stage.mixer)
+    kernels = "-".join(map(str, stage.used_q_kernels))
+    return f"{'cascade' if stage.cascaded else 'parallel'} q{kernels} w{stage.window}"
+
+
+@app.command()
+def score(
+    archs: Archs,
+    run: Annotated[Path | None, typer.Option(help="Also rank against this run's pool.")] = None,
+    seed: SeedOption = 0,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Zero-cost proxies of architectures, side by side; higher is better, and weak evidence."""
+    from evit_nas.accuracy.zero_cost import score_all
+    from evit_nas.runs import Run
+    from evit_nas.search.study import load_aggregate
+
+    opened = Run.open(run) if run is not None else None
+    aggregate = load_aggregate(opened) if opened is not None else None
+    used_seed = opened.settings.seed if opened is not None else seed
+    rows = []
+    for text in archs:
+        scores = score_all(find_arch(text), seed=used_seed)
+        rows.append({"arch": text, **scores, **({"score": aggregate.score(scores)} if aggregate else {})})
+    names = [name for name in rows[0] if name != "arch"]
+    cells = [[name, *(f"{row[name]:,.6g}" for row in rows)] for name in names]
+    emit(rows, format_, make_table("proxies, higher is better", ["", *archs], cells))
+
+
+@app.command()
+def space(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A shipped space, or a YAML file.")] = None,
+    dump: Annotated[bool, typer.Option("--dump", help="Print the YAML file, to be edited.")] = False,
+    sample: Annotated[int, typer.Option(min=0, help="Print that many random architectures as YAML.")] = 0,
+    seed: SeedOption = 0,
+    format_: FormatOption = Format.table,
+) -> None:
+    """List the shipped search spaces, or show, sample or dump one."""
+    from evit_nas.space import SearchSpace, space_path
+
+    if name is None:
+        _list_spaces(format_)
+    elif dump:
+        print(space_path(name).read_text(), end="")
+    elif sample:
+        _sample_space(SearchSpace.load(name), name, sample, seed)
+    else:
+        _show_space(SearchSpace.load(name), name, format_)
+
+
+def _list_spaces(format_: Format) -> None:
+    from evit_nas.network.cost import cost
+    from evit_nas.space import SearchSpace, shipped_spaces
+
+    rows, cells = [], []
+    for name in shipped_spaces():
+        found = SearchSpace.load(name)
+        low, high = cost(found.smallest()).macs, cost(found.largest()).macs
+        rows.append({"name": name, "points": found.size, "min_macs": low, "max_macs": high})
+        cells.append([name, f"{found.size:.2g}", f"{millions(low)} .. {millions(high)}"])
+    emit(rows, format_, make_table("search spaces", ["name", "points", "MACs"], cells))
+
+
+def _sample_space(found: SearchSpace, name: str, count: int, seed: int) -> None:
+    import random
+
+    rng = random.Random(seed)
+    configs = [found.sample(rng) for _ in range(count)]
+    texts = [c.to_yaml(f"sample {i} of {name}, seed {seed}; key {c.key}") for i, c in enumerate(configs)]
+    print("---\n".join(texts), end="")
+
+
+def _show_space(found: SearchSpace, name: str, format_: Format) -> None:
+    from evit_nas.space import describe_choices
+
+    dimensions = found.dimensions()
+    rows = [{"dimension": dimension, "choices": plain(choices)} for dimension, choices in dimensions]
+    cells = [[dimension, str(len(choices)), describe_choices(choices)] for dimension, choices in dimensions]
+    title = f"{name}: {found.image_size} px, {found.num_classes} classes, {found.size:.3g} points"
+    columns = ["dimension", "choices", "values"]
+    emit(rows, format_, make_table(title, columns, cells, text=["dimension", "values"]))
+
+
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    yaml = "yaml"
+    onnx = "onnx"
+
+
+@app.command()
+def export(
+    arch: Arch,
+    to: Annotated[ExportFormat, typer.Option("--to", help="What to write.")],
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="NAME.yaml or NAME.onnx")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint (.safetensors or .pth); random without.")] = None,
+    batch: Annotated[int, typer.Option(min=0, help="Images per inference; 0 for a dynamic batch size.")] = 1,
+    seed: SeedOption = 0,
+) -> None:
+    """Write an architecture as YAML, or its deploy graph as ONNX."""
+    config = find_arch(arch)
+    path = out or Path(f"{Path(arch).name.removesuffix('.yaml')}.{to}")
+    if to is ExportFormat.yaml:
+        from evit_nas.runs import write_atomically
+
+        write_atomically(path, config.to_yaml(f"EfficientViT {arch}; key {config.key}"))
+        say(f"written: {path}")
+        return
+    from evit_nas.export import export_onnx
+
+    error = export_onnx(config, path, weights=weights, batch=batch or None, seed=seed)
+    kind = "trained weights" if weights else "random weights, for latency only"
+    say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
+    say(f"next:    evit-nas measure {path}")
+
+
+@app.command()
+def schema(
+    of: Annotated[str, typer.Argument(metavar="arch|space", help="What the YAML file describes.")] = "arch",
+) -> None:
+    """Print the JSON schema of a config file, so that editors complete and check it."""
+    import json
+
+    from evit_nas.space import SearchSpace
+
+    models = {"arch": ArchConfig, "space": SearchSpace}
+    if of not in models:
+        raise UsageError(f"a schema exists of arch and space, got '{of}'.")
+    print(json.dumps(models[of].model_json_schema(), indent=2))

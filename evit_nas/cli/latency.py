@@ -1,0 +1,182 @@
+"""Verbs that measure: measure, profile, doctor, devices."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from evit_nas.cli.app import (
+    NOISY_NOTE,
+    BatchOption,
+    DeviceOption,
+    FormatOption,
+    ImageSizeOption,
+    Networks,
+    PrecisionOption,
+    SessionOption,
+    ThreadsOption,
+    app,
+    conditions_of,
+    find_subject,
+)
+from evit_nas.console import Format, emit, make_table, say
+from evit_nas.errors import EvitNasError, UsageError
+
+
+@app.command()
+def measure(
+    networks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NETWORK...", help="m0..m5, YAML files, RUN/NAME, timm:NAME, .onnx files."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    batch: BatchOption = 1,
+    precision: PrecisionOption = None,
+    image_size: ImageSizeOption = None,
+    session: SessionOption = None,
+    references: Annotated[
+        bool, typer.Option("--references", help="Also m0..m5 and popular small networks of timm, with published top-1.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="As a search measures, instead of strictly.")] = False,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Measure latency, memory and energy of networks side by side, on this machine or on a board."""
+    from evit_nas.arch import ArchConfig
+    from evit_nas.latency import STRICT, Protocol, open_device
+    from evit_nas.latency.predictor import Table
+
+    if not networks and not references:
+        raise UsageError("name at least one network (m0..m5, a YAML file, RUN/NAME, timm:NAME or an .onnx file).")
+    conditions = conditions_of(device, threads, batch, precision, session)
+    protocol = Protocol() if quick else STRICT
+    subjects = {text: find_subject(text, image_size) for text in networks or ()}
+    rows: list[dict[str, Any]] = []
+    with open_device(conditions) as opened:
+        for text, subject in subjects.items():
+            latency, samples = opened.measure(subject, protocol)
+            if isinstance(subject, ArchConfig):
+                Table(opened.context()).add(subject, latency)
+            rows.append({"network": text, "latency": latency, "energy_mj": samples.get("energy_mj")})
+        if references:
+            rows += _references(opened, protocol)
+    if not quick and conditions.family != "remote":
+        from evit_nas.latency.memory import peak_memory_mb
+
+        for row in rows:
+            if row["network"] in subjects:
+                row["memory_mb"] = peak_memory_mb(subjects[row["network"]], conditions)
+    _print_measured(rows, str(conditions), format_)
+
+
+def _references(opened: Any, protocol: Any) -> list[dict[str, Any]]:
+    """The presets and the references, with the accuracy that their authors published."""
+    from evit_nas.arch import ArchConfig
+    from evit_nas.latency.references import PUBLISHED_TOP1, measure_references
+
+    presets = [
+        {
+            "network": f"EfficientViT-{name.upper()}",
+            "latency": opened.measure(ArchConfig.preset(name), protocol)[0],
+            "published_top1": top1,
+        }
+        for name, top1 in PUBLISHED_TOP1.items()
+    ]
+    return presets + [
+        {"network": one.reference.label, "latency": one.latency, "published_top1": one.reference.published_top1}
+        for one in measure_references(opened, protocol, note=say)
+    ]
+
+
+def _print_measured(rows: list[dict[str, Any]], where: str, format_: Format) -> None:
+    first = rows[0]["latency"].median_ms
+    if any("published_top1" in row for row in rows):
+        rows = sorted(rows, key=lambda row: float(row["latency"].median_ms))
+    shown = {
+        name: any(row.get(name) is not None for row in rows) for name in ("memory_mb", "energy_mj", "published_top1")
+    }
+    cells = []
+    for row in rows:
+        latency = row["latency"]
+        optional = {
+            "memory_mb": "{:.0f}",
+            "energy_mj": "{:.2f}",
+            "published_top1": "{:.1f}%",
+        }
+        cells.append(
+            [
+                row["network"],
+                f"{latency.median_ms:.3f}",
+                f"±{100 * latency.rel_error:.1f}%{'*' if latency.noisy else ''}",
+                f"{latency.p90_ms:.3f}",
+                f"{latency.median_ms / first:.3f}×",
+                *(
+                    text.format(row[name]) if row.get(name) is not None else "-"
+                    for name, text in optional.items()
+                    if shown[name]
+                ),
+            ]
+        )
+    titles = {"memory_mb": "peak MB", "energy_mj": "mJ", "published_top1": "published"}
+    columns = ["network", "ms", "spread", "p90 ms", "ratio", *(titles[name] for name in titles if shown[name])]
+    machine = rows[0]["latency"]
+    table = make_table(f"{where}; {machine.runtime}", columns, cells)
+    plain_rows = [
+        {
+            "network": row["network"],
+            **row["latency"].model_dump(mode="json"),
+            "noisy": row["latency"].noisy,
+            **{name: row.get(name) for name in titles},
+        }
+        for row in rows
+    ]
+    emit(plain_rows, format_, table)
+    if format_ is Format.table:
+        if any(row["latency"].noisy for row in rows):
+            say(NOISY_NOTE)
+        if not shown["energy_mj"]:
+            say("energy: not available here (no readable RAPL or NVML counter)")
+        if shown["published_top1"]:
+            say("published: ImageNet-1k top-1 as its authors report it, none of it measured here")
+
+
+@app.command()
+def profile(
+    networks: Networks,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    batch: BatchOption = 1,
+    image_size: ImageSizeOption = None,
+    session: SessionOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Show where the time of networks goes, by operator and by block, side by side."""
+    from evit_nas.latency.profile import block_cells, operator_cells, rows
+    from evit_nas.latency.profile import profile as profile_one
+
+    conditions = conditions_of(device, threads, batch, None, session)
+    subjects = {text: find_subject(text, image_size) for text in networks}
+    profiles = {text: profile_one(subject, conditions) for text, subject in subjects.items()}
+    emit(rows(profiles), format_, make_table("Operators (* = memory-bound)", *operator_cells(profiles)))
+    if format_ is Format.table:
+        emit([], format_, make_table("Blocks", *block_cells(profiles)))
+        for text, found in profiles.items():
+            say(f"{text}: {found}")
+
+
+@app.command()
+def doctor(device: DeviceOption = "cpu", threads: ThreadsOption = None, format_: FormatOption = Format.table) -> None:
+    """Check this machine: versions, what can measure, and whether it is quiet enough."""
+    from evit_nas.doctor import examine
+
+    report_findings(examine(conditions_of(device, threads, 1, None, None)), "this machine", format_)
+
+
+def report_findings(findings: list[Any], title: str, format_: Format) -> None:
+    """Prints the findings of an examination; fails if one of them is fatal."""
+    rows = [{"check": f.check, "result": f.result, "ok": f.ok} for f in findings]
+    cells = [[f.check, f.result, {True: "ok", False: "look", None: ""}[f.ok]] for f in findings]
+    emit(rows, format_, make_table(title, ["check", "result", ""], cells, text=["check", "result", ""]))
+    if any(f.fatal for f in findings):
+        raise EvitNasError("latency cannot be measured here reliably; see the lines marked 'look'.")

@@ -1,0 +1,215 @@
+"""Verbs that search, and that show what a search found."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evit_nas.cli.app import (
+    NOISY_NOTE,
+    BatchOption,
+    FormatOption,
+    ImageSizeOption,
+    PrecisionOption,
+    RunPath,
+    SeedOption,
+    SessionOption,
+    ThreadsOption,
+    app,
+    conditions_of,
+)
+from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
+from evit_nas.errors import EvitNasError, Interrupted
+
+if TYPE_CHECKING:
+    from evit_nas.config import SearchSettings
+    from evit_nas.runs import Run
+    from evit_nas.search.study import Front
+
+
+class BudgetStat(StrEnum):
+    """What has to keep the budget."""
+
+    median = "median"
+    p90 = "p90"
+
+
+@app.command()
+def search(
+    budget: Annotated[str, typer.Option(help="Latency limit with its unit: 5ms. Several devices: cpu=5ms,pi=40ms.")],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Where latency is measured; may be given several times.", show_default="cpu"),
+    ] = None,
+    budget_stat: Annotated[BudgetStat, typer.Option(help="What has to keep the budget.")] = BudgetStat.median,
+    max_params: Annotated[str | None, typer.Option(metavar="10M", help="Limit on parameters.")] = None,
+    max_macs: Annotated[str | None, typer.Option(metavar="300M", help="Limit on MACs for one image.")] = None,
+    max_memory: Annotated[str | None, typer.Option(metavar="64MB", help="Limit on peak resident memory.")] = None,
+    space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",
+    image_size: ImageSizeOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = 1,
+    precision: PrecisionOption = None,
+    session: SessionOption = None,
+    trials: Annotated[int, typer.Option(min=1, help="Distinct architectures to evaluate.")] = 200,
+    pool: Annotated[int, typer.Option(min=4, help="Random ones among them that the others are ranked against.")] = 40,
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/SPACE-DEVICE-BUDGET")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would happen, and how long it takes.")
+    ] = False,
+) -> None:
+    """Find the architectures with the best score within a latency budget."""
+    from evit_nas.config import SearchSettings, parse_budgets, parse_quantity
+    from evit_nas.latency.machine import probe
+    from evit_nas.runs import Run, new_run_path
+    from evit_nas.space import SearchSpace
+    from evit_nas.yamlio import validate
+
+    found = SearchSpace.load(space)
+    if image_size is not None:
+        found = validate(SearchSpace, found.model_dump(mode="json") | {"image_size": image_size}, "--image-size")
+    all_conditions = [conditions_of(name, threads, batch, precision, session) for name in device or ["cpu"]]
+    budgets = parse_budgets(budget, [conditions.device for conditions in all_conditions])
+    given = {"params": (max_params, "--max-params"), "macs": (max_macs, "--max-macs")}
+    limits: dict[str, float] = {
+        name: round(parse_quantity(text, option)) for name, (text, option) in given.items() if text is not None
+    }
+    if max_memory is not None:
+        limits["memory_mb"] = parse_quantity(max_memory, "--max-memory") / 1e6
+    fields = {
+        "space_name": space,
+        "space": found,
+        "targets": [
+            {"conditions": conditions, "budget_ms": limit}
+            for conditions, limit in zip(all_conditions, budgets, strict=True)
+        ],
+        "budget_stat": budget_stat.value,
+        "limits": limits,
+        "trials": trials,
+        "pool": pool,
+        "seed": seed,
+    }
+    settings = validate(SearchSettings, fields, "search")
+    if dry_run:
+        _dry_run(settings)
+        return
+    names = [f"{_plain(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
+    path = out or new_run_path(Path("runs"), "-".join([Path(space).stem, *names]))
+    command = shlex.join(["evit-nas", *sys.argv[1:]])
+    with Run.create(path, settings, probe().model_dump(), command).lock() as run:
+        say(f"run folder: {path}")
+        _search(run)
+
+
+def _plain(device: str) -> str:
+    """A device as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", device.removeprefix("remote:")).strip("-")
+
+
+@app.command()
+def resume(run: RunPath) -> None:
+    """Continue a search that was interrupted, to the same total of trials."""
+    from evit_nas.runs import Run
+
+    with Run.open(run).lock() as opened:
+        _search(opened)
+
+
+def _search(run: Run) -> None:
+    from evit_nas.search.study import Search
+
+    try:
+        with progress_view() as view:
+            found = Search(run, view).run()
+    except Interrupted:
+        say(f"interrupted; nothing that was evaluated is lost. Continue with: evit-nas resume {run.path}")
+        raise
+    _print_front(run, found, Format.table)
+    best = max(found.members, key=lambda member: member.score)
+    say(f"written: {run.front_folder}/ ({len(found.members)} YAML files) and {run.path / 'front.csv'}")
+    say(f"next:    evit-nas export {run.front_folder / best.name}.yaml --to onnx")
+
+
+@app.command()
+def front(run: RunPath, format_: FormatOption = Format.table) -> None:
+    """Show the Pareto front of a run, with the paper's networks measured in the same run."""
+    from evit_nas.runs import Run
+    from evit_nas.search.study import load_front
+
+    opened = Run.open(run)
+    found = load_front(opened)
+    if found.done < found.total:
+        say(f"{found.done} of {found.total} trials so far. Continue with: evit-nas resume {run}")
+    _print_front(opened, found, format_)
+    if not found.members:
+        raise EvitNasError("no architecture within the budget has been found yet.")
+
+
+def _print_front(run: Run, found: Front, format_: Format) -> None:
+    from evit_nas.search.front import rows
+
+    shown = sorted([*found.members, *found.references], key=lambda c: c.latency.median_ms)
+    targets = run.settings.targets
+    several = len(targets) > 1
+    columns = [f"{target.device} ms" if several else "ms" for target in targets]
+    p90 = run.settings.budget_stat == "p90" and not several
+    cells = [
+        [
+            c.name,
+            *(f"{latency.median_ms:.2f}{'' if c.certified else '?'}" for latency in c.latencies),
+            *([f"{c.latency.p90_ms:.2f}"] if p90 else []),
+            "/".join(f"±{100 * la.rel_error:.1f}%{'*' if la.noisy else ''}" for la in c.latencies),
+            f"{c.score:.3f}",
+            millions(c.params),
+            millions(c.macs),
+        ]
+        for c in shown
+    ]
+    budgets = " and ".join(f"{t.budget_ms:g} ms{f' on {t.device}' if several else ''}" for t in targets)
+    title = f"{run.path.name}: {len(found.members)} on the front, budget {budgets}"
+    header = ["name", *columns, *(["p90 ms"] if p90 else []), "spread", "score", "params", "MACs"]
+    emit(rows(found.members), format_, make_table(title, header, cells))
+    if format_ is Format.table:
+        if any(latency.noisy for c in shown for latency in c.latencies):
+            say(NOISY_NOTE)
+        if not all(c.certified for c in shown):
+            say("? not measured strictly yet")
+
+
+def _dry_run(settings: SearchSettings) -> None:
+    """Feasibility, and the pace of a few real evaluations; nothing is written."""
+    import random
+    import tempfile
+    import time
+
+    from evit_nas.runs import Journal
+    from evit_nas.search.evaluate import Evaluator
+    from evit_nas.search.study import feasibility, open_devices
+
+    space = settings.space
+    say(f"space {settings.space_name}: {len(space.dimensions())} dimensions, {space.size:.3g} points")
+    with tempfile.TemporaryDirectory() as scratch, open_devices(settings) as devices:
+        evaluator = Evaluator(devices, Journal(Path(scratch) / "measurements.jsonl"), settings.seed)
+        found = feasibility(evaluator, settings)
+        rng, start = random.Random(settings.seed), time.monotonic()
+        for arch in (space.sample(rng) for _ in range(5)):
+            evaluator.proxies(arch)
+            evaluator.latencies(arch)
+        pace = (time.monotonic() - start) / 5
+    measured = {"smallest": found.smallest, **found.presets, "largest": found.largest}
+    for index, target in enumerate(settings.targets):
+        rows, cells = [], []
+        for name, latencies in measured.items():
+            within = latencies[index].stat_ms(settings.budget_stat) <= target.budget_ms
+            rows.append({"name": name, "latency_ms": latencies[index].median_ms, "within_budget": within})
+            cells.append([name, str(latencies[index]), "yes" if within else "no"])
+        title = f"budget {target.budget_ms:g} ms on {target.conditions}"
+        emit(rows, Format.table, make_table(title, ["", "latency", "within"], cells))
+    say(f"{settings.trials} trials would take about {duration(settings.trials * pace + 40)}")
