@@ -1,21 +1,42 @@
-"""The paired protocol on a clock that the test owns: exact numbers, no waiting."""
+"""The paired protocol, and the bench that runs it, on a clock that the test owns: exact numbers, no waiting."""
 
 import itertools
 import math
+import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from evit_nas.latency import Protocol
-from evit_nas.latency.protocol import REWARM_NS, SAMPLE_NS, Pairs, measure_pairs, pool
+from evit_nas.config import Conditions
+from evit_nas.errors import MeasurementError
+from evit_nas.latency import STRICT, Protocol, child, machine
+from evit_nas.latency.canary import CANARIES
+from evit_nas.latency.protocol import (
+    REWARM_NS,
+    SAMPLE_NS,
+    Canary,
+    Rounds,
+    clocked,
+    cpu_time,
+    enclosing,
+    measure_rounds,
+    pool,
+    visits_error,
+    wall_time,
+)
+from evit_nas.latency.runtimes import RUNTIMES, Loaded, Runtime
+from tests.networks import tiny_arch
 
 MS = 1_000_000
+LADDER = (MS, 3 * MS, 6 * MS)
 
 
 class Workshop:
-    """A fake clock and networks that move it; `slowdown` makes the whole machine slower from one call to the next."""
+    """A fake clock and networks that move it; `slowdown` says how much longer than when quiet a run takes now."""
 
-    def __init__(self, slowdown=lambda now: 1.0):
+    def __init__(self, slowdown=lambda now, cost_ns: 1.0):
         self.now, self.slowdown, self.calls = 0, slowdown, []
 
     def clock(self):
@@ -24,90 +45,322 @@ class Workshop:
     def network(self, name, cost_ns):
         def run():
             self.calls.append(name)
-            self.now += round(cost_ns * self.slowdown(self.now))
+            self.now += round(cost_ns * self.slowdown(self.now, cost_ns))
 
         return run
 
-
-def measure(workshop, candidate_ns=6 * MS, canary_ns=2 * MS, **protocol):
-    candidate, canary = workshop.network("net", candidate_ns), workshop.network("canary", canary_ns)
-    return measure_pairs(candidate, canary, Protocol(**protocol), workshop.clock)
+    def canaries(self, *costs_ns):
+        return [Canary(self.network(f"canary {cost / MS:g}", cost), cost) for cost in costs_ns]
 
 
-def test_ratio_is_exact_on_a_quiet_machine_and_stops_at_the_fewest_pairs():
-    pairs = measure(Workshop(), min_pairs=12)
-    assert pairs.ratio == 3.0
-    assert pairs.rel_error == 0.0
-    assert len(pairs.ratios) == 12
+def measure(workshop, candidate_ns=4 * MS, ladder=LADDER, **protocol):
+    candidate = workshop.network("net", candidate_ns)
+    return measure_rounds(candidate, workshop.canaries(*ladder), Protocol(**protocol), clocked(workshop.clock))
 
 
-def test_warm_up_is_not_counted():
-    workshop = Workshop()
-    pairs = measure(workshop, warmup_ms=100, min_pairs=12)
-    assert workshop.calls.count("net") > 12 + 5
-    assert len(pairs.candidate_ns) == 12
+def growing(now, cost_ns):
+    """A neighbour on the same core hurts large networks more."""
+    return 1 + 0.2 * math.log(cost_ns / MS)
 
 
-def test_order_alternates_so_that_drift_favours_neither_and_each_refills_its_caches_first():
-    workshop = Workshop()
-    measure(workshop, min_pairs=4, max_pairs=4, warmup_ms=0)
-    net = ["net"] * 2  # 6 ms a run: one untimed run is 4 ms and more, then the sample
-    canary = ["canary"] * 3  # 2 ms a run: two untimed ones
-    assert workshop.calls[5 + 5 :] == (net + canary + canary + net) * 2
+def names_and_weights(candidate_ns, ladder=LADDER):
+    chosen = enclosing([Canary(cost, cost) for cost in ladder], candidate_ns)
+    return [(canary.quiet_ns, pytest.approx(weight)) for canary, weight in chosen]
 
 
-def test_caches_that_another_network_emptied_do_not_count():
-    """A network is four times slower on its first 2 ms after another one ran."""
-    workshop = Workshop()
+class TestEnclosing:
+    def test_halfway_between_two_on_the_logarithm_both_count_the_same(self):
+        assert names_and_weights(math.sqrt(3 * 6) * MS) == [(3 * MS, 0.5), (6 * MS, 0.5)]
 
-    def network(name, cost_ns):
-        def run():
-            own = list(itertools.takewhile(lambda call: call == name, reversed(workshop.calls)))
-            cold = workshop.calls and len(own) * cost_ns < 2 * MS
-            workshop.calls.append(name)
-            workshop.now += cost_ns * (4 if cold else 1)
-
-        return run
-
-    pairs = measure_pairs(network("net", MS), network("canary", MS // 2), Protocol(), workshop.clock)
-    assert pairs.ratio == 2.0
-
-
-def test_ratio_survives_a_machine_that_slows_down_fourfold():
-    pairs = measure(
-        Workshop(slowdown=lambda now: 1 + min(3.0, now / (1000 * MS))),
-        min_pairs=200,
-        max_pairs=200,
-        warmup_ms=0,
+    @pytest.mark.parametrize(
+        ("candidate_ns", "nearest"), [(MS // 10, MS), (MS, MS), (6 * MS, 6 * MS), (60 * MS, 6 * MS)]
     )
-    assert max(pairs.candidate_ns) / min(pairs.candidate_ns) > 2
-    assert pairs.ratio == pytest.approx(3.0, rel=0.02)
+    def test_at_the_ends_and_beyond_them_the_last_one_counts_alone(self, candidate_ns, nearest):
+        assert names_and_weights(candidate_ns) == [(nearest, 1)]
+
+    def test_one_of_the_candidates_own_size_has_all_the_weight(self):
+        assert dict(names_and_weights(3 * MS))[3 * MS] == 1
+
+    def test_a_single_canary_always_counts_alone(self):
+        assert [names_and_weights(size, [MS]) for size in (MS // 2, MS, 2 * MS)] == [[(MS, 1)]] * 3
+
+    def test_weights_add_up_to_one_and_grow_steadily_towards_the_larger(self):
+        sizes = np.geomspace(MS / 2, 12 * MS, 200)
+        chosen = [enclosing([Canary(cost, cost) for cost in reversed(LADDER)], size) for size in sizes]
+        assert [sum(weight for _, weight in pair) for pair in chosen] == pytest.approx([1] * 200)
+        assert all(0 <= weight <= 1 for pair in chosen for _, weight in pair)
+        centres = [sum(weight * math.log(canary.quiet_ns) for canary, weight in pair) for pair in chosen]
+        assert centres == pytest.approx(np.log(np.clip(sizes, MS, 6 * MS)))
 
 
-def test_a_noisy_network_is_measured_longer_but_not_for_ever():
-    rng = np.random.default_rng(0)
-    pairs = measure(Workshop(slowdown=lambda now: rng.uniform(1, 3)), min_pairs=12, max_pairs=40)
-    assert len(pairs.ratios) == 40
-    assert pairs.rel_error > 0.02
+class TestRoundsOfSamples:
+    def test_are_exact_on_a_quiet_machine_and_stop_at_the_fewest(self):
+        rounds = measure(Workshop(), min_rounds=12)
+        assert rounds.median_ns == rounds.p90_ns == 4 * MS
+        assert set(rounds.slowdown) == {1.0}
+        assert rounds.rel_error == 0
+        assert len(rounds.candidate_ns) == 12
+
+    def test_leave_the_warm_up_out(self):
+        workshop = Workshop()
+        rounds = measure(workshop, warmup_ms=100, min_rounds=12)
+        # 25 runs of 4 ms, then an untimed one and the sample in each round
+        assert workshop.calls.count("net") == 25 + 12 * 2
+        assert len(rounds.candidate_ns) == 12
+
+    def test_alternate_in_order_and_refill_each_networks_caches_first(self):
+        workshop = Workshop()
+        measure(workshop, min_rounds=4, max_rounds=4, warmup_ms=0)
+        net, low, high = ["net"] * 2, ["canary 3"] * 3, ["canary 6"] * 2  # untimed runs of 4 ms or more, and the sample
+        assert (
+            workshop.calls
+            == ["net"] * 5 + ["canary 3"] * 5 + ["canary 6"] * 5 + ((net + low + high) + (high + low + net)) * 2
+        )
+
+    def test_run_no_canary_that_is_not_next_to_the_network(self):
+        workshop = Workshop()
+        measure(workshop, candidate_ns=12 * MS)
+        assert set(workshop.calls) == {"net", "canary 6"}
+
+    def test_repeat_a_fast_network_inside_its_sample(self):
+        workshop = Workshop()
+        rounds = measure(workshop, candidate_ns=MS // 10, warmup_ms=0, min_rounds=4, max_rounds=4)
+        assert workshop.calls.count("net") == 5 + 4 * (REWARM_NS + SAMPLE_NS) // (MS // 10)
+        assert rounds.median_ns == MS // 10
+
+    def test_do_not_notice_caches_that_another_network_emptied(self):
+        """A network is four times slower on its first 2 ms after another one ran."""
+        workshop = Workshop()
+
+        def network(name, cost_ns):
+            def run():
+                own = list(itertools.takewhile(lambda call: call == name, reversed(workshop.calls)))
+                cold = workshop.calls and len(own) * cost_ns < 2 * MS
+                workshop.calls.append(name)
+                workshop.now += cost_ns * (4 if cold else 1)
+
+            return run
+
+        canary = Canary(network("canary", MS // 2), MS // 2)
+        rounds = measure_rounds(network("net", MS), [canary], Protocol(), clocked(workshop.clock))
+        assert rounds.median_ns == MS
 
 
-def test_a_fast_network_is_repeated_inside_its_sample():
-    workshop = Workshop()
-    pairs = measure(workshop, candidate_ns=MS // 10, warmup_ms=0, min_pairs=4, max_pairs=4)
-    assert workshop.calls.count("net") == 5 + 4 * (REWARM_NS + SAMPLE_NS) // (MS // 10)
-    assert pairs.ratio == pytest.approx(0.05)
+class TestSlowMachines:
+    @pytest.mark.parametrize("factor", [0.5, 1.5, 4])
+    def test_what_slows_everything_alike_cancels_exactly(self, factor):
+        rounds = measure(Workshop(lambda now, cost_ns: factor))
+        assert rounds.quiet_ns == pytest.approx(4 * MS, rel=1e-12)
+        assert rounds.slowdown == pytest.approx(factor, rel=1e-12)
+
+    def test_a_machine_that_slows_down_fourfold_meanwhile_changes_little(self):
+        drifting = Workshop(lambda now, cost_ns: 1 + min(3.0, now / (4000 * MS)))
+        rounds = measure(drifting, min_rounds=200, max_rounds=200, warmup_ms=0)
+        assert max(rounds.candidate_ns) / min(rounds.candidate_ns) > 2
+        assert rounds.median_ns == pytest.approx(4 * MS, rel=0.02)
+
+    @pytest.mark.parametrize("candidate_ns", [2 * MS, 4 * MS, 5 * MS])
+    def test_what_slows_large_networks_more_cancels_between_canaries_and_not_against_a_small_one(self, candidate_ns):
+        off = [
+            abs(measure(Workshop(growing), candidate_ns, ladder).median_ns / candidate_ns - 1)
+            for ladder in (LADDER, LADDER[:1])
+        ]
+        assert off[0] < 0.01
+        assert off[1] == pytest.approx(growing(0, candidate_ns) - 1, rel=1e-6)
+        assert off[1] > 3 * off[0]
 
 
-def test_spread_follows_the_formula():
-    pairs = Pairs(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.ones(5))
-    mad = 1.0  # deviations from the median 3: 2 1 0 1 2
-    assert pairs.rel_error == pytest.approx(1.6 * 1.2533 * 1.4826 * mad / math.sqrt(5) / 3)
+class TestStopping:
+    def test_comes_as_soon_as_the_spread_is_small_enough(self):
+        rng = np.random.default_rng(0)
+        rounds = measure(Workshop(lambda now, cost_ns: rng.uniform(1, 1.1)), max_rounds=1000)
+        n = len(rounds.candidate_ns)
+        assert 12 < n < 1000
+        assert rounds.rel_error <= 0.02
+        assert all(Rounds(rounds.candidate_ns[:k], rounds.slowdown[:k]).rel_error > 0.02 for k in range(12, n))
+
+    def test_comes_in_the_end_however_noisy_the_machine_is(self):
+        rng = np.random.default_rng(0)
+        rounds = measure(Workshop(lambda now, cost_ns: rng.uniform(1, 3)), min_rounds=12, max_rounds=40)
+        assert len(rounds.candidate_ns) == 40
+        assert rounds.rel_error > 0.02
 
 
-def test_two_pairs_say_nothing_about_the_spread():
-    assert Pairs(np.ones(2), np.ones(2)).rel_error == math.inf
+class TestFigures:
+    def test_are_of_the_quiet_machine(self):
+        rounds = Rounds(np.array([10.0, 30.0, 90.0]), np.array([1.0, 2.0, 3.0]))
+        assert rounds.quiet_ns.tolist() == [10, 15, 30]
+        assert rounds.median_ns == 15
+        assert rounds.p90_ns == pytest.approx(15 + 0.8 * (30 - 15))
+
+    def test_error_follows_the_formula(self):
+        rounds = Rounds(np.array([2.0, 4.0, 6.0, 8.0, 10.0]), np.full(5, 2.0))
+        mad = 1.0  # deviations of 1 2 3 4 5 from their median 3: 2 1 0 1 2
+        assert rounds.rel_error == pytest.approx(1.6 * 1.2533 * 1.4826 * mad / math.sqrt(5) / 3)
+
+    def test_error_is_unknown_below_three_rounds(self):
+        assert Rounds(np.ones(2), np.ones(2)).rel_error == math.inf
+        assert Rounds(np.ones(3), np.ones(3)).rel_error == 0
+
+    def test_pooling_visits_keeps_every_round(self):
+        visits = [Rounds(np.array([1.0]), np.array([2.0])), Rounds(np.array([3.0, 5.0]), np.array([4.0, 1.0]))]
+        assert pool(visits).quiet_ns.tolist() == [0.5, 0.75, 5]
+
+    @pytest.mark.parametrize(
+        ("medians", "error"), [([9.0], 0), ([10.0, 12.0], 1 / 11), ([9.0, 10.0, 11.0], 1 / math.sqrt(3) / 10)]
+    )
+    def test_error_over_visits_is_that_of_their_mean(self, medians, error):
+        visits = [Rounds(np.array([0.0, 2 * median, 1000.0]), np.full(3, 2.0)) for median in medians]
+        assert visits_error(visits) == pytest.approx(error)
 
 
-def test_pooling_visits_keeps_every_pair():
-    both = pool([Pairs(np.array([1.0]), np.array([2.0])), Pairs(np.array([3.0]), np.array([4.0]))])
-    assert both.ratios.tolist() == [0.5, 0.75]
+def test_waiting_costs_wall_time_and_no_processor_time():
+    def wait():
+        time.sleep(0.02)
+
+    assert cpu_time(wait, 2) < 0.5 * wall_time(wait, 2)
+
+
+class Backend:
+    """A runtime module whose networks run in a workshop: the canaries as on the ladder, any other takes 4 ms."""
+
+    def __init__(self, workshop):
+        self.workshop, self.luck = workshop, itertools.repeat(1.0)
+
+    def version(self, family):
+        return "imaginary 1.0"
+
+    def load(self, subject, conditions):
+        if subject in CANARIES:
+            return Loaded(self.workshop.network("canary", LADDER[CANARIES.index(subject)]), (1, 3, 224, 224))
+        return Loaded(self.workshop.network("net", 4 * MS * next(self.luck)), (conditions.batch, 3, 64, 64))
+
+
+@pytest.fixture
+def workshop():
+    return Workshop()
+
+
+@pytest.fixture
+def backend(workshop, monkeypatch):
+    """The runtime "fake", with every clock that the measuring process reads set to the workshop's."""
+    backend = Backend(workshop)
+    monkeypatch.setitem(sys.modules, "evit_nas.latency.fake_backend", backend)
+    monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary chip", "fake_backend"))
+    monkeypatch.setattr(child, "LEARNING_S", 0)
+    for name in ("cpu_time", "wall_time"):
+        monkeypatch.setattr(child, name, clocked(workshop.clock))
+    monkeypatch.setattr(child, "meter", lambda conditions: None)
+    load_of_others(monkeypatch, 0.0)
+    return backend
+
+
+def load_of_others(monkeypatch, cores):
+    monkeypatch.setattr(child, "LoadMeter", lambda: SimpleNamespace(foreign_cores=lambda: cores))
+
+
+def bench(**conditions):
+    return child.Bench(Conditions(device="fake", **conditions))
+
+
+@pytest.mark.usefixtures("backend")
+class TestBench:
+    def test_a_figure_says_what_it_is_and_holds_its_samples(self):
+        latency, samples = bench(batch=2).measure(tiny_arch(), Protocol())
+        assert (latency.median_ms, latency.p90_ms, latency.ratio, latency.canary_ms) == (4, 4, 4, 1)
+        assert latency.input_shape == (2, 3, 64, 64)
+        assert latency.conditions == Conditions(device="fake", batch=2)
+        assert latency.runtime == "imaginary 1.0"
+        assert (latency.rounds, latency.noise) == (12, "")
+        assert samples == {"visits": [{"candidate_ns": [4 * MS] * 12, "slowdown": [1] * 12}]}
+
+    def test_a_busy_moment_changes_no_figure_and_is_told(self, workshop):
+        quiet = bench()
+        workshop.slowdown = lambda now, cost_ns: 1.5
+        latency, _ = quiet.measure(tiny_arch(), Protocol())
+        assert latency.median_ms == pytest.approx(4)
+        assert latency.noise == "the canaries ran 1.50 times as long as when quiet"
+
+    def test_a_slight_slow_down_is_no_noise(self, workshop):
+        quiet = bench()
+        workshop.slowdown = lambda now, cost_ns: 1.2
+        assert not quiet.measure(tiny_arch(), Protocol())[0].noisy
+
+    def test_a_process_that_starts_in_a_busy_moment_knows_the_quiet_times(self, workshop):
+        bench()
+        workshop.slowdown = lambda now, cost_ns: 2
+        latency, _ = bench().measure(tiny_arch(), Protocol())
+        assert (latency.canary_ms, latency.median_ms) == (1, pytest.approx(4))
+        assert latency.noisy
+
+    def test_quiet_times_belong_to_the_conditions_they_were_learnt_under(self, workshop):
+        bench()
+        workshop.slowdown = lambda now, cost_ns: 2
+        assert bench(batch=2).measure(tiny_arch(), Protocol())[0].canary_ms == 2
+
+    def test_the_load_of_others_is_noise_to_the_wall_clock_only(self, monkeypatch):
+        load_of_others(monkeypatch, 0.9)
+        one, two = (bench(threads=threads).measure(tiny_arch(), Protocol())[0] for threads in (1, 2))
+        assert (one.clock, one.noise) == ("cpu", "")
+        assert (two.clock, two.noise) == ("wall", "other processes kept 0.9 cores busy")
+
+    def test_load_that_cannot_be_read_is_no_noise(self, monkeypatch):
+        load_of_others(monkeypatch, None)
+        assert not bench(threads=2).measure(tiny_arch(), Protocol())[0].noisy
+
+    def test_a_canary_that_does_not_equal_itself_certifies_nothing(self, workshop, monkeypatch):
+        def measured(candidate, canaries, *rest):
+            rounds = measure_rounds(candidate, canaries, *rest)
+            return Rounds(rounds.candidate_ns * 1.1, rounds.slowdown) if candidate is canaries[0].run else rounds
+
+        monkeypatch.setattr(child, "measure_rounds", measured)
+        latency, _ = bench().measure(tiny_arch(), Protocol())
+        assert latency.noise == "the canary against itself came out as 1.100"
+
+    def test_strict_visits_are_sessions_of_their_own(self, backend):
+        backend.luck = iter([1.0, 1.04])
+        latency, samples = bench().measure(tiny_arch(), STRICT)
+        assert [visit["candidate_ns"][0] for visit in samples["visits"]] == [4 * MS, 4.16 * MS]
+        assert latency.rounds == sum(len(visit["candidate_ns"]) for visit in samples["visits"])
+        assert latency.rel_error == pytest.approx(0.08 / 4.08)  # half of what lies between the two, of their mean
+
+    def test_two_visits_that_disagree_call_for_a_third_and_for_no_fourth(self, backend):
+        backend.luck = iter([1.0, 1.06, 1.2, 1.0])
+        latency, samples = bench().measure(tiny_arch(), STRICT)
+        assert len(samples["visits"]) == 3
+        assert latency.median_ms == pytest.approx(4 * 1.06)
+
+    def test_a_single_visit_has_nothing_to_disagree_with(self, backend):
+        backend.luck = iter([1.0, 2.0])
+        assert len(bench().measure(tiny_arch(), Protocol(visits=1))[1]["visits"]) == 1
+
+    def test_a_figure_of_a_gpu_names_the_gpu(self, monkeypatch, tmp_path):
+        monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary GPU", "fake_backend", argument="index"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert machine.machine_of(Conditions(device="fake:1")) == "GPU 1"  # no driver to ask
+        (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "Imaginary $*"\n')
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        latency, _ = child.Bench(Conditions(device="fake:1")).measure(tiny_arch(), Protocol())
+        assert latency.machine.startswith("Imaginary")
+        assert latency.machine.endswith("-i 1")
+
+
+@pytest.mark.usefixtures("backend")
+class TestEnergyOfAMeasurement:
+    def test_is_measured_strictly_where_there_is_a_meter(self, monkeypatch):
+        monkeypatch.setattr(child, "meter", lambda conditions: lambda: 0.0)
+        monkeypatch.setattr(child, "energy_mj", lambda run, meter: 3.5)
+        strict = bench()
+        assert strict.measure(tiny_arch(), STRICT)[1]["energy_mj"] == 3.5
+        assert "energy_mj" not in strict.measure(tiny_arch(), Protocol())[1]
+
+    def test_is_absent_without_a_meter(self):
+        assert "energy_mj" not in bench().measure(tiny_arch(), STRICT)[1]
+
+    def test_is_unknown_on_a_machine_too_busy_for_it(self, monkeypatch):
+        def too_busy(run, meter):
+            raise MeasurementError("running drew no more than idling", "noisy")
+
+        monkeypatch.setattr(child, "meter", lambda conditions: lambda: 0.0)
+        monkeypatch.setattr(child, "energy_mj", too_busy)
+        assert bench().measure(tiny_arch(), STRICT)[1]["energy_mj"] is None

@@ -179,21 +179,28 @@ def parse_conditions(
             raise UsageError(f"device '{family}' has no session settings, got --session {next(iter(given))}.")
         if runtime.argument == "threads":  # one name for the same thing
             device = f"{family}:{threads}" if threads and threads > 1 else family
-    fields = {"device": device, "threads": threads or 1, "batch": batch, "precision": precision or "fp32"}
+    fields = {
+        "device": device,
+        "threads": 1 if threads is None else threads,
+        "batch": batch,
+        "precision": precision or "fp32",
+    }
     return validate(Conditions, fields | {"entries": given}, "device")
 
 
 def _argued(runtime: Runtime, family: str, argument: str, threads: int | None) -> int | None:
     """The number of threads, once it is clear that a device takes what follows its colon."""
+    if runtime.argument == "index" and threads is not None:
+        raise UsageError(f"device '{family}' takes no --threads: its work is not done by the processor's.")
     if not argument:
         return threads
     if runtime.argument == "threads":
-        if not argument.isdigit() or int(argument) < 1:
+        if not argument.isdecimal() or int(argument) < 1:
             raise UsageError(f"--device {family}:N takes a number of threads, got '{argument}'; try {family}:4.")
         if threads not in (None, int(argument)):
             raise UsageError(f"--device {family}:{argument} and --threads {threads} disagree; leave one out.")
         return int(argument)
-    if runtime.argument == "index" and not argument.isdigit():
+    if runtime.argument == "index" and not argument.isdecimal():
         raise UsageError(f"--device {family}:N takes the number of a GPU, got '{argument}'; try {family}:0.")
     if runtime.argument is None:
         raise UsageError(f"device '{family}' takes nothing after a colon, got '{argument}'.")
@@ -209,7 +216,10 @@ def _entries(entries: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     for entry, (name, equals, _) in zip(entries, pairs, strict=True):
         if not name or not equals:
             raise UsageError(f"a session entry reads name=value, got '{entry}'.")
-    return {name: value for name, _, value in pairs}
+    found = {name: value for name, _, value in pairs}
+    if len(found) < len(pairs):
+        raise UsageError("a session entry can be given once; leave the repeated one out.")
+    return found
 
 
 def open_device(conditions: Conditions) -> Device:

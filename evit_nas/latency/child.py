@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,11 +20,11 @@ import numpy as np
 
 from evit_nas import __version__
 from evit_nas.config import Conditions
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import EvitNasError, MeasurementError
 from evit_nas.latency import Latency, Protocol, Subject
 from evit_nas.latency.canary import CANARIES, LEARNING_S, SLOW_FACTOR, quiet_ms
 from evit_nas.latency.energy import energy_mj, meter
-from evit_nas.latency.machine import LoadMeter, die_with_parent, pin_to_one_core, processor
+from evit_nas.latency.machine import LoadMeter, die_with_parent, machine_of, pin_to_one_core
 from evit_nas.latency.protocol import (
     REWARM_NS,
     Canary,
@@ -55,7 +54,7 @@ class Bench:
         self._conditions, self._runtime = conditions, RUNTIMES[conditions.family]
         self._stopwatch, self._clock = stopwatch(conditions)
         self._version = self._runtime.version(conditions.family)
-        self._machine = gpu_name(conditions) if self._runtime.argument == "index" else processor()
+        self._machine = machine_of(conditions)
         runs = [self._runtime.load(arch, conditions).run for arch in CANARIES]
         quiet = quiet_ms(self._learn(runs), self._identity())
         self._canaries = [Canary(run, ms * 1e6) for run, ms in zip(runs, quiet, strict=True)]
@@ -67,7 +66,7 @@ class Bench:
         """The protocol on one network, in as many sessions as it has visits, and in one more if two disagree."""
         load = LoadMeter()
         visits: list[Rounds] = []
-        while len(visits) < protocol.visits or (len(visits) == protocol.visits > 1 and _disagree(visits)):
+        while len(visits) < protocol.visits or (len(visits) == protocol.visits and _disagree(visits)):
             loaded = self._runtime.load(subject, self._conditions)
             visits.append(measure_rounds(loaded.run, self._canaries, protocol, self._stopwatch))
         rounds, unit_ms = pool(visits), self._canaries[0].quiet_ns / 1e6
@@ -146,15 +145,6 @@ def stopwatch(conditions: Conditions) -> tuple[Stopwatch, str]:
     return wall_time, "wall"
 
 
-def gpu_name(conditions: Conditions) -> str:
-    """Name of the GPU that `conditions` mean, as its driver has it."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", conditions.argument or "0"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return f"GPU {conditions.argument or 0}"
-
-
 def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any]:
     """The reply to one request; whatever goes wrong, with the canaries too, becomes an error with its kind."""
     try:
@@ -162,7 +152,8 @@ def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any
         latency, samples = bench().measure(decoded(request["subject"]), protocol)
         return {"latency": latency.model_dump(mode="json"), "samples": samples}
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        name = "" if isinstance(error, EvitNasError) else f"{type(error).__name__}: "
+        text = " ".join(f"{name}{error}".split())[:500]
         memory = isinstance(error, MemoryError) or "bad_alloc" in text or "out of memory" in text.lower()
         kind = error.kind if isinstance(error, MeasurementError) else "out of memory" if memory else "rejected"
         return {"error": text, "kind": kind}

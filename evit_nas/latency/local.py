@@ -19,7 +19,7 @@ from evit_nas import __version__
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import Device, Latency, Protocol, Subject
-from evit_nas.latency.machine import processor
+from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.subjects import encoded, resolved
 
@@ -31,7 +31,7 @@ class LocalDevice(Device):
         self.conditions = conditions
         self._timeout_s = timeout_s or RUNTIMES[conditions.family].timeout_s
         self._child: subprocess.Popen[str] | None = None
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the device
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the device
 
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
@@ -44,7 +44,7 @@ class LocalDevice(Device):
     def context(self) -> dict[str, str]:
         return {
             "conditions": self.conditions.model_dump_json(),
-            "processor": processor(),
+            "processor": machine_of(self.conditions),
             "runtime": RUNTIMES[self.conditions.family].version(self.conditions.family),
             "graph": __version__,
         }
@@ -89,7 +89,8 @@ class LocalDevice(Device):
         raise MeasurementError(f"the measuring process died with exit status {status}: {last_words}", kind)
 
     def _start(self) -> subprocess.Popen[str]:
-        self._stderr.truncate(0)
+        self._stderr.seek(0)
+        self._stderr.truncate()
         return subprocess.Popen(
             [sys.executable, "-m", "evit_nas.latency.child", self.conditions.model_dump_json()],
             stdin=subprocess.PIPE,

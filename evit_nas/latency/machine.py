@@ -6,11 +6,15 @@ import ctypes
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from evit_nas.config import Conditions
+from evit_nas.latency.runtimes import RUNTIMES
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -52,6 +56,17 @@ def processor() -> str:
     family = fields.get("cpu family"), fields.get("model")
     # virtual machines often hide the marketing name; family and model still identify the silicon
     return f"{name} (family {family[0]}, model {family[1]})" if all(family) else name
+
+
+def machine_of(conditions: Conditions) -> str:
+    """The processor, or the GPU as its driver calls it, that `conditions` measure on."""
+    if RUNTIMES[conditions.family].argument != "index":
+        return processor()
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", conditions.argument or "0"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"GPU {conditions.argument or 0}"
 
 
 def pin_to_one_core() -> None:

@@ -30,6 +30,7 @@ from evit_nas.network.cost import cost
 from evit_nas.runs import Journal
 
 CHANNEL_BLOCK = 16  # of ONNX Runtime's convolutions with AVX-512
+CACHES_MB = (2, 4, 8, 16)  # weights that do not fit have to be fetched in each inference
 MIN_SAMPLES = 32  # distinct networks below which no fit is tried
 MAX_MAPE, MIN_WITHIN_10 = 0.05, 0.9  # of a cross-validated fit that a search relies on
 FOLDS = 5
@@ -201,6 +202,9 @@ def operators(arch: ArchConfig) -> dict[str, float]:
     powers of ten to about 1.
     """
     terms: dict[str, float] = {"network": 1.0, "head": arch.stages[-1].width / 1e2}
+    weights_mb = cost(arch).weight_bytes / 2**20
+    for cache_mb in CACHES_MB:
+        terms[f"weights beyond {cache_mb} MB"] = max(0.0, weights_mb - cache_mb)
     _add_stem(terms, arch)
     for index, stage in enumerate(arch.stages):
         grid = arch.grids[index]

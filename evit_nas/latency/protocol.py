@@ -128,9 +128,11 @@ def measure_rounds(
         stopwatch: times runs; the default counts the CPU time of the calling thread.
     """
     candidate_ns = _warm_up(candidate, protocol.warmup_ms, stopwatch)
-    beside = enclosing(canaries, candidate_ns)
-    for canary, _ in beside:
-        _warm_up(canary.run, protocol.warmup_ms / 2, stopwatch)
+    slowdown = math.prod(
+        (_warm_up(canary.run, protocol.warmup_ms / 2, stopwatch) / canary.quiet_ns) ** weight
+        for canary, weight in enclosing(canaries, candidate_ns)
+    )
+    beside = enclosing(canaries, candidate_ns / slowdown)  # next to it in size, not in what it takes just now
     samples: list[tuple[float, float]] = []
     while True:
         forward = len(samples) % 2 == 0
