@@ -139,7 +139,7 @@ class Limits(BaseModel):
 
 
 class SearchSettings(BaseModel):
-    """Everything that decides what a search does; two runs with equal settings do the same."""
+    """Everything that a user decides about a search; with equal settings and latencies two runs do the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

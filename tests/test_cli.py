@@ -341,7 +341,7 @@ def test_the_predictor_is_fitted_shown_exported_and_checked(run, tmp_path):
     fitted = run("latency", "fit", *space, "--networks", "60")
     assert fitted.code == 0, fitted.err
     assert "60 networks" in fitted.err
-    shown = run("latency", "show", "--device", "fake", "--export", "table.json", "--format", "json")
+    shown = run("latency", "show", *space, "--export", "table.json", "--format", "json")
     (row,) = json.loads(shown.out)
     assert row["networks"] == 60
     assert row["trusted"]

@@ -57,7 +57,7 @@ def measure(
         for text, subject in subjects.items():
             latency, samples = opened.measure(subject, protocol)
             if isinstance(subject, ArchConfig):
-                Table(opened.context()).add(subject, latency)
+                Table(opened.context(), subject).add(subject, latency)
             rows.append({"network": text, "latency": latency, "energy_mj": samples.get("energy_mj")})
         if references:
             rows += _references(opened, protocol)

@@ -30,7 +30,6 @@ latency = typer.Typer(help="Predicted latency: fit it to this device, look at it
 app.add_typer(latency, name="latency")
 
 MAX_DRAWS = 50  # random ones for each that is wanted, in a space with few distinct networks
-MAX_DRAWS = 50  # random ones for each that is wanted, in a space with few distinct networks
 SpaceOption = Annotated[str, typer.Option(help="Search space whose architectures are measured.")]
 
 
@@ -50,9 +49,10 @@ def fit(
     from evit_nas.latency import Protocol, open_device
     from evit_nas.latency.predictor import Table
     from evit_nas.latency.predictor import fit as fit_predictor
+    from evit_nas.space import SearchSpace
 
     with open_device(conditions_of(device, threads, batch, precision, session)) as opened:
-        table = Table(opened.context())
+        table = Table(opened.context(), SearchSpace.load(space))
         if import_ is not None:
             say(f"{table.import_from(import_)} networks taken over from {import_}")
         _measure_unseen(opened, table, space, networks - len(table.samples()), seed, Protocol())
@@ -70,6 +70,7 @@ def show(
     batch: BatchOption = 1,
     precision: PrecisionOption = None,
     session: SessionOption = None,
+    space: SpaceOption = "efficientvit-224",
     export: Annotated[Path | None, typer.Option("--export", help="Write the table as JSON, for fit --import.")] = None,
     format_: FormatOption = Format.table,
 ) -> None:
@@ -77,9 +78,10 @@ def show(
     from evit_nas.latency import open_device
     from evit_nas.latency.predictor import Table
     from evit_nas.latency.predictor import fit as fit_predictor
+    from evit_nas.space import SearchSpace
 
     with open_device(conditions_of(device, threads, batch, precision, session)) as opened:
-        table = Table(opened.context())
+        table = Table(opened.context(), SearchSpace.load(space))
     samples = table.samples()
     if export is not None:
         say(f"written: {export} ({table.export_to(export)} networks)")
@@ -130,13 +132,16 @@ def check(
     from evit_nas.latency import STRICT, open_device
     from evit_nas.latency.predictor import Table, compare
     from evit_nas.latency.predictor import fit as fit_predictor
+    from evit_nas.space import SearchSpace
 
     with open_device(conditions_of(device, threads, batch, precision, session)) as opened:
-        table = Table(opened.context())
+        table = Table(opened.context(), SearchSpace.load(space))
         predictor = fit_predictor(table.samples())
         if predictor is None:
             raise EvitNasError(f"there is nothing to check yet. First: evit-nas latency fit --device {device}")
         fresh = _measure_unseen(opened, table, space, networks, seed, STRICT)
+    if not fresh:
+        raise EvitNasError("no unseen architecture could be measured; there is nothing to compare.")
     predicted = predictor.predict_ms([sample.arch for sample in fresh])
     found = compare(predicted, [sample.ms for sample in fresh])
     rows = [

@@ -13,8 +13,11 @@ GPUs) a Gaussian process on stage features competes, and where neither is good e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,8 @@ from evit_nas.arch import SE_RATIO, ArchConfig, StageConfig, round_to
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Device, Latency, Protocol
 from evit_nas.network.cost import cost
-from evit_nas.runs import Journal
+from evit_nas.runs import Journal, write_atomically
+from evit_nas.space import SearchSpace
 
 CHANNEL_BLOCK = 16  # of ONNX Runtime's convolutions with AVX-512
 CACHES_MB = (2, 4, 8, 16)  # weights that do not fit have to be fetched in each inference
@@ -77,16 +81,18 @@ class Check:
 
 def compare(predicted_ms: Sequence[float] | np.ndarray, measured_ms: Sequence[float] | np.ndarray) -> Check:
     """The check of (n,) predictions against (n,) measurements."""
+    from scipy.stats import spearmanr
+
     predicted, measured = np.asarray(predicted_ms), np.asarray(measured_ms)
     off = np.abs(predicted / measured - 1)
-    ranks = [np.argsort(np.argsort(values)) for values in (predicted, measured)]
+    tied = min(np.ptp(predicted), np.ptp(measured)) == 0  # no order to compare
     return Check(
         networks=len(off),
         mape=float(off.mean()),
         within_5=float((off <= 0.05).mean()),
         within_10=float((off <= 0.1).mean()),
         p95=float(np.percentile(off, 95)),
-        spearman=float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if len(off) > 1 else 1.0,
+        spearman=0.0 if tied else float(spearmanr(predicted, measured).statistic),
     )
 
 
@@ -114,7 +120,7 @@ def fit(samples: Sequence[Sample]) -> Predictor | None:
     fitted = [_checked("operators", fit_operators, samples)]
     if not fitted[0].check.trusted:
         fitted.append(_checked("stages", fit_stages, samples))
-    return min(fitted, key=lambda predictor: predictor.check.mape)
+    return min(fitted, key=lambda predictor: (not predictor.check.trusted, predictor.check.mape))
 
 
 Fit = Callable[[Sequence[Sample]], Callable[[Sequence[ArchConfig]], np.ndarray]]
@@ -159,6 +165,7 @@ def fit_operators(samples: Sequence[Sample]) -> Callable[[Sequence[ArchConfig]],
 
 def fit_stages(samples: Sequence[Sample]) -> Callable[[Sequence[ArchConfig]], np.ndarray]:
     """A Gaussian process (Matern 5/2) on the logarithm, over what each stage is like and the MACs."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
@@ -166,7 +173,9 @@ def fit_stages(samples: Sequence[Sample]) -> Callable[[Sequence[ArchConfig]], np
     mean, spread = features.mean(0), features.std(0) + 1e-9
     kernel = ConstantKernel(1.0) * Matern(5.0, nu=2.5) + WhiteKernel(1e-3)
     model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=SEED)
-    model.fit((features - mean) / spread, np.log([sample.ms for sample in samples]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of a hyperparameter at its bound; cross-validation judges
+        model.fit((features - mean) / spread, np.log([sample.ms for sample in samples]))
 
     def predict_ms(archs: Sequence[ArchConfig]) -> np.ndarray:
         asked = np.array([_stage_features(arch) for arch in archs])
@@ -201,10 +210,11 @@ def operators(arch: ArchConfig) -> dict[str, float]:
     Arithmetic and data are in blocks of 16 channels where convolutions run on blocks, in channels elsewhere; scaled by
     powers of ten to about 1.
     """
-    terms: dict[str, float] = {"network": 1.0, "head": arch.stages[-1].width / 1e2}
+    terms: dict[str, float] = {"network": 1.0, "head": arch.stages[-1].width * (1 + arch.num_classes) / 1e5}
     weights_mb = cost(arch).weight_bytes / 2**20
     for cache_mb in CACHES_MB:
-        terms[f"weights beyond {cache_mb} MB"] = max(0.0, weights_mb - cache_mb)
+        if weights_mb > cache_mb:  # a term that no network has would have no scale
+            terms[f"weights beyond {cache_mb} MB"] = weights_mb - cache_mb
     _add_stem(terms, arch)
     for index, stage in enumerate(arch.stages):
         grid = arch.grids[index]
@@ -316,34 +326,39 @@ def _add_linear(terms: dict[str, float], stage: StageConfig, index: int, area: i
 
 
 class Table:
-    """Everything ever measured under one device context, in the user's cache folder: one JSON line a measurement."""
+    """Everything ever measured under one device context, in the user's cache folder: one JSON line a measurement.
 
-    def __init__(self, context: Mapping[str, str]) -> None:
-        self.context = dict(context)
+    Networks of another input have other operators, of which a fit would know nothing: they are another table.
+    """
+
+    def __init__(self, context: Mapping[str, str], task: ArchConfig | SearchSpace) -> None:
+        self.context = {**context, "image_size": str(task.image_size), "in_channels": str(task.in_channels)}
         self.digest = hashlib.sha256(json.dumps(self.context, sort_keys=True).encode()).hexdigest()[:12]
         self._journal = Journal(Path(platformdirs.user_cache_dir("evit-nas")) / f"latency-{self.digest}.jsonl")
 
     def add(self, arch: ArchConfig, latency: Latency) -> None:
-        """Keeps one more measurement; without a cache folder it is forgotten."""
-        record = {"arch": arch.model_dump(mode="json"), "ms": latency.median_ms, "rel_error": latency.rel_error}
-        try:
-            self._journal.path.parent.mkdir(parents=True, exist_ok=True)
-            self._journal.append(record)
-        except OSError:
-            pass
+        """Keeps one more measurement, unless the machine was noisy; without a cache folder it is forgotten."""
+        if latency.noisy:
+            return
+        with contextlib.suppress(OSError):
+            self._append([Sample(arch, latency.median_ms, latency.rel_error)])
 
     def samples(self) -> list[Sample]:
         """The distinct networks, each with the mean of its measurements, weighted by their errors."""
         return merged(_sample(record) for record in self._journal.read())
 
     def export_to(self, path: Path) -> int:
-        """Writes the table as one JSON file; returns the number of networks in it."""
+        """Writes the table as one JSON file; returns the number of networks in it.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
         samples = self.samples()
-        networks = [
-            {"arch": sample.arch.model_dump(mode="json"), "ms": sample.ms, "rel_error": sample.rel_error}
-            for sample in samples
-        ]
-        path.write_text(json.dumps({"context": self.context, "networks": networks}, indent=1))
+        networks = [_record(sample) for sample in samples]
+        try:
+            write_atomically(path, json.dumps({"context": self.context, "networks": networks}, indent=1))
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}.") from None
         return len(samples)
 
     def import_from(self, path: Path) -> int:
@@ -354,7 +369,7 @@ class Table:
         """
         try:
             found = json.loads(path.read_text())
-            context, samples = found["context"], read_samples(found)
+            context, samples = dict(found["context"]), read_samples(found)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError):
@@ -370,12 +385,17 @@ class Table:
             raise UsageError(f"{path} was measured under other conditions: {'; '.join(other)}.")
         known = {sample.arch.key for sample in self.samples()}
         fresh = [sample for sample in samples if sample.arch.key not in known]
-        self._journal.path.parent.mkdir(parents=True, exist_ok=True)
-        for sample in fresh:
-            self._journal.append(
-                {"arch": sample.arch.model_dump(mode="json"), "ms": sample.ms, "rel_error": sample.rel_error}
-            )
+        try:
+            self._append(fresh)
+        except OSError as error:
+            raise UsageError(f"cannot write {self._journal.path}: {error.strerror}.") from None
         return len(fresh)
+
+    def _append(self, samples: Sequence[Sample]) -> None:
+        self._journal.path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal.repair()  # else a line torn by a kill would swallow the next one and make the file unreadable
+        for sample in samples:
+            self._journal.append(_record(sample))
 
 
 def read_samples(exported: Mapping[str, Any]) -> list[Sample]:
@@ -383,8 +403,15 @@ def read_samples(exported: Mapping[str, Any]) -> list[Sample]:
     return [_sample(record) for record in exported["networks"]]
 
 
+def _record(sample: Sample) -> dict[str, Any]:
+    return {"arch": sample.arch.model_dump(mode="json"), "ms": sample.ms, "rel_error": sample.rel_error}
+
+
 def _sample(record: Mapping[str, Any]) -> Sample:
-    return Sample(ArchConfig.model_validate(record["arch"]), float(record["ms"]), float(record["rel_error"]))
+    ms, rel_error = float(record["ms"]), float(record["rel_error"])
+    if not 0 < ms < math.inf or not 0 <= rel_error < math.inf:
+        raise ValueError(f"a latency must be positive and its error no less than 0, got {ms} and {rel_error}")
+    return Sample(ArchConfig.model_validate(record["arch"]), ms, rel_error)
 
 
 def merged(samples: Iterable[Sample]) -> list[Sample]:

@@ -119,7 +119,10 @@ def enclosing(canaries: Sequence[Canary], candidate_ns: float) -> list[tuple[Can
 def measure_rounds(
     candidate: Network, canaries: Sequence[Canary], protocol: Protocol, stopwatch: Stopwatch = cpu_time
 ) -> Rounds:
-    """Runs candidate and canaries in rounds of alternating order until the spread is small or the rounds run out.
+    """Runs candidate and canaries in rounds until the spread is small enough or the rounds run out.
+
+    The order is always the same: a network that ran just before finds its caches as it left them, and with an order
+    that alternates every second sample would be such a one.
 
     Args:
         candidate: the network in question.
@@ -135,13 +138,10 @@ def measure_rounds(
     beside = enclosing(canaries, candidate_ns / slowdown)  # next to it in size, not in what it takes just now
     samples: list[tuple[float, float]] = []
     while True:
-        forward = len(samples) % 2 == 0
-        taken = _sample(candidate, candidate_ns, stopwatch) if forward else 0.0
+        taken = _sample(candidate, candidate_ns, stopwatch)
         slowdown = math.prod(
-            (_sample(canary.run, canary.quiet_ns, stopwatch) / canary.quiet_ns) ** weight
-            for canary, weight in (beside if forward else reversed(beside))
+            (_sample(canary.run, canary.quiet_ns, stopwatch) / canary.quiet_ns) ** weight for canary, weight in beside
         )
-        taken = taken or _sample(candidate, candidate_ns, stopwatch)
         samples.append((taken, slowdown))
         rounds = Rounds(*(np.array(column) for column in zip(*samples, strict=True)))
         enough = len(samples) >= protocol.min_rounds and rounds.rel_error <= protocol.target_rel_error

@@ -44,7 +44,7 @@ class Evaluator:
             return Latency.model_validate(self._memo[memo_id])
         latency, samples = device.measure(arch, protocol)
         self._remember(memo_id, arch, latency.model_dump(mode="json"), samples=samples)
-        Table(device.context()).add(arch, latency)
+        Table(device.context(), arch).add(arch, latency)
         return latency
 
     def memory_mb(self, arch: ArchConfig) -> float | None:

@@ -1,8 +1,8 @@
 """Which architectures a search has to measure: those whose predicted latency may bring them to the front.
 
-A forecast starts from everything ever measured on the device, as it was when the run began (a copy lies in the run
-folder), and learns from each measurement of the run, in order: a resumed search decides as an uninterrupted one does.
-Predictions decide what is measured; they never stand in a front.
+A forecast starts from everything measured on the device before the run's own trials (a copy lies in the run folder),
+and learns from each measurement of the run, in order: a resumed search decides as an uninterrupted one does. Predictions
+decide what is measured; they never stand in a front.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import Device, Latency
 from evit_nas.latency.predictor import Predictor, Sample, Table, fit, merged, read_samples
+from evit_nas.space import SearchSpace
 
 REFIT_EVERY = 16  # new measurements
 GIVE_UP_AFTER = 64  # distinct networks: if these do not make a good fit, the user should know
@@ -22,16 +23,16 @@ GIVE_UP_AFTER = 64  # distinct networks: if these do not make a good fit, the us
 class Forecast:
     """Predicts the median latency on one device, where that is good enough."""
 
-    def __init__(self, device: Device, folder: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, device: Device, space: SearchSpace, folder: Path, note: Callable[[str], None]) -> None:
         self._name, self._note = device.conditions.device, note
-        table = Table(device.context())
+        table = Table(device.context(), space)
         copy = folder / f"latencies-{self._name.replace(':', '-').replace('/', '-')}.json"
         if not copy.exists():
             table.export_to(copy)
         self._samples: list[Sample] = read_samples(json.loads(copy.read_text()))
+        self._copied, self._fitted_to = len(self._samples), -1
         self._predictor: Predictor | None = None
         self._told = ""
-        self._refit()
 
     @property
     def band(self) -> float:
@@ -40,6 +41,10 @@ class Forecast:
 
     def predict_ms(self, arch: ArchConfig) -> float | None:
         """The predicted median in milliseconds; None while predictions are not good enough."""
+        due = max(self._copied, len(self._samples) // REFIT_EVERY * REFIT_EVERY)
+        if due != self._fitted_to:
+            self._fitted_to = due
+            self._refit(merged(self._samples[:due]))
         if self._predictor is None or not self._predictor.check.trusted:
             return None
         return float(self._predictor.predict_ms([arch])[0])
@@ -47,24 +52,18 @@ class Forecast:
     def learn(self, arch: ArchConfig, latency: Latency) -> None:
         """Takes one more measurement in."""
         self._samples.append(Sample(arch, latency.median_ms, latency.rel_error))
-        if len(self._samples) % REFIT_EVERY == 0:
-            self._refit()
 
-    def _refit(self) -> None:
-        samples = merged(self._samples)
+    def _refit(self, samples: list[Sample]) -> None:
         self._predictor = fit(samples)
         if self._predictor is None:
             return
-        if self._predictor.check.trusted:
-            self._tell(
-                "predicted", f"predicted latencies on {self._name} are {self._predictor.check}: "
-                "only what may reach the front is measured from here on"
-            )  # fmt: skip
+        check = self._predictor.check
+        if check.trusted:
+            end = "only what may reach the front is measured from here on"
+            self._tell("predicted", f"predicted latencies on {self._name} are {check}: {end}")
         elif len(samples) >= GIVE_UP_AFTER:
-            self._tell(
-                "measured", f"latencies on {self._name} cannot be predicted well ({self._predictor.check}): "
-                "every architecture is measured"
-            )  # fmt: skip
+            end = "every architecture is measured"
+            self._tell("measured", f"latencies on {self._name} cannot be predicted well ({check}): {end}")
 
     def _tell(self, state: str, message: str) -> None:
         """Says it once, until it changes."""

@@ -50,6 +50,7 @@ STUDY = "evit-nas"
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 MAX_REPEATS = 100  # proposals in a row that were known already: the space is used up
 PACE_OVER = 20  # evaluations that the estimated time to go looks back on
+DOUBT_EVERY = 16  # trials: then even what is predicted to be far from the front is measured
 NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
 MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
 
@@ -212,7 +213,8 @@ class Search:
             score = aggregate.score(proxies)
             predicted_ms = self._predict(arch)
             latencies: tuple[Latency, ...] = ()
-            if predicted_ms is None or self._may_reach_front(score, predicted_ms, known):
+            doubted = trial.number % DOUBT_EVERY == 0
+            if predicted_ms is None or doubted or self._may_reach_front(score, predicted_ms, known):
                 latencies = evaluator.latencies(arch)
             memory_mb = evaluator.memory_mb(arch) if self._settings.limits.memory_mb else None
         except (EvitNasError, RuntimeError, MemoryError) as error:
@@ -235,7 +237,7 @@ class Search:
         """What predicts the latency on each device; nothing does for a budget on the 90th percentile."""
         if self._settings.budget_stat != "median":
             return []
-        return [Forecast(device, self._run.path, self._watch.note) for device in devices]
+        return [Forecast(device, self._space, self._run.path, self._watch.note) for device in devices]
 
     def _predict(self, arch: ArchConfig) -> list[float] | None:
         """The predicted latency on each device in milliseconds; None unless it can be told for all."""
@@ -245,7 +247,7 @@ class Search:
     def _may_reach_front(self, score: float, predicted_ms: Sequence[float], known: Known) -> bool:
         """Whether the network may keep every budget and be beaten by none, if predictions are off in its favour."""
         fastest = [ms * (1 - forecast.band) for ms, forecast in zip(predicted_ms, self._forecasts, strict=True)]
-        if any(ms > target.budget_ms for ms, target in zip(fastest, self._settings.targets, strict=True)):
+        if any(ms > target.budget_ms * NEAR for ms, target in zip(fastest, self._settings.targets, strict=True)):
             return False
         return not any(
             c.score >= score
