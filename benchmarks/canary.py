@@ -52,7 +52,7 @@ def main() -> None:
     canaries = []
     for run in runs:
         cpu_time(run, 30)
-        canaries.append(Canary(run, float(np.median([sample(run, 1e6) for _ in range(30)]))))
+        canaries.append(Canary([run], float(np.median([sample(run, 1e6) for _ in range(30)]))))
     print("canaries, ms: " + ", ".join(f"{n} {c.quiet_ns / 1e6:.2f}" for n, c in zip(NAMES, canaries, strict=True)))
     for load, commands in LOADS.items():
         others = [subprocess.Popen([sys.executable, "-c", *command]) for command in commands]
@@ -61,7 +61,7 @@ def main() -> None:
         try:
             for _ in range(2):
                 for index in rng.sample(range(ARCHS), ARCHS):
-                    for name, ns in visit(runtime.load(archs[index], conditions).run, canaries, rng).items():
+                    for name, ns in visit(runtime.load(archs[index], conditions).run, canaries).items():
                         found[name][index].append(ns)
         finally:
             for other in others:
@@ -72,15 +72,17 @@ def main() -> None:
             print(f"{load:26} {name:10} median {half:5.1f} %, 90 % at most {most:5.1f} %", flush=True)
 
 
-def visit(candidate: Callable[[], object], canaries: list[Canary], rng: random.Random) -> dict[str, float]:
+def visit(candidate: Callable[[], object], canaries: list[Canary]) -> dict[str, float]:
     """Kind of canary -> the candidate's nanoseconds on the quiet machine, as it says."""
     cpu_time(candidate, 5)
     candidate_ns = min(cpu_time(candidate, 1) for _ in range(5))
     rounds = []
     for _ in range(ROUNDS):
         taken: dict[int, float] = {}
-        for index in rng.sample(range(-1, len(canaries)), 1 + len(canaries)):
-            run, ns = (candidate, candidate_ns) if index < 0 else (canaries[index].run, canaries[index].quiet_ns)
+        for index in range(-1, len(canaries)):
+            run, ns = (
+                (candidate, candidate_ns) if index < 0 else (canaries[index].sessions[0], canaries[index].quiet_ns)
+            )
             taken[index] = sample(run, ns)
         slow = [taken[i] / canary.quiet_ns for i, canary in enumerate(canaries)]
         share = {id(canary): weight for canary, weight in enclosing(canaries, candidate_ns)}

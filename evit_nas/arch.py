@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,6 +71,16 @@ def parse_stages(value: Any) -> Any:
 def round_to(value: float, step: int) -> int:
     """The multiple of `step` nearest to `value` (halves up), at least `step`."""
     return max(step, step * int(value / step + 0.5))
+
+
+@cache
+def _grids(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) of tokens in each stage, for an input of that size; asked for often, of few sizes."""
+    grids = [(height // STEM_STRIDE, width // STEM_STRIDE)]
+    for _ in range(NUM_STAGES - 1):
+        rows, cols = grids[-1]
+        grids.append(((rows + 1) // 2, (cols + 1) // 2))
+    return tuple(grids)
 
 
 class StageConfig(BaseModel):
@@ -187,12 +198,7 @@ class ArchConfig(BaseModel):
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of tokens in each stage."""
-        rows, cols = (side // STEM_STRIDE for side in self.input_size)
-        grids = [(rows, cols)]
-        for _ in self.stages[1:]:
-            rows, cols = (rows + 1) // 2, (cols + 1) // 2
-            grids.append((rows, cols))
-        return tuple(grids)
+        return _grids(*self.input_size)
 
     def window_side(self, stage: int) -> int:
         """Side of the attention window that stage `stage` (0, 1, 2) really uses, in tokens."""

@@ -13,7 +13,7 @@ import pytest
 
 from evit_nas.arch import ArchConfig
 from evit_nas.runs import Run
-from evit_nas.search.study import Known, open_study
+from evit_nas.search.record import Known, open_study
 
 TRIALS = 24
 SEARCH = ["search", "--budget", "100ms", "--space", "efficientvit-tiny", "--trials", str(TRIALS), "--pool", "6"]

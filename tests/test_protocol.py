@@ -50,7 +50,7 @@ class Workshop:
         return run
 
     def canaries(self, *costs_ns):
-        return [Canary(self.network(f"canary {cost / MS:g}", cost), cost) for cost in costs_ns]
+        return [Canary([self.network(f"canary {cost / MS:g}", cost)], cost) for cost in costs_ns]
 
 
 def measure(workshop, candidate_ns=4 * MS, ladder=LADDER, **protocol):
@@ -119,6 +119,19 @@ class TestRoundsOfSamples:
         measure(workshop, candidate_ns=12 * MS)
         assert set(workshop.calls) == {"net", "canary 6"}
 
+    def test_take_turns_between_the_sessions_of_a_canary(self):
+        """One session 3 % faster and one 3 % slower than the canary is: the candidate comes out right."""
+        workshop = Workshop()
+        sessions = [workshop.network(f"session {share}", round(share * 4 * MS)) for share in (0.97, 1.0, 1.03)]
+        rounds = measure_rounds(
+            workshop.network("net", 4 * MS),
+            [Canary(sessions, 4 * MS)],
+            Protocol(min_rounds=12, max_rounds=12),
+            clocked(workshop.clock),
+        )
+        assert rounds.slowdown == pytest.approx([0.97, 1.0, 1.03] * 4)
+        assert rounds.median_ns == pytest.approx(4 * MS)
+
     def test_repeat_a_fast_network_inside_its_sample(self):
         workshop = Workshop()
         rounds = measure(workshop, candidate_ns=MS // 10, warmup_ms=0, min_rounds=4, max_rounds=4)
@@ -138,7 +151,7 @@ class TestRoundsOfSamples:
 
             return run
 
-        canary = Canary(network("canary", MS // 2), MS // 2)
+        canary = Canary([network("canary", MS // 2)], MS // 2)
         rounds = measure_rounds(network("net", MS), [canary], Protocol(), clocked(workshop.clock))
         assert rounds.median_ns == MS
 

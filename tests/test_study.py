@@ -13,7 +13,8 @@ from evit_nas.network.cost import cost
 from evit_nas.runs import Run
 from evit_nas.search import study as study_module
 from evit_nas.search.front import select
-from evit_nas.search.study import Known, Search, load_front, open_study
+from evit_nas.search.record import Known, load_front, open_study
+from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 from tests.fakes import FakeDevice, fake_proxies, latency_of

@@ -71,7 +71,7 @@ def score(
     """Zero-cost proxies of architectures, side by side; higher is better, and weak evidence."""
     from evit_nas.accuracy.zero_cost import score_all
     from evit_nas.runs import Run
-    from evit_nas.search.study import load_aggregate
+    from evit_nas.search.record import load_aggregate
 
     opened = Run.open(run) if run is not None else None
     aggregate = load_aggregate(opened) if opened is not None else None

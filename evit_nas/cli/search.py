@@ -30,7 +30,7 @@ from evit_nas.errors import EvitNasError, Interrupted
 if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
     from evit_nas.runs import Run
-    from evit_nas.search.study import Front
+    from evit_nas.search.record import Front
 
 
 class BudgetStat(StrEnum):
@@ -141,7 +141,7 @@ def _search(run: Run) -> None:
 def front(run: RunPath, format_: FormatOption = Format.table) -> None:
     """Show the Pareto front of a run, with the paper's networks measured in the same run."""
     from evit_nas.runs import Run
-    from evit_nas.search.study import load_front
+    from evit_nas.search.record import load_front
 
     opened = Run.open(run)
     found = load_front(opened)
@@ -191,7 +191,8 @@ def _dry_run(settings: SearchSettings) -> None:
 
     from evit_nas.runs import Journal
     from evit_nas.search.evaluate import Evaluator
-    from evit_nas.search.study import feasibility, open_devices
+    from evit_nas.search.feasibility import feasibility
+    from evit_nas.search.study import open_devices
 
     space = settings.space
     say(f"space {settings.space_name}: {len(space.dimensions())} dimensions, {space.size:.3g} points")

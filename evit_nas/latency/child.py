@@ -44,6 +44,7 @@ from evit_nas.network.onnx_graph import build_onnx
 MAX_DUEL = 0.05  # the canary measured against itself: beyond it, nothing measured in this process can be certified
 MAX_FOREIGN_CORES = 0.5  # busy with other processes, where wall time is counted
 MAX_VISIT_SPREAD = 0.05  # two visits further apart call for a third
+SESSIONS = 3  # of each canary
 DUEL = Protocol(min_rounds=12, max_rounds=12)
 
 
@@ -55,10 +56,11 @@ class Bench:
         self._stopwatch, self._clock = stopwatch(conditions)
         self._version = self._runtime.version(conditions.family)
         self._machine = machine_of(conditions)
-        runs = [self._runtime.load(arch, conditions).run for arch in CANARIES]
-        quiet = quiet_ms(self._learn(runs), self._identity())
-        self._canaries = [Canary(run, ms * 1e6) for run, ms in zip(runs, quiet, strict=True)]
-        duel = measure_rounds(runs[0], [Canary(runs[0], quiet[0] * 1e6)], DUEL, self._stopwatch)
+        loaded = [[self._runtime.load(arch, conditions).run for _ in range(SESSIONS)] for arch in CANARIES]
+        quiet = quiet_ms(self._learn(loaded), self._identity())
+        self._canaries = [Canary(sessions, ms * 1e6) for sessions, ms in zip(loaded, quiet, strict=True)]
+        alone = Canary(loaded[0][:1], quiet[0] * 1e6)
+        duel = measure_rounds(alone.sessions[0], [alone], DUEL, self._stopwatch)
         self._duel = duel.median_ns / (quiet[0] * 1e6)
         self._meter = meter(conditions)
 
@@ -110,17 +112,17 @@ class Bench:
             reasons.append(f"the canary against itself came out as {self._duel:.3f}")
         return "; ".join(reasons)
 
-    def _learn(self, runs: list[Network]) -> list[float]:
-        """Median milliseconds of each canary, sampled in turn for `LEARNING_S`."""
-        for run in runs:
-            self._stopwatch(run, 10)
-        samples: list[list[float]] = [[] for _ in runs]
-        end = time.monotonic() + LEARNING_S
-        while time.monotonic() < end or len(samples[0]) < 10:
-            for run, taken in zip(runs, samples, strict=True):
+    def _learn(self, loaded: list[list[Network]]) -> list[float]:
+        """Median milliseconds of each canary, all sessions sampled in turn for `LEARNING_S`."""
+        samples: list[list[float]] = [[] for _ in loaded]
+        end, turn = time.monotonic() + LEARNING_S, 0
+        while time.monotonic() < end or turn < 4 * SESSIONS:
+            for sessions, taken in zip(loaded, samples, strict=True):
+                run = sessions[turn % SESSIONS]
                 self._stopwatch(run, 1 + int(REWARM_NS / taken[-1]) if taken else 3)  # refills its caches
                 taken.append(self._stopwatch(run, 1))
-        return [float(np.median(taken)) / 1e6 for taken in samples]
+            turn += 1
+        return [float(np.median(taken[SESSIONS:])) / 1e6 for taken in samples]  # without each session's first run
 
     def _identity(self) -> str:
         graphs = b"".join(build_onnx(arch).SerializeToString() for arch in CANARIES)

@@ -37,9 +37,12 @@ DRIFT_INFLATION = 1.6  # contention drifts slowly: nominal 95 % intervals of one
 
 @dataclass(frozen=True)
 class Canary:
-    """A network whose time on the quiet machine is known."""
+    """A network whose time on the quiet machine is known, in several sessions that take turns.
 
-    run: Network
+    Where a session's memory happens to lie moves it by a few percent for as long as it lives; several average that out.
+    """
+
+    sessions: Sequence[Network]
     quiet_ns: float
 
 
@@ -132,15 +135,18 @@ def measure_rounds(
     """
     candidate_ns = _warm_up(candidate, protocol.warmup_ms, stopwatch)
     slowdown = math.prod(
-        (_warm_up(canary.run, protocol.warmup_ms / 2, stopwatch) / canary.quiet_ns) ** weight
+        (_warm_up(canary.sessions[0], protocol.warmup_ms / 2, stopwatch) / canary.quiet_ns) ** weight
         for canary, weight in enclosing(canaries, candidate_ns)
     )
     beside = enclosing(canaries, candidate_ns / slowdown)  # next to it in size, not in what it takes just now
     samples: list[tuple[float, float]] = []
     while True:
+        turn = len(samples)
         taken = _sample(candidate, candidate_ns, stopwatch)
         slowdown = math.prod(
-            (_sample(canary.run, canary.quiet_ns, stopwatch) / canary.quiet_ns) ** weight for canary, weight in beside
+            (_sample(canary.sessions[turn % len(canary.sessions)], canary.quiet_ns, stopwatch) / canary.quiet_ns)
+            ** weight
+            for canary, weight in beside
         )
         samples.append((taken, slowdown))
         rounds = Rounds(*(np.array(column) for column in zip(*samples, strict=True)))

@@ -57,35 +57,34 @@ class _Op:
 
 def cost(arch: ArchConfig) -> Cost:
     """The size of the network that `arch` describes."""
-    ops = [op for _, part in _parts(arch) for op in part]
-    params = sum(op.params for op in ops)
-    return Cost(
-        params=params,
-        macs=sum(op.macs for op in ops),
-        depth=sum(op.weighted for op in ops),
-        weight_bytes=BYTES * params,
-        activation_bytes=BYTES * max(op.live for op in ops),
-    )
+    params = macs = depth = live = 0
+    for _, ops, times in _parts(arch):
+        for op in ops:
+            params += times * op.params
+            macs += times * op.macs
+            depth += times * op.weighted
+            live = max(live, op.live)
+    return Cost(params, macs, depth, weight_bytes=BYTES * params, activation_bytes=BYTES * live)
 
 
 def stage_costs(arch: ArchConfig) -> list[PartCost]:
     """Stem, then downsampling and blocks stage by stage, then head; the shares add up to `cost`."""
     return [
-        PartCost(name, sum(op.params for op in ops), sum(op.macs for op in ops))
-        for name, ops in ((name, list(part)) for name, part in _parts(arch))
+        PartCost(name, times * sum(op.params for op in ops), times * sum(op.macs for op in ops))
+        for name, ops, times in ((name, list(part), times) for name, part, times in _parts(arch))
     ]
 
 
-def _parts(arch: ArchConfig) -> Iterator[tuple[str, Iterable[_Op]]]:
+def _parts(arch: ArchConfig) -> Iterator[tuple[str, Iterable[_Op], int]]:
+    """Name of each part, its layers, and how many times it stands there."""
     grids = arch.grids
-    yield "stem", _stem(arch)
+    yield "stem", _stem(arch), 1
     for index, (stage, grid) in enumerate(zip(arch.stages, grids, strict=True)):
         path = f"stages.{index}"
         if index:
-            yield f"{path}.downsample", _downsample(arch, index)
-        block = list(_block(stage, grid, arch.window_side(index)))
-        yield f"{path}.blocks", block * stage.depth
-    yield "head", _head(arch.stages[-1].width, arch.num_classes)
+            yield f"{path}.downsample", _downsample(arch, index), 1
+        yield f"{path}.blocks", _block(stage, grid, arch.window_side(index)), stage.depth
+    yield "head", _head(arch.stages[-1].width, arch.num_classes), 1
 
 
 def _area(grid: tuple[int, int]) -> int:

@@ -1,8 +1,8 @@
 """Which architectures a search has to measure: those whose predicted latency may bring them to the front.
 
 A forecast starts from everything measured on the device before the run's own trials (a copy lies in the run folder),
-and learns from each measurement of the run, in order: a resumed search decides as an uninterrupted one does. Predictions
-decide what is measured; they never stand in a front.
+and learns from each measurement of the run, in order: a resumed search decides as an uninterrupted one does.
+Predictions decide what is measured; they never stand in a front.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Forecast:
 
     @property
     def band(self) -> float:
-        """Share by which 95 % of the predictions are off at most."""
-        return self._predictor.check.p95 if self._predictor else 0.0
+        """Share by which predictions are off on average."""
+        return self._predictor.check.mape if self._predictor else 0.0
 
     def predict_ms(self, arch: ArchConfig) -> float | None:
         """The predicted median in milliseconds; None while predictions are not good enough."""

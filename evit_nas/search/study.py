@@ -19,59 +19,48 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 
 import optuna
 from optuna.samplers import TPESampler
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.errors import EvitNasError, Infeasible, MeasurementError, RunError, UsageError
+from evit_nas.errors import EvitNasError, Infeasible, MeasurementError
 from evit_nas.latency import Device, Latency, open_device
-from evit_nas.runs import Journal, Run
-from evit_nas.search.evaluate import Evaluator, recorded, recorded_latencies
+from evit_nas.runs import Run
+from evit_nas.search.evaluate import Evaluator, recorded_latencies
+from evit_nas.search.feasibility import Feasibility, feasibility, nothing_fits
 from evit_nas.search.forecast import Forecast
 from evit_nas.search.front import (
     Candidate,
     excess,
-    file_name,
     keeps_limits,
     limit_excess,
     select,
     unbeaten,
     write_front,
 )
+from evit_nas.search.record import (
+    Front,
+    Known,
+    certified,
+    check_same_conditions,
+    journal_of,
+    load_front,
+    metric_names,
+    named,
+    open_study,
+)
 from evit_nas.search.status import Status, Watcher
 
-STUDY = "evit-nas"
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 MAX_REPEATS = 100  # proposals in a row that were known already: the space is used up
 PACE_OVER = 20  # evaluations that the estimated time to go looks back on
 DOUBT_EVERY = 16  # trials: then even what is predicted to be far from the front is measured
 NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
 MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
-
-
-@dataclass(frozen=True)
-class Front:
-    """The front of a run as far as it is known, and the paper's networks measured in the same run."""
-
-    members: list[Candidate]
-    references: list[Candidate]
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Feasibility:
-    """The extremes of the space and m0..m5 on each device, before anything is searched."""
-
-    smallest: tuple[Latency, ...]
-    largest: tuple[Latency, ...]
-    presets: dict[str, tuple[Latency, ...]]
 
 
 class Search:
@@ -91,7 +80,7 @@ class Search:
         with open_devices(self._settings) as devices, open_study(self._run) as record:
             evaluator = Evaluator(devices, journal_of(self._run), self._settings.seed)
             evaluator.repair()
-            _check_same_conditions(record, [device.context() for device in devices], self._run)
+            check_same_conditions(record, [device.context() for device in devices], self._run)
             self._announce(feasibility(evaluator, self._settings))
             pool = self._pool()
             aggregate = self._aggregate(record, evaluator, pool)
@@ -245,7 +234,7 @@ class Search:
         return [ms for ms in predicted if ms is not None] if predicted and None not in predicted else None
 
     def _may_reach_front(self, score: float, predicted_ms: Sequence[float], known: Known) -> bool:
-        """Whether the network may keep every budget and be beaten by none, if predictions are off in its favour."""
+        """Whether it may keep every budget and be beaten by none, if predictions are off as usual, in its favour."""
         fastest = [ms * (1 - forecast.band) for ms, forecast in zip(predicted_ms, self._forecasts, strict=True)]
         if any(ms > target.budget_ms * NEAR for ms, target in zip(fastest, self._settings.targets, strict=True)):
             return False
@@ -303,7 +292,7 @@ class Search:
             }
         )
         while True:
-            candidates = _certified(found, recorded_latencies(journal_of(self._run), "strict"), self._settings)
+            candidates = certified(found, recorded_latencies(journal_of(self._run), "strict"), self._settings)
             hopeful = [c for c in candidates if keeps_limits(c, self._settings if c.certified else slack)]
             members = unbeaten(hopeful, self._settings.budget_stat)
             if all(member.certified for member in members):
@@ -312,13 +301,13 @@ class Search:
                 self._watch.step("strict measurement", done, len(members))
                 evaluator.latencies(member.arch, strict=True)
         if not members:
-            nearest = min(candidates, key=lambda c: _worst(c, self._settings), default=None)
-            raise Infeasible(_nothing_fits(self._settings, nearest.latencies if nearest else None, "that was found"))
+            nearest = min(candidates, key=lambda c: worst_excess(c, self._settings), default=None)
+            raise Infeasible(nothing_fits(self._settings, nearest.latencies if nearest else None, "that was found"))
         for name in PRESETS:
             preset = self._space.adapted(ArchConfig.preset(name))
             evaluator.proxies(preset)
             evaluator.latencies(preset, strict=True)
-        write_front(self._run, _named(members))
+        write_front(self._run, named(members))
 
 
 @contextmanager
@@ -326,151 +315,6 @@ def open_devices(settings: SearchSettings) -> Iterator[list[Device]]:
     """Every device of a search, ready to measure; all are closed at the end."""
     with ExitStack() as stack:
         yield [stack.enter_context(open_device(target.conditions)) for target in settings.targets]
-
-
-def directions(settings: SearchSettings) -> list[StudyDirection]:
-    """The score up, the latency on each device down."""
-    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(settings.targets)]
-
-
-def metric_names(settings: SearchSettings) -> list[str]:
-    """What a trial's values are called: the score, then the latency on each device."""
-    one = len(settings.targets) == 1
-    return ["score", *("latency_ms" if one else f"latency_ms@{target.device}" for target in settings.targets)]
-
-
-def feasibility(evaluator: Evaluator, settings: SearchSettings) -> Feasibility:
-    """Measures the extremes of the space and m0..m5 at its input size.
-
-    Raises:
-        Infeasible: even the smallest architecture misses a limit; names the figure and the way out.
-    """
-    space, smallest = settings.space, settings.space.smallest()
-    memory_mb = evaluator.memory_mb(smallest) if settings.limits.memory_mb else None
-    for name, beyond in limit_excess(smallest, memory_mb, settings.limits).items():
-        if beyond > 0:
-            limit = getattr(settings.limits, name)
-            raise Infeasible(
-                f"nothing keeps --max-{name.removesuffix('_mb')}: the smallest architecture of the space has "
-                f"{(1 + beyond) * limit:.4g}, the limit is {limit:.4g}. Raise it, or use a smaller --space."
-            )
-    latencies = evaluator.latencies(smallest)
-    for latency, target in zip(latencies, settings.targets, strict=True):
-        if latency.stat_ms(settings.budget_stat) > target.budget_ms:
-            raise Infeasible(_nothing_fits(settings, latencies, "of the space"))
-    presets = {name: evaluator.latencies(space.adapted(ArchConfig.preset(name))) for name in PRESETS}
-    return Feasibility(latencies, evaluator.latencies(space.largest()), presets)
-
-
-def load_front(run: Run) -> Front:
-    """The front from the run's record alone: nothing is measured and nothing is written.
-
-    Members are certified once the search has ended; before that they carry their search-time latency.
-
-    Raises:
-        UsageError: the run has not evaluated anything yet.
-    """
-    if not (run.path / "study.db").exists():
-        raise UsageError(f"{run.path} has no trials yet. Continue it with: evit-nas resume {run.path}")
-    with open_study(run) as study:
-        known, aggregate = Known(study), study.user_attrs.get("aggregate")
-    strict = recorded_latencies(journal_of(run), "strict")
-    members = select(_certified(known.candidates, strict, run.settings), run.settings)
-    references = []
-    if aggregate is not None:
-        proxies = recorded(journal_of(run), "proxies")
-        for name in PRESETS:
-            arch = run.settings.space.adapted(ArchConfig.preset(name))
-            latencies = _on_all(strict.get(arch.key, {}), run.settings)
-            if latencies and arch.key in proxies:
-                score = RankAggregate.from_json(aggregate).score(proxies[arch.key])
-                references.append(Candidate(name, arch, score, latencies, certified=True, trial=None))
-    return Front(_named(members), references, done=len(known.by_key), total=run.settings.trials)
-
-
-def load_aggregate(run: Run) -> RankAggregate:
-    """The score of a run.
-
-    Raises:
-        UsageError: the run has not scored its pool yet.
-    """
-    with open_study(run) as study:
-        stored = study.user_attrs.get("aggregate")
-    if stored is None:
-        raise UsageError(f"{run.path} has not scored its pool yet. Continue it with: evit-nas resume {run.path}")
-    return RankAggregate.from_json(stored)
-
-
-def journal_of(run: Run) -> Journal:
-    """Everything measured in the run."""
-    return Journal(run.path / "measurements.jsonl")
-
-
-class Known:
-    """The distinct architectures of a study, by key."""
-
-    def __init__(self, study: optuna.Study) -> None:
-        self.by_key: dict[str, FrozenTrial] = {}
-        self.candidates: dict[str, Candidate] = {}  # those that were measured
-        self.failed = 0
-        self.told = 0  # trials, repeats included: the sampler's clock
-        for trial in study.get_trials(deepcopy=False):
-            self.add(trial)
-
-    def add(self, trial: FrozenTrial) -> None:
-        """Counts one more finished trial."""
-        self.told += 1
-        if "repeat_of" in trial.user_attrs:
-            return
-        key = trial.user_attrs["key"]
-        self.by_key[key] = trial
-        self.failed += trial.state is TrialState.FAIL
-        if trial.state is TrialState.COMPLETE and trial.user_attrs["latencies"]:
-            arch = ArchConfig.model_validate(trial.user_attrs["arch"])
-            latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
-            memory_mb = trial.user_attrs["memory_mb"]
-            self.candidates[key] = Candidate("", arch, trial.values[0], latencies, False, trial.number, memory_mb)
-
-
-@contextmanager
-def open_study(run: Run) -> Iterator[optuna.Study]:
-    """The run's Optuna study, made if there is none; its database is closed at the end."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = f"sqlite:///{run.path / 'study.db'}"
-    storage = optuna.storages.RDBStorage(url)
-    try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=STUDY,
-            directions=directions(run.settings),
-            load_if_exists=True,
-        )
-        if study.metric_names is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(metric_names(run.settings))
-        yield study
-    finally:
-        storage.engine.dispose()
-
-
-def _check_same_conditions(study: optuna.Study, here: list[dict[str, str]], run: Run) -> None:
-    """Refuses to continue a run under conditions that make its latencies incomparable."""
-    before = study.user_attrs.get("conditions")
-    if before is None:
-        study.set_user_attr("conditions", here)
-        return
-    changes = [
-        f"{name} was {then.get(name)}, here it is {value}"
-        for then, now in zip(before, here, strict=True)
-        for name, value in now.items()
-        if then.get(name) != value
-    ]
-    if changes:
-        raise RunError(
-            f"{run.path} cannot be continued here, its latencies would not compare: {'; '.join(changes)}. "
-            "Start a new search instead; the front that was found stays as it is."
-        )
 
 
 def _survive(record: optuna.Study, arch: ArchConfig) -> None:
@@ -486,47 +330,7 @@ def _survive(record: optuna.Study, arch: ArchConfig) -> None:
     record.set_user_attr("evaluating", (arch.key, deaths + 1))
 
 
-def _certified(
-    candidates: dict[str, Candidate], strict: dict[str, dict[str, Latency]], settings: SearchSettings
-) -> list[Candidate]:
-    """The candidates, with their strict latencies wherever those are on record for all devices."""
-    found = [(c, _on_all(strict.get(key, {}), settings)) for key, c in candidates.items()]
-    return [replace(c, latencies=latencies, certified=True) if latencies else c for c, latencies in found]
-
-
-def _on_all(measured: dict[str, Latency], settings: SearchSettings) -> tuple[Latency, ...]:
-    """The latency on each device of the search; empty if one is missing."""
-    devices = [target.device for target in settings.targets]
-    return tuple(measured[device] for device in devices) if all(device in measured for device in devices) else ()
-
-
-def _worst(candidate: Candidate, settings: SearchSettings) -> float:
+def worst_excess(candidate: Candidate, settings: SearchSettings) -> float:
     """How far a candidate is beyond the budget where it is furthest, as a share of it."""
     pairs = zip(candidate.latencies, settings.targets, strict=True)
     return max(excess(la, candidate.certified, target, settings.budget_stat) for la, target in pairs)
-
-
-def _named(members: list[Candidate]) -> list[Candidate]:
-    """Members with file names; where several would share one, the key tells them apart."""
-    names = [file_name(member) for member in members]
-    return [
-        replace(member, name=name if names.count(name) == 1 else f"{name}-{member.arch.key[:4]}")
-        for member, name in zip(members, names, strict=True)
-    ]
-
-
-def _nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, which: str) -> str:
-    if nearest is None:
-        return "no architecture could be evaluated; the reasons are in the run's study.db."
-    budgets, found, needed = [], [], []
-    for latency, target in zip(nearest, settings.targets, strict=True):
-        on = f" on {target.device}" if len(settings.targets) > 1 else ""
-        budgets.append(f"{target.budget_ms:g} ms{on}")
-        found.append(f"{latency}{on}")
-        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.rel_error) * 1.05)
-        needed.append(f"{target.device}={ms:.2g}ms" if on else f"{ms:.2g}ms")
-    return (
-        f"nothing keeps the budget of {' and '.join(budgets)} ({settings.budget_stat}): "
-        f"the fastest architecture {which} takes {' and '.join(found)}. "
-        f"Try --budget {','.join(needed)}, or a --space with smaller widths, depths or images."
-    )

@@ -1,0 +1,62 @@
+"""Whether anything can keep the limits, answered before a search starts, and what to say when nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.config import SearchSettings
+from evit_nas.errors import Infeasible
+from evit_nas.latency import Latency
+from evit_nas.search.evaluate import Evaluator
+from evit_nas.search.front import limit_excess
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """The extremes of the space and m0..m5 on each device, before anything is searched."""
+
+    smallest: tuple[Latency, ...]
+    largest: tuple[Latency, ...]
+    presets: dict[str, tuple[Latency, ...]]
+
+
+def feasibility(evaluator: Evaluator, settings: SearchSettings) -> Feasibility:
+    """Measures the extremes of the space and m0..m5 at its input size.
+
+    Raises:
+        Infeasible: even the smallest architecture misses a limit; names the figure and the way out.
+    """
+    space, smallest = settings.space, settings.space.smallest()
+    memory_mb = evaluator.memory_mb(smallest) if settings.limits.memory_mb else None
+    for name, beyond in limit_excess(smallest, memory_mb, settings.limits).items():
+        if beyond > 0:
+            limit = getattr(settings.limits, name)
+            raise Infeasible(
+                f"nothing keeps --max-{name.removesuffix('_mb')}: the smallest architecture of the space has "
+                f"{(1 + beyond) * limit:.4g}, the limit is {limit:.4g}. Raise it, or use a smaller --space."
+            )
+    latencies = evaluator.latencies(smallest)
+    for latency, target in zip(latencies, settings.targets, strict=True):
+        if latency.stat_ms(settings.budget_stat) > target.budget_ms:
+            raise Infeasible(nothing_fits(settings, latencies, "of the space"))
+    presets = {name: evaluator.latencies(space.adapted(ArchConfig.preset(name))) for name in PRESETS}
+    return Feasibility(latencies, evaluator.latencies(space.largest()), presets)
+
+
+def nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, which: str) -> str:
+    if nearest is None:
+        return "no architecture could be evaluated; the reasons are in the run's study.db."
+    budgets, found, needed = [], [], []
+    for latency, target in zip(nearest, settings.targets, strict=True):
+        on = f" on {target.device}" if len(settings.targets) > 1 else ""
+        budgets.append(f"{target.budget_ms:g} ms{on}")
+        found.append(f"{latency}{on}")
+        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.rel_error) * 1.05)
+        needed.append(f"{target.device}={ms:.2g}ms" if on else f"{ms:.2g}ms")
+    return (
+        f"nothing keeps the budget of {' and '.join(budgets)} ({settings.budget_stat}): "
+        f"the fastest architecture {which} takes {' and '.join(found)}. "
+        f"Try --budget {','.join(needed)}, or a --space with smaller widths, depths or images."
+    )

@@ -1,0 +1,181 @@
+"""What a run has on record: the Optuna study, the distinct architectures in it, and the front they make.
+
+Nothing here measures or proposes; `front` and `score --run` read a run through this module alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from evit_nas.accuracy.aggregate import RankAggregate
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.config import SearchSettings
+from evit_nas.errors import RunError, UsageError
+from evit_nas.latency import Latency
+from evit_nas.runs import Journal, Run
+from evit_nas.search.evaluate import recorded, recorded_latencies
+from evit_nas.search.front import Candidate, file_name, select
+
+STUDY = "evit-nas"
+
+
+@dataclass(frozen=True)
+class Front:
+    """The front of a run as far as it is known, and the paper's networks measured in the same run."""
+
+    members: list[Candidate]
+    references: list[Candidate]
+    done: int
+    total: int
+
+
+def load_front(run: Run) -> Front:
+    """The front from the run's record alone: nothing is measured and nothing is written.
+
+    Members are certified once the search has ended; before that they carry their search-time latency.
+
+    Raises:
+        UsageError: the run has not evaluated anything yet.
+    """
+    if not (run.path / "study.db").exists():
+        raise UsageError(f"{run.path} has no trials yet. Continue it with: evit-nas resume {run.path}")
+    with open_study(run) as study:
+        known, aggregate = Known(study), study.user_attrs.get("aggregate")
+    strict = recorded_latencies(journal_of(run), "strict")
+    members = select(certified(known.candidates, strict, run.settings), run.settings)
+    references = []
+    if aggregate is not None:
+        proxies = recorded(journal_of(run), "proxies")
+        for name in PRESETS:
+            arch = run.settings.space.adapted(ArchConfig.preset(name))
+            latencies = on_all(strict.get(arch.key, {}), run.settings)
+            if latencies and arch.key in proxies:
+                score = RankAggregate.from_json(aggregate).score(proxies[arch.key])
+                references.append(Candidate(name, arch, score, latencies, certified=True, trial=None))
+    return Front(named(members), references, done=len(known.by_key), total=run.settings.trials)
+
+
+def load_aggregate(run: Run) -> RankAggregate:
+    """The score of a run.
+
+    Raises:
+        UsageError: the run has not scored its pool yet.
+    """
+    with open_study(run) as study:
+        stored = study.user_attrs.get("aggregate")
+    if stored is None:
+        raise UsageError(f"{run.path} has not scored its pool yet. Continue it with: evit-nas resume {run.path}")
+    return RankAggregate.from_json(stored)
+
+
+def journal_of(run: Run) -> Journal:
+    """Everything measured in the run."""
+    return Journal(run.path / "measurements.jsonl")
+
+
+class Known:
+    """The distinct architectures of a study, by key."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.by_key: dict[str, FrozenTrial] = {}
+        self.candidates: dict[str, Candidate] = {}  # those that were measured
+        self.failed = 0
+        self.told = 0  # trials, repeats included: the sampler's clock
+        for trial in study.get_trials(deepcopy=False):
+            self.add(trial)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Counts one more finished trial."""
+        self.told += 1
+        if "repeat_of" in trial.user_attrs:
+            return
+        key = trial.user_attrs["key"]
+        self.by_key[key] = trial
+        self.failed += trial.state is TrialState.FAIL
+        if trial.state is TrialState.COMPLETE and trial.user_attrs["latencies"]:
+            arch = ArchConfig.model_validate(trial.user_attrs["arch"])
+            latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
+            memory_mb = trial.user_attrs["memory_mb"]
+            self.candidates[key] = Candidate("", arch, trial.values[0], latencies, False, trial.number, memory_mb)
+
+
+@contextmanager
+def open_study(run: Run) -> Iterator[optuna.Study]:
+    """The run's Optuna study, made if there is none; its database is closed at the end."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = f"sqlite:///{run.path / 'study.db'}"
+    storage = optuna.storages.RDBStorage(url)
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=STUDY,
+            directions=directions(run.settings),
+            load_if_exists=True,
+        )
+        if study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(metric_names(run.settings))
+        yield study
+    finally:
+        storage.engine.dispose()
+
+
+def directions(settings: SearchSettings) -> list[StudyDirection]:
+    """The score up, the latency on each device down."""
+    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(settings.targets)]
+
+
+def metric_names(settings: SearchSettings) -> list[str]:
+    """What a trial's values are called: the score, then the latency on each device."""
+    one = len(settings.targets) == 1
+    return ["score", *("latency_ms" if one else f"latency_ms@{target.device}" for target in settings.targets)]
+
+
+def check_same_conditions(study: optuna.Study, here: list[dict[str, str]], run: Run) -> None:
+    """Refuses to continue a run under conditions that make its latencies incomparable."""
+    before = study.user_attrs.get("conditions")
+    if before is None:
+        study.set_user_attr("conditions", here)
+        return
+    changes = [
+        f"{name} was {then.get(name)}, here it is {value}"
+        for then, now in zip(before, here, strict=True)
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
+    if changes:
+        raise RunError(
+            f"{run.path} cannot be continued here, its latencies would not compare: {'; '.join(changes)}. "
+            "Start a new search instead; the front that was found stays as it is."
+        )
+
+
+def certified(
+    candidates: dict[str, Candidate], strict: dict[str, dict[str, Latency]], settings: SearchSettings
+) -> list[Candidate]:
+    """The candidates, with their strict latencies wherever those are on record for all devices."""
+    found = [(c, on_all(strict.get(key, {}), settings)) for key, c in candidates.items()]
+    return [replace(c, latencies=latencies, certified=True) if latencies else c for c, latencies in found]
+
+
+def on_all(measured: dict[str, Latency], settings: SearchSettings) -> tuple[Latency, ...]:
+    """The latency on each device of the search; empty if one is missing."""
+    devices = [target.device for target in settings.targets]
+    return tuple(measured[device] for device in devices) if all(device in measured for device in devices) else ()
+
+
+def named(members: list[Candidate]) -> list[Candidate]:
+    """Members with file names; where several would share one, the key tells them apart."""
+    names = [file_name(member) for member in members]
+    return [
+        replace(member, name=name if names.count(name) == 1 else f"{name}-{member.arch.key[:4]}")
+        for member, name in zip(members, names, strict=True)
+    ]
