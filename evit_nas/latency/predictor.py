@@ -260,8 +260,6 @@ def _add_stem(terms: dict[str, float], arch: ArchConfig) -> None:
         area //= 4
         _add(terms, f"stem {index} arithmetic", before * _blocks(width) * area * 9 / 1e4)
         _add(terms, "stem data", _blocks(width) * area / 1e4)
-        if index < 3:  # few channels at many positions: each width is a case of its own
-            _add(terms, f"stem {index} of {width}", 1.0)
         before = _blocks(width)
 
 
