@@ -44,7 +44,7 @@ def test_budget_to_front_to_onnx(tmp_path):
     measured = json.loads(
         evit_nas("measure", str(member), str(tmp_path / "net.onnx"), "--quick", "--format", "json").stdout
     )
-    assert [entry["arch"] for entry in measured] == [str(member), str(tmp_path / "net.onnx")]
+    assert [entry["network"] for entry in measured] == [str(member), str(tmp_path / "net.onnx")]
 
     resumed = evit_nas("resume", str(run))  # nothing left to do: the same front again
     assert json.loads(evit_nas("front", str(run), "--format", "json").stdout) == rows

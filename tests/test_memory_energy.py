@@ -15,6 +15,7 @@ from evit_nas.latency import TimmModel, energy, memory, parse_conditions
 from evit_nas.latency.energy import energy_mj, meter, nvml, rapl
 from evit_nas.latency.memory import peak_memory_mb
 from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.latency.subjects import encoded
 from evit_nas.network.onnx_graph import build_onnx
 from tests.networks import tiny_arch
 
@@ -69,7 +70,7 @@ class TestMemory:
         assert bytes_ < floats - 0.5 * 6.9 * 3
 
     def test_a_runtime_that_needs_evit_nas_gets_the_network_through_it(self, monkeypatch, capsys):
-        monkeypatch.setattr(sys, "argv", ["memory", json.dumps(memory._described(tiny_arch())), CPU.model_dump_json()])
+        monkeypatch.setattr(sys, "argv", ["memory", json.dumps(encoded(tiny_arch())), CPU.model_dump_json()])
         memory.main()
         assert float(capsys.readouterr().out) == pytest.approx(memory.resident_peak_mb(), rel=0.01)
 

@@ -321,7 +321,9 @@ class TestBench:
     def test_a_canary_that_does_not_equal_itself_certifies_nothing(self, workshop, monkeypatch):
         def measured(candidate, canaries, *rest):
             rounds = measure_rounds(candidate, canaries, *rest)
-            return Rounds(rounds.candidate_ns * 1.1, rounds.slowdown) if candidate is canaries[0].run else rounds
+            return (
+                Rounds(rounds.candidate_ns * 1.1, rounds.slowdown) if candidate is canaries[0].sessions[0] else rounds
+            )
 
         monkeypatch.setattr(child, "measure_rounds", measured)
         latency, _ = bench().measure(tiny_arch(), Protocol())
