@@ -105,6 +105,7 @@ def session(graph: bytes | str, conditions: Conditions) -> Loaded:
 
 
 def session_options(conditions: Conditions) -> Any:
+    """ONNX Runtime's settings for a session: every optimisation, the asked threads, no spinning, the user's entries."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

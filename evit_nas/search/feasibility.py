@@ -46,6 +46,7 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings) -> Feasibility:
 
 
 def nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, which: str) -> str:
+    """The message for a search in which nothing keeps the budgets: the figure that came nearest, and the way out."""
     if nearest is None:
         return "no architecture could be evaluated; the reasons are in the run's study.db."
     budgets, found, needed = [], [], []
