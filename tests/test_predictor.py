@@ -21,6 +21,7 @@ from scipy import stats
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Protocol, predictor
+from evit_nas.latency.operators import operators
 from evit_nas.latency.predictor import (
     MIN_SAMPLES,
     Check,
@@ -32,7 +33,6 @@ from evit_nas.latency.predictor import (
     fit_operators,
     measure_unseen,
     merged,
-    operators,
 )
 from evit_nas.network.cost import cost, stage_costs
 from evit_nas.network.onnx_graph import build_onnx
