@@ -21,7 +21,7 @@ from repeat import HOG
 from evit_nas.config import Conditions
 from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.machine import pin_to_one_core, probe
-from evit_nas.latency.protocol import REWARM_NS, SAMPLE_NS, Canary, cpu_time, enclosing
+from evit_nas.latency.protocol import SAMPLE_NS, TIMED_RUNS, Canary, cpu_time, enclosing, rewarming_runs
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.space import SearchSpace
 
@@ -36,9 +36,9 @@ LOADS = {
 
 
 def sample(run: Callable[[], object], run_ns: float) -> float:
-    for _ in range(1 + int(REWARM_NS / run_ns)):
+    for _ in range(rewarming_runs(run_ns)):
         run()
-    return cpu_time(run, 1 + int(SAMPLE_NS / run_ns))
+    return cpu_time(run, max(TIMED_RUNS, int(SAMPLE_NS / run_ns)))
 
 
 def main() -> None:

@@ -1,3 +1,3 @@
 """evit-nas: neural architecture search for EfficientViT (MSRA) under a measured latency budget."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -138,6 +139,84 @@ class Limits(BaseModel):
     """Peak resident memory in megabytes of a fresh process that loads the network on the first device and runs it."""
 
 
+class ShortRecipe(BaseModel):
+    """How networks are trained briefly, to be ranked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    image_size: Annotated[int, Field(ge=32, le=512)] = 64
+    """Side of the square images in pixels."""
+    width: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of each stage's width and Q/K dimension that is trained: a narrower network of the same shape costs a
+    fraction, and of the ways to save this is said to be the safest for the order (EcoNAS, arXiv 2001.01233)."""
+    images: Annotated[int, Field(ge=2)] = 10_000
+    """Training images, a class-balanced choice; the whole training set if it has no more."""
+    cycles: tuple[Annotated[int, Field(ge=1)], ...] = (8,)
+    """Epochs of each cosine cycle; a rung ends with each."""
+    batch_size: Annotated[int, Field(ge=2)] = 100
+    """Images in a step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Highest learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Of AdamW, on matrices and kernels."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are shortened to this norm: linear attention divides by sums that may be small."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Share of the first cycle in which the learning rate rises."""
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.08
+    """Images are moved by up to this share of their side."""
+    flip: bool = True
+    """Whether images are mirrored at random."""
+
+    @property
+    def epochs(self) -> int:
+        """Of all rungs."""
+        return sum(self.cycles)
+
+    def end_of(self, rung: int) -> int:
+        """Epochs when the rung, counted from 0, is over."""
+        return sum(self.cycles[: rung + 1])
+
+    def rate(self, epoch: float) -> float:
+        """The learning rate after that many epochs (a fraction counts)."""
+        start = 0
+        for number, length in enumerate(self.cycles):
+            done = (epoch - start) / length
+            if done < 1 or number == len(self.cycles) - 1:
+                break
+            start += length
+        rise = self.warmup if number == 0 else 0.0
+        if done < rise:
+            return self.learning_rate * done / rise
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done - rise, 1 - rise) / (1 - rise)))
+
+
+class AccuracySettings(BaseModel):
+    """How the accuracy of a candidate is estimated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    method: Literal["table", "zero-cost", "predictor", "short"] = "zero-cost"
+    """table: learned from trained networks that come with the package; zero-cost: ranks of proxies in the run's pool;
+    predictor: learned from networks trained in this run; short: every candidate is trained briefly."""
+    table: str = "fashion-mnist-64"
+    """The table that `table` learns from: one of the package, or a file."""
+    data: str | None = None
+    """Images to train on, for `predictor` and `short`."""
+    labels: Annotated[int, Field(ge=8, le=10_000)] = 30
+    """Networks that `predictor` trains."""
+    labels_from: tuple[str, ...] = ()
+    """Runs whose trained networks are taken over."""
+    recipe: ShortRecipe = ShortRecipe()
+    """How networks are trained, for `predictor` and `short`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AccuracySettings:
+        if self.method in ("predictor", "short") and self.data is None:
+            raise ValueError(f"the accuracy method '{self.method}' trains networks and needs data: add --data PATH")
+        return self
+
+
 class SearchSettings(BaseModel):
     """Everything that a user decides about a search; with equal settings and latencies two runs do the same."""
 
@@ -155,6 +234,16 @@ class SearchSettings(BaseModel):
     """Limits on parameters, MACs and memory."""
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     """Distinct architectures to evaluate, the reference pool included."""
+    accuracy: AccuracySettings = AccuracySettings()
+    """How the accuracy of a candidate is estimated."""
+    sampler: str = "tpe"
+    """What proposes candidates: a name in SAMPLERS."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Processes that score or train candidates beside the one that measures; 0 does it in turns. Moves no number."""
+    time_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which no new candidate is begun; None leaves that to `trials`."""
+    front_size: Annotated[int, Field(ge=1, le=1000)] = 16
+    """Most members of the front; a longer one is thinned out evenly."""
     pool: Annotated[int, Field(ge=4, le=10_000)] = 40
     """Random architectures evaluated first: the pool against which proxies are ranked."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0

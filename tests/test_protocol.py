@@ -15,7 +15,9 @@ from evit_nas.latency import STRICT, Protocol, child, machine
 from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.protocol import (
     REWARM_NS,
+    REWARM_RUNS,
     SAMPLE_NS,
+    TIMED_RUNS,
     Canary,
     Rounds,
     clocked,
@@ -104,8 +106,8 @@ class TestRoundsOfSamples:
     def test_leave_the_warm_up_out(self):
         workshop = Workshop()
         rounds = measure(workshop, warmup_ms=100, min_rounds=12)
-        # 25 runs of 4 ms, then an untimed one and the sample in each round
-        assert workshop.calls.count("net") == 25 + 12 * 2
+        # 25 runs of 4 ms, then the untimed and the timed ones of each round
+        assert workshop.calls.count("net") == 25 + 12 * (REWARM_RUNS + TIMED_RUNS)
         assert len(rounds.candidate_ns) == 12
 
     def test_come_in_one_order_and_refill_each_networks_caches_first(self):
@@ -137,6 +139,11 @@ class TestRoundsOfSamples:
         rounds = measure(workshop, candidate_ns=MS // 10, warmup_ms=0, min_rounds=4, max_rounds=4)
         assert workshop.calls.count("net") == 5 + 4 * (REWARM_NS + SAMPLE_NS) // (MS // 10)
         assert rounds.median_ns == MS // 10
+
+    def test_give_a_slow_network_as_many_untimed_runs_as_its_caches_need(self):
+        workshop = Workshop()
+        measure(workshop, candidate_ns=20 * MS, warmup_ms=0, min_rounds=4, max_rounds=4)
+        assert workshop.calls.count("net") == 5 + 4 * (REWARM_RUNS + TIMED_RUNS)
 
     def test_do_not_notice_caches_that_another_network_emptied(self):
         """A network is four times slower on its first 2 ms after another one ran."""

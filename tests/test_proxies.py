@@ -16,15 +16,26 @@ from torch import nn
 from evit_nas.accuracy.bench import (
     BATCH,
     Bench,
+    Layer,
     Segment,
+    flow,
+    gradients,
     lively_copy,
-    log_flow,
     positive_copy,
     run_segments,
-    saliencies,
     segments_of,
 )
-from evit_nas.accuracy.zero_cost import PROXIES, correlation, entropy, score, score_all
+from evit_nas.accuracy.zero_cost import (
+    PROXIES,
+    agreements,
+    correlation,
+    entropy,
+    nuclear_product,
+    saliency,
+    score,
+    score_all,
+    steadiness,
+)
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.network.model import EfficientViT, build
@@ -188,14 +199,14 @@ def test_no_layer_has_an_exactly_zero_gradient_once_gammas_are_1(variant: str) -
     arch = tiny_arch(**VARIANTS[variant]).model_copy(update={"image_size": 128})
     bench = Bench(arch, seed=0)
 
-    assert all(saliency.any() for saliency in bench.loss_saliencies)
+    assert all(grad.any() for _, grad in bench.loss_gradients)
 
 
 def test_most_layers_have_an_exactly_zero_gradient_as_built() -> None:
     """The reason for lively_copy; should this fail, the initialisation has changed."""
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     links = run_segments(segments_of(build(tiny_arch(), seed=0)), images)
-    dead = [not saliency.any() for saliency in saliencies(links, images[:, 0, 0, :10])]
+    dead = [not grad.any() for _, grad in gradients(links, images[:, 0, 0, :10])]
 
     assert sum(dead) > 0.6 * len(dead)
 
@@ -204,39 +215,129 @@ def two_layers() -> list[Segment]:
     """y = W2 relu(W1 x)."""
     first = torch.tensor([[1.0, -2.0], [0.0, 3.0]], requires_grad=True)
     second = torch.tensor([[2.0, -1.0]], requires_grad=True)
-    return [Segment(lambda x: F.relu(x @ first.T), [first]), Segment(lambda x: x @ second.T, [second])]
+    return [
+        Segment(lambda x: F.relu(x @ first.T), [Layer(first, heads=1)]),
+        Segment(lambda x: x @ second.T, [Layer(second)]),
+    ]
 
 
-def test_saliencies_of_two_layers_by_hand() -> None:
+def test_gradients_and_saliencies_of_two_layers_by_hand() -> None:
     links = run_segments(two_layers(), torch.tensor([[1.0, 1.0]]))
 
     # W1 x = (-1, 3), so relu gives (0, 3) and y = -3; dy/dW2 = (0, 3); dy/dW1 = ((0, 0), (-1, -1))
-    second, first = saliencies(links, torch.tensor([[1.0]]))
+    (w2, second), (w1, first) = gradients(links, torch.tensor([[1.0]]))
     assert links[-1].y.item() == -3
-    assert second.tolist() == [[0, 3]]
-    assert first.tolist() == [[0, 0], [0, 3]]
+    assert (second.tolist(), first.tolist()) == ([[0, 3]], [[0, 0], [-1, -1]])
+    assert saliency(w2.weight, second).tolist() == [[0, 3]]
+    assert saliency(w1.weight, first).tolist() == [[0, 0], [0, 3]]
 
 
-def test_log_flow_of_two_layers_by_hand() -> None:
+def bench_with_flow(segments: list[Segment], inputs: int) -> Bench:
+    bench = Bench(tiny_arch(), seed=0)
+    bench.__dict__["flow"] = flow(segments, torch.ones(1, inputs))
+    return bench
+
+
+def test_flow_scores_of_two_layers_by_hand() -> None:
     segments = two_layers()
     with torch.no_grad():
         for segment in segments:
-            segment.weights[0].abs_()
+            segment.layers[0].weight.abs_()
+    bench = bench_with_flow(segments, inputs=2)
 
     # |W1| 1 = (3, 3) and R = 2 * 3 + 1 * 3 = 9: the flow through each layer is R
-    assert log_flow(segments, torch.ones(1, 2)) == pytest.approx(math.log(9 + 9), rel=1e-6)
+    assert PROXIES["synflow_log"].score(bench) == pytest.approx(math.log(9 + 9), rel=1e-6)
+    # |W1| = ((1, 2), (0, 3)) has singular values of product det = 3 and of squares' sum 14, so their sum is
+    # sqrt(14 + 2 * 3); dR/dW1 = ((2, 2), (1, 1)) has rank 1 and norm sqrt(10); the mean output is R
+    assert PROXIES["dss"].score(bench) == pytest.approx(math.log((20**0.5 * 10**0.5 + 9) / 9), rel=1e-6)
 
 
-def test_log_flow_goes_beyond_the_range_of_floats() -> None:
+@pytest.mark.parametrize("heads", [0, 1])
+def test_flow_scores_go_beyond_the_range_of_floats(heads: int) -> None:
     weights = [torch.full((1, 1), 1e4, requires_grad=True) for _ in range(100)]
-    segments = [Segment(lambda x, w=weight: x @ w, [weight]) for weight in weights]
+    segments = [Segment(lambda x, w=weight: x @ w, [Layer(weight, heads)]) for weight in weights]
+    bench = bench_with_flow(segments, inputs=1)
 
-    expected = 100 * math.log(1e4) + math.log(100)  # R = 1e400 flows through each of the 100 layers
-    assert log_flow(segments, torch.ones(1, 1)) == pytest.approx(expected, rel=1e-6)
+    # R = 1e400 flows through each of the 100 layers
+    assert PROXIES["synflow_log"].score(bench) == pytest.approx(100 * math.log(1e4) + math.log(100), rel=1e-6)
+    assert PROXIES["dss"].score(bench) == pytest.approx(math.log(100), rel=1e-6)
+
+
+def test_nuclear_product_takes_the_heads_of_a_grouped_convolution_apart() -> None:
+    weight = torch.tensor([[3.0, 0], [0, -4], [1, 0], [0, 0]]).view(4, 2, 1, 1)  # nuclear norms 7 and 1
+    grad = torch.tensor([[1.0, 0], [0, 1], [5, 0], [0, 5]]).view(4, 2, 1, 1)  # 2 and 10
+
+    assert nuclear_product(weight, grad, heads=2).tolist() == pytest.approx([14, 10])
+
+
+@pytest.mark.parametrize(
+    ("variant", "heads"),
+    [
+        ("cascade", [1, 1, 1]),  # two heads' qkv, projection
+        ("parallel", [2, 1]),
+        ("linear", [1, 1]),
+        ("cascade, wide values", [1, 1, 1]),  # the way back to the input width is no part of the attention
+        ("convolutional", []),
+    ],
+)
+def test_attention_matrices_are_qkv_head_by_head_and_the_projection(variant: str, heads: list[int]) -> None:
+    model = build(tiny_arch(**VARIANTS[variant]), seed=0)
+    layers = [layer for segment in segments_of(model) for layer in segment.layers]
+
+    assert [layer.heads for layer in layers if layer.heads] == 3 * heads
+    assert len(layers) == sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
+
+
+def test_steadiness_is_the_mean_magnitude_over_the_deviation_of_two_gradients() -> None:
+    first = torch.tensor([3.0, -1, 2, 0, 4, 4])
+    second = torch.tensor([1.0, 3, 2, 0, -4, 0])
+
+    # means of |g| are 2, 2, -, -, 4 and 2, deviations 1, 2, 0, 0, 4 and 2
+    assert steadiness(first, (first + second) / 2).tolist() == [2, 1, 0, 0, 1, 1]
+
+
+def test_zico_sums_the_logs_of_layers_and_passes_over_those_that_do_not_deviate() -> None:
+    bench = Bench(tiny_arch(), seed=0)
+    layer = Layer(torch.ones(2))
+    steady = torch.tensor([1.0, -2.0])
+    bench.__dict__["loss_gradients"] = [(layer, steady), (layer, torch.zeros(2)), (layer, steady)]
+    bench.__dict__["half_loss_gradients"] = [(layer, 1.5 * steady), (layer, torch.zeros(2)), (layer, steady)]
+
+    assert PROXIES["zico"].score(bench) == pytest.approx(math.log(2 + 2))
+
+
+def test_agreements_count_the_units_of_each_image_window_by_window() -> None:
+    # two images of two windows each, one channel and two positions; then one map an image
+    windows = torch.tensor([[1.0, 0], [2, 0], [3, 3], [0, 4]]).view(4, 1, 1, 2)
+    maps = torch.tensor([[0.0], [5]]).view(2, 1, 1, 1)
+
+    # on and off: 1 0 1 0 | 0 and 1 1 0 1 | 1 agree in the first unit only
+    assert agreements([windows, maps], images=2).tolist() == [[5, 1], [1, 5]]
+
+
+@pytest.mark.parametrize("variant", ["cascade", "parallel", "linear", "small window"])
+def test_naswot_is_the_log_determinant_of_units_compared_image_by_image(variant: str) -> None:
+    bench = Bench(tiny_arch(**VARIANTS[variant]), seed=0)
+    kernel = torch.zeros(BATCH, BATCH, dtype=torch.float64)
+    for relu in bench.relus:
+        images = [(part > 0).flatten() for part in relu.chunk(BATCH)]
+        for i, a in enumerate(images):
+            for j, b in enumerate(images):
+                kernel[i, j] += (a == b).sum()
+
+    assert PROXIES["naswot"].score(bench) == pytest.approx(float(kernel.slogdet().logabsdet), rel=1e-12)
+
+
+def test_every_relu_of_the_network_is_seen() -> None:
+    # 3 in the stem; in a block two FFNs and the attention; in a downsampling two FFNs, two of its own and the gate
+    bench = Bench(tiny_arch(), seed=0)
+
+    assert len(bench.relus) == 3 + 3 * 3 + 2 * 5
+    assert all(relu.shape[0] % BATCH == 0 and (relu >= 0).all() and not relu.requires_grad for relu in bench.relus)
 
 
 @pytest.mark.parametrize("variant", ["cascade", "parallel", "linear", "convolutional"])
-def test_snip_and_log_flow_equal_plain_autograd(variant: str) -> None:
+def test_gradient_scores_equal_plain_autograd(variant: str) -> None:
     model = build(tiny_arch(**VARIANTS[variant]), seed=0)
     bench = Bench(model, seed=0)
 
@@ -252,8 +353,27 @@ def test_snip_and_log_flow_equal_plain_autograd(variant: str) -> None:
     positive = positive_copy(model).double()
     by_flow = total(positive, positive(torch.ones(1, 3, 64, 64, dtype=torch.float64)).sum())
 
-    assert sum(float(s.sum()) for s in bench.loss_saliencies) == pytest.approx(by_loss, rel=1e-3)
-    assert bench.log_flow == pytest.approx(math.log(by_flow), abs=1e-4)
+    assert PROXIES["snip"].score(bench) == pytest.approx(by_loss, rel=1e-3)
+    assert PROXIES["synflow_log"].score(bench) == pytest.approx(math.log(by_flow), abs=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["cascade", "parallel", "linear", "convolutional"])
+def test_zico_equals_the_mean_and_deviation_of_gradients_by_plain_autograd(variant: str) -> None:
+    model = build(tiny_arch(**VARIANTS[variant]), seed=0)
+    bench = Bench(model, seed=0)
+    net = lively_copy(model).double()
+    images = torch.randn(BATCH, 3, 64, 64, generator=bench.generator(0)).double()
+    labels = torch.randint(10, (BATCH,), generator=bench.generator(1))
+    weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    logits = net(images)
+    halves = [F.cross_entropy(logits[part], labels[part]) for part in (slice(0, 8), slice(8, 16))]
+    grads = zip(*(torch.autograd.grad(half, weights, retain_graph=True) for half in halves), strict=True)
+    pairs = [torch.stack(pair) for pair in grads]
+    ratios = [pair.abs().mean(0) / pair.std(0, correction=0) for pair in pairs]
+    expected = sum(math.log(ratio[ratio.isfinite()].sum()) for ratio in ratios if ratio.isfinite().any())
+
+    # a rounding error moves the largest ratios, those of the smallest deviations
+    assert PROXIES["zico"].score(bench) == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

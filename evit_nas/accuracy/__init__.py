@@ -1,1 +1,43 @@
-"""How good a network will be: proxies that need no training, and what is made of them."""
+"""How good a network will be: from its size, from proxies, from briefly trained networks, or by training it briefly."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+TSE_DECAY = 0.9  # of the weight of an epoch's loss for each epoch after it
+
+
+class Estimate(BaseModel):
+    """What a network is thought to be worth; higher is better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    value: float
+    """In the unit of the method; values of different methods do not compare."""
+    low: float | None = None
+    """End of the interval that holds the truth four times in five; None where nobody knows."""
+    high: float | None = None
+    """Its other end."""
+    method: str
+    """Name in METHODS."""
+
+
+class ShortScore(BaseModel):
+    """What one short training came to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    accuracy: float
+    """Share of the validation images classified right; higher is better."""
+    cross_entropy: float
+    """On the validation images, in nats; lower is better. Ranks with half the noise of the accuracy."""
+    curve: tuple[float, ...]
+    """Mean training loss of each epoch, in nats."""
+
+    @property
+    def tse(self) -> float:
+        """Training-loss sum with decay (TSE-EMA, arXiv 2006.04492), as a mean in nats; lower is better."""
+        weights = [TSE_DECAY**age for age in reversed(range(len(self.curve)))]
+        return math.fsum(w * loss for w, loss in zip(weights, self.curve, strict=True)) / math.fsum(weights)

@@ -11,10 +11,12 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from evit_nas.arch import ArchConfig
 from evit_nas.network.cost import Cost, cost
@@ -30,12 +32,20 @@ from evit_nas.network.model import (
 BATCH = 16  # the same at every image size: the gradient of a mean over random labels shrinks with the batch
 
 
+class Layer(NamedTuple):
+    """A convolution or linear layer by its weight (no norms, no biases)."""
+
+    weight: Tensor
+    heads: int = 0
+    """Matrices that lie side by side in the weight of an attention's qkv or projection; 0 for every other layer."""
+
+
 @dataclass(frozen=True)
 class Segment:
-    """A step of the network and the weights of its convolutions and linear layers (no norms, no biases)."""
+    """A step of the network and its layers."""
 
     run: Callable[[Tensor], Tensor]
-    weights: list[Tensor]
+    layers: list[Layer]
 
 
 @dataclass(frozen=True)
@@ -49,15 +59,21 @@ class Link:
 
 def segments_of(model: EfficientViT) -> list[Segment]:
     """Stem, each downsampling and block, head (with the pooling)."""
-
-    def weights(module: nn.Module) -> list[Tensor]:
-        return [m.weight for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-
-    segments = [Segment(model.forward_stem, weights(model.stem))]
+    segments = [Segment(model.forward_stem, _layers(model.stem))]
     for stage in model.stages:
         steps = [stage.get_submodule("downsample"), *stage.get_submodule("blocks").children()]
-        segments += [Segment(step, weights(step)) for step in steps if not isinstance(step, nn.Identity)]
-    return [*segments, Segment(model.forward_head, weights(model.head))]
+        segments += [Segment(step, _layers(step)) for step in steps if not isinstance(step, nn.Identity)]
+    return [*segments, Segment(model.forward_head, _layers(model.head))]
+
+
+def _layers(module: nn.Module) -> list[Layer]:
+    layers = []
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Conv2d):
+            layers.append(Layer(child.weight, child.groups if name.endswith((".qkv.conv", ".proj.conv")) else 0))
+        elif isinstance(child, nn.Linear):
+            layers.append(Layer(child.weight))
+    return layers
 
 
 def run_segments(segments: Sequence[Segment], x: Tensor) -> list[Link]:
@@ -70,11 +86,26 @@ def run_segments(segments: Sequence[Segment], x: Tensor) -> list[Link]:
     return links
 
 
-def saliencies(links: Sequence[Link], grad: Tensor) -> Iterator[Tensor]:
-    """|w dR/dw| of every weight, last segment first, where `grad` is dR/d(output of the last segment)."""
+def gradients(links: Sequence[Link], grad: Tensor) -> Iterator[tuple[Layer, Tensor]]:
+    """dR/dw of every layer, last segment first, where `grad` is dR/d(output of the last segment)."""
     for link in reversed(links):
-        grad, *grads = torch.autograd.grad(link.y, [link.x, *link.segment.weights], grad, retain_graph=True)
-        yield from ((w.detach() * g).abs() for w, g in zip(link.segment.weights, grads, strict=True))
+        weights = [layer.weight for layer in link.segment.layers]
+        grad, *grads = torch.autograd.grad(link.y, [link.x, *weights], grad, retain_graph=True)
+        yield from zip(link.segment.layers, grads, strict=True)
+
+
+class ReluOutputs(TorchFunctionMode):
+    """While it is entered, `found` collects what F.relu returns: nothing of a network's ReLUs is a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is F.relu:
+            self.found.append(out.detach())
+        return out
 
 
 def lively_copy(model: EfficientViT) -> EfficientViT:
@@ -149,12 +180,22 @@ class Bench:
         return torch.Generator().manual_seed(4 * self.seed + stream)
 
     @cached_property
-    def links(self) -> list[Link]:
-        """The lively copy on (BATCH, in_channels, H, W) normal noise, with the statistics of the batch."""
+    def _forward(self) -> tuple[list[Link], list[Tensor]]:
         shape = (BATCH, self.arch.in_channels, *self.arch.input_size)
         images = torch.randn(shape, generator=self.generator(0)).to(memory_format=torch.channels_last)
         model = lively_copy(self.model).to(memory_format=torch.channels_last)  # saves about 15 % of the time
-        return run_segments(segments_of(model), images)
+        with ReluOutputs() as relus:
+            return run_segments(segments_of(model), images), relus.found
+
+    @property
+    def links(self) -> list[Link]:
+        """The lively copy on (BATCH, in_channels, H, W) normal noise, with the statistics of the batch."""
+        return self._forward[0]
+
+    @property
+    def relus(self) -> list[Tensor]:
+        """The output of every ReLU of that pass; windows of an image are neighbours in the first dimension."""
+        return self._forward[1]
 
     @cached_property
     def features(self) -> list[Tensor]:
@@ -162,13 +203,21 @@ class Bench:
         return [link.y.detach() for link in self.links[:-1]]
 
     @cached_property
-    def loss_saliencies(self) -> list[Tensor]:
-        """|w dL/dw| of every weight, L the mean cross-entropy with random labels."""
+    def loss_gradients(self) -> list[tuple[Layer, Tensor]]:
+        """dL/dw of every layer, L the mean cross-entropy with random labels."""
+        return self._loss_gradients(BATCH)
+
+    @cached_property
+    def half_loss_gradients(self) -> list[tuple[Layer, Tensor]]:
+        """`loss_gradients` where only the first half of the batch has labels."""
+        return self._loss_gradients(BATCH // 2)
+
+    def _loss_gradients(self, images: int) -> list[tuple[Layer, Tensor]]:
         logits = self.links[-1].y.detach().requires_grad_()
         classes = logits if logits.shape[1] > 1 else F.pad(logits, (0, 1))  # one output: a logistic loss
         labels = torch.randint(classes.shape[1], (BATCH,), generator=self.generator(1))
-        (grad,) = torch.autograd.grad(F.cross_entropy(classes, labels), logits)
-        return list(saliencies(self.links, grad))
+        (grad,) = torch.autograd.grad(F.cross_entropy(classes[:images], labels[:images]), logits)
+        return list(gradients(self.links, grad))
 
     @cached_property
     def pullbacks(self) -> list[tuple[Tensor, Tensor]]:
@@ -181,17 +230,25 @@ class Bench:
         return pairs
 
     @cached_property
-    def log_flow(self) -> float:
-        """`log_flow` of the positive copy for one image of ones."""
+    def flow(self) -> Flow:
+        """The flow through the positive copy from one image of ones."""
         x = torch.ones(1, self.arch.in_channels, *self.arch.input_size)
-        return log_flow(segments_of(positive_copy(self.model)), x)
+        return flow(segments_of(positive_copy(self.model)), x)
 
 
-def log_flow(segments: Sequence[Segment], x: Tensor) -> float:
-    """Log of |w dR/dw| summed over the weights of a positive network, R the sum of its outputs for input `x`.
+@dataclass(frozen=True)
+class Flow:
+    """Gradients of R, the sum of a network's outputs, over their mean; `log_scale` is the log of that mean."""
+
+    log_scale: Tensor
+    gradients: list[tuple[Layer, Tensor]]
+
+
+def flow(segments: Sequence[Segment], x: Tensor) -> Flow:
+    """The flow through a positive network from the input `x`.
 
     R outgrows every float with depth. Outputs scale with inputs, so each segment's output is divided by its
-    mean, which leaves w dR/dw / R as it is, and the logs of the means are added to the result.
+    mean, which leaves w dR/dw / R as it is, and the logs of the means are kept.
     """
     log_scale = torch.zeros((), dtype=torch.float64)
     links = []
@@ -202,5 +259,4 @@ def log_flow(segments: Sequence[Segment], x: Tensor) -> float:
         log_scale += scale.double().log()
         links.append(Link(segment, x, y / scale))
         x = links[-1].y
-    total = torch.stack([s.double().sum() for s in saliencies(links, torch.ones_like(x))]).sum()
-    return float(log_scale + total.log())
+    return Flow(log_scale, list(gradients(links, torch.ones_like(x))))

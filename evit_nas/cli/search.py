@@ -153,7 +153,7 @@ def front(run: RunPath, format_: FormatOption = Format.table) -> None:
 
 
 def _print_front(run: Run, found: Front, format_: Format) -> None:
-    from evit_nas.search.front import rows
+    from evit_nas.search.front import rows, score_text
 
     shown = sorted([*found.members, *found.references], key=lambda c: c.latency.median_ms)
     targets = run.settings.targets
@@ -166,7 +166,7 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
             *(f"{latency.median_ms:.2f}{'' if c.certified else '?'}" for latency in c.latencies),
             *([f"{c.latency.p90_ms:.2f}"] if p90 else []),
             "/".join(f"±{100 * la.rel_error:.1f}%{'*' if la.noisy else ''}" for la in c.latencies),
-            f"{c.score:.3f}",
+            score_text(c),
             millions(c.params),
             millions(c.macs),
         ]

@@ -71,9 +71,9 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 12
+    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 8
     """Rounds of (network, canaries) at least; 8 to 12 is where more of them stop helping."""
-    max_rounds: Annotated[int, Field(ge=3, le=10_000)] = 48
+    max_rounds: Annotated[int, Field(ge=3, le=10_000)] = 32
     """Rounds at most."""
     target_rel_error: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Stop between the two once the inflated standard error of the median falls to this share of it."""
@@ -84,7 +84,7 @@ class Protocol(BaseModel):
 
 
 # Two sessions: where a session's memory happens to lie moves it by a few percent for as long as it lives.
-STRICT = Protocol(min_rounds=24, max_rounds=40, target_rel_error=0.01, visits=2)
+STRICT = Protocol(min_rounds=16, max_rounds=32, target_rel_error=0.01, visits=2)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from evit_nas.latency.canary import CANARIES, LEARNING_S, SLOW_FACTOR, quiet_ms
 from evit_nas.latency.energy import energy_mj, meter
 from evit_nas.latency.machine import LoadMeter, die_with_parent, machine_of, pin_to_one_core
 from evit_nas.latency.protocol import (
-    REWARM_NS,
     Canary,
     Network,
     Rounds,
@@ -34,6 +33,7 @@ from evit_nas.latency.protocol import (
     cpu_time,
     measure_rounds,
     pool,
+    rewarming_runs,
     visits_error,
     wall_time,
 )
@@ -119,7 +119,7 @@ class Bench:
         while time.monotonic() < end or turn < 4 * SESSIONS:
             for sessions, taken in zip(loaded, samples, strict=True):
                 run = sessions[turn % SESSIONS]
-                self._stopwatch(run, 1 + int(REWARM_NS / taken[-1]) if taken else 3)  # refills its caches
+                self._stopwatch(run, rewarming_runs(taken[-1]) if taken else 3)  # refills its caches
                 taken.append(self._stopwatch(run, 1))
             turn += 1
         return [float(np.median(taken[SESSIONS:])) / 1e6 for taken in samples]  # without each session's first run

@@ -69,10 +69,18 @@ def machine_of(conditions: Conditions) -> str:
         return f"GPU {conditions.argument or 0}"
 
 
+def measuring_core() -> frozenset[int]:
+    """The core that one-thread measurements are pinned to: the last one, since core 0 serves most interrupts.
+
+    Empty where the system knows no pinning.
+    """
+    return frozenset({max(os.sched_getaffinity(0))} if hasattr(os, "sched_getaffinity") else ())
+
+
 def pin_to_one_core() -> None:
-    """Keeps this process on its last core, where the system allows it: core 0 serves most interrupts."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    """Keeps this process on `measuring_core`, where the system allows it."""
+    if core := measuring_core():
+        os.sched_setaffinity(0, core)
 
 
 def die_with_parent() -> None:

@@ -1,15 +1,23 @@
 """What a deploy graph is made of, as the predictor sees it: kinds of operator, how many, how much arithmetic and data.
 
-Channels enter in blocks of 16, as convolutions run, so that a prediction steps where the runtime steps.
+Channels enter in blocks of 16, as convolutions run, so that a prediction steps where the runtime steps. Not all of them
+run that way: which kernel ONNX Runtime gives a convolution is in `kernel`, and each kernel has its own arithmetic. The
+rule was read in `onnxruntime/core/optimizer/nchwc_transformer.cc` and is tested against the graphs ORT 1.32 makes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
 
 from evit_nas.arch import SE_RATIO, ArchConfig, StageConfig, round_to
 from evit_nas.network.cost import cost
 
 CHANNEL_BLOCK = 16  # of ONNX Runtime's convolutions with AVX-512
+CHANNEL_ALIGNMENT = 4  # input channels that are no multiple of it are not blocked
 CACHES_MB = (2, 4, 8, 16)  # weights that do not fit have to be fetched in each inference
+
+Kernel = Literal["direct", "blocked", "plain"]
 
 
 def operators(arch: ArchConfig) -> dict[str, float]:
@@ -23,7 +31,8 @@ def operators(arch: ArchConfig) -> dict[str, float]:
     for cache_mb in CACHES_MB:
         if weights_mb > cache_mb:  # a term that no network has would have no scale
             terms[f"weights beyond {cache_mb} MB"] = weights_mb - cache_mb
-    _add_stem(terms, arch)
+    for ins, outs, taps, area in _stem_convolutions(arch):
+        _add_stem(terms, ins, outs, taps, area)
     for index, stage in enumerate(arch.stages):
         grid = arch.grids[index]
         area = grid[0] * grid[1]
@@ -33,10 +42,23 @@ def operators(arch: ArchConfig) -> dict[str, float]:
         if stage.mixer == "softmax":
             side = arch.window_side(index)
             windows = -(-grid[0] // side) * -(-grid[1] // side)
-            _add_softmax(terms, stage, index, windows, side * side, area)
+            _add_softmax(terms, stage, windows, side * side, area)
         elif stage.mixer == "linear":
-            _add_linear(terms, stage, index, area)
+            _add_linear(terms, stage, area)
     return terms
+
+
+def kernel(ins: int, outs: int, groups: int = 1) -> Kernel:
+    """Which kernel ONNX Runtime gives a convolution that is not depthwise.
+
+    direct: reads channels one by one and writes blocks; blocked: reads and writes blocks, the last one padded; plain:
+    a matrix product of the unfolded input, two to three times slower.
+    """
+    if groups > 1:
+        return "plain" if ins // groups % CHANNEL_BLOCK or outs // groups % CHANNEL_BLOCK else "blocked"
+    if ins < CHANNEL_BLOCK:
+        return "direct"
+    return "plain" if ins % CHANNEL_ALIGNMENT else "blocked"
 
 
 def _blocks(channels: int) -> int:
@@ -48,11 +70,12 @@ def _add(terms: dict[str, float], name: str, value: float) -> None:
 
 
 def _add_pointwise(terms: dict[str, float], ins: int, outs: int, area: int, count: int = 1) -> None:
-    """Pointwise convolutions on a map of `area` positions."""
+    """Pointwise convolutions on a map of `area` positions; the channels in between are multiples of 8, so all blocked.
+
+    Their weights are in what lies beyond the caches.
+    """
     _add(terms, f"{area} pointwise", count)
     _add(terms, f"{area} pointwise arithmetic", count * _blocks(ins) * _blocks(outs) * area / 1e3)
-    _add(terms, f"{area} pointwise weights", count * ins * outs / 1e5)
-    _add(terms, f"{area} pointwise data", count * (_blocks(ins) + _blocks(outs)) * area / 1e3)
     _add(terms, f"{area} pointwise input", count * _blocks(ins) * area / 1e3)
 
 
@@ -64,14 +87,28 @@ def _add_ffn(terms: dict[str, float], stage: StageConfig, area: int, count: int)
     _add_pointwise(terms, stage.ffn_dim, stage.width, area, count)
 
 
-def _add_stem(terms: dict[str, float], arch: ArchConfig) -> None:
-    area = arch.input_size[0] * arch.input_size[1]
-    before = 1  # the image counts as one block: its few channels are not blocked
-    for index, width in enumerate(arch.stem_widths):
-        area //= 4
-        _add(terms, f"stem {index} arithmetic", before * _blocks(width) * area * 9 / 1e4)
-        _add(terms, "stem data", _blocks(width) * area / 1e4)
-        before = _blocks(width)
+def _stem_convolutions(arch: ArchConfig) -> Iterator[tuple[int, int, int, int]]:
+    """(input channels, output channels, taps, output positions) of each, as `onnx_graph` writes them."""
+    from evit_nas.network.onnx_graph import PAIRED_WIDTH
+
+    widths = (arch.in_channels, *arch.stem_widths)
+    area, done = arch.input_size[0] * arch.input_size[1], 0
+    if widths[1] == PAIRED_WIDTH:
+        yield widths[0], 2 * PAIRED_WIDTH, 3 * 5, area // 8  # an output holds two pixels of a row
+        yield 2 * PAIRED_WIDTH, widths[2], 3 * 2, area // 16
+        done = 2
+    for index in range(done, 4):
+        yield widths[index], widths[index + 1], 3 * 3, area // 4 ** (index + 1)
+
+
+def _add_stem(terms: dict[str, float], ins: int, outs: int, taps: int, area: int) -> None:
+    used = kernel(ins, outs)
+    if used == "plain":
+        _add(terms, "stem plain arithmetic", ins * outs * taps * area / 1e7)
+        _add(terms, "stem plain unfolding", ins * taps * area / 1e6)
+    else:
+        read = ins if used == "direct" else CHANNEL_BLOCK * _blocks(ins)
+        _add(terms, f"stem {used} arithmetic", read * CHANNEL_BLOCK * _blocks(outs) * taps * area / 1e7)
 
 
 def _add_downsample(terms: dict[str, float], arch: ArchConfig, index: int) -> None:
@@ -86,20 +123,20 @@ def _add_downsample(terms: dict[str, float], arch: ArchConfig, index: int) -> No
     _add_ffn(terms, after, area, 1)
 
 
-def _add_softmax(terms: dict[str, float], stage: StageConfig, index: int, windows: int, tokens: int, area: int) -> None:
+def _add_softmax(terms: dict[str, float], stage: StageConfig, windows: int, tokens: int, area: int) -> None:
     """Window attention of a stage's blocks; `area` positions without the windows' padding, which `tokens` include."""
     heads, dim, qk, v_dim, count = stage.heads, stage.head_dim, stage.qk_dim, stage.v_dim, stage.depth
     padded = windows * tokens
     kind = "cascade" if stage.cascaded else "parallel"
-    _add(terms, f"stage {index} {kind}", count)
-    _add(terms, f"stage {index} attention data", count * stage.width * padded / 1e4)
-    _add(terms, f"{kind} qkv arithmetic", count * heads * dim * (2 * qk + v_dim) * padded / 1e5)
-    _add(terms, f"{kind} qkv data", count * heads * (2 * qk + v_dim) * padded / 1e4)
+    _add(terms, kind, count)
+    _add(terms, "attention data", count * stage.width * padded / 1e4)
     _add(terms, f"{kind} attention arithmetic", count * heads * padded * tokens * (qk + v_dim) / 1e5)
     _add(terms, f"{kind} softmax", count * heads * padded * tokens / 1e4)
     if stage.cascaded:
-        taps = sum(kernel**2 for kernel in stage.used_q_kernels)
-        _add(terms, f"stage {index} head step", count * heads)
+        taps = sum(side**2 for side in stage.used_q_kernels)
+        _add(terms, "cascade head step", count * heads)
+        _add(terms, "cascade qkv arithmetic", count * heads * dim * (2 * qk + v_dim) * padded / 1e5)
+        _add(terms, "cascade qkv data", count * heads * (2 * qk + v_dim) * padded / 1e4)
         _add(terms, "cascade query arithmetic", count * _blocks(qk) * taps * padded / 1e4)
         _add(terms, "cascade query data", count * heads * qk * padded / 1e4)
         _add(terms, "cascade output data", count * heads * v_dim * padded / 1e4)
@@ -107,22 +144,20 @@ def _add_softmax(terms: dict[str, float], stage: StageConfig, index: int, window
             _add(terms, "cascade back", count * (heads - 1))
             _add(terms, "cascade back arithmetic", count * (heads - 1) * v_dim * dim * padded / 1e5)
     else:
-        blocked = _blocks(dim) * (_blocks(qk) + _blocks(qk + v_dim))
-        _add(terms, "parallel qkv blocks", count * heads * blocked * padded / 1e3)
-        _add(
-            terms,
-            "parallel query arithmetic",
-            count * _blocks(heads * qk) * stage.used_q_kernels[0] ** 2 * padded / 1e4,
-        )
-        whole = heads == 1 or not (dim % CHANNEL_BLOCK or qk % CHANNEL_BLOCK or (qk + v_dim) % CHANNEL_BLOCK)
-        if not whole:  # groups that cut through blocks run as an ordinary, slower convolution
-            _add(terms, "parallel qkv unblocked", count * heads * dim * (2 * qk + v_dim) * padded / 1e5)
+        taps = stage.used_q_kernels[0] ** 2
+        _add(terms, "parallel query arithmetic", count * _blocks(heads * qk) * taps * padded / 1e4)
+        for outs in (qk, qk + v_dim):  # of one head: queries, and keys with values
+            if kernel(heads * dim, heads * outs, heads) == "plain":
+                _add(terms, "parallel qkv plain", count * heads * dim * outs * padded / 1e5)
+            else:
+                _add(terms, "parallel qkv blocked", count * heads * _blocks(dim) * _blocks(outs) * padded / 1e3)
+            _add(terms, "parallel qkv data", count * heads * outs * padded / 1e4)
     _add_pointwise(terms, heads * v_dim, stage.width, area, count)
 
 
-def _add_linear(terms: dict[str, float], stage: StageConfig, index: int, area: int) -> None:
+def _add_linear(terms: dict[str, float], stage: StageConfig, area: int) -> None:
     heads, qk, v_dim, count = stage.heads, stage.qk_dim, stage.v_dim, stage.depth
-    _add(terms, f"stage {index} linear", count)
+    _add(terms, "linear", count)
     _add(terms, "linear heads", count * heads)
     _add(terms, "linear depthwise data", count * _blocks(heads * v_dim) * area / 1e3)
     _add(terms, "linear arithmetic", count * 2 * heads * v_dim * qk * area / 1e5)

@@ -9,7 +9,8 @@ divided by it is what it would have taken on the quiet machine. Several threads 
 its own events: there the canaries alone have to do.
 
 Before each sample the same network runs untimed: a user's network finds its own weights in the caches, not
-another's. Without that, large networks evict the canary's weights and look up to a third too fast.
+another's. Without that, large networks evict the canary's weights and look up to a third too fast; with a number of
+such runs that falls as networks grow, times step up where it falls.
 
 Pure functions over callables and a clock: no runtime is imported here.
 """
@@ -29,7 +30,9 @@ Network = Callable[[], object]  # one inference, finished when it returns
 Stopwatch = Callable[[Network, int], float]  # nanoseconds a run, over that many runs
 
 SAMPLE_NS = 1_000_000  # a shorter run is repeated inside its sample: the clock and the call cost too much of it
+TIMED_RUNS = 2  # in each sample at least: the untimed runs before it cost more
 REWARM_NS = 4_000_000  # of untimed runs before each sample: how long a small network takes to refill its caches
+REWARM_RUNS = 3  # at least: after one run networks of 2 to 6 ms are still 14 to 41 % slow, after three at most 7 %
 MEDIAN_SE = 1.2533  # standard error of a median, in standard errors of a mean: sqrt(pi / 2)
 MAD_TO_SIGMA = 1.4826  # normal samples: sigma over median absolute deviation
 DRIFT_INFLATION = 1.6  # contention drifts slowly: nominal 95 % intervals of one visit covered only 80 %
@@ -157,9 +160,14 @@ def measure_rounds(
 
 def _sample(network: Network, run_ns: float, stopwatch: Stopwatch) -> float:
     """Nanoseconds a run, of a network that takes about `run_ns`, with its caches refilled."""
-    for _ in range(math.ceil(REWARM_NS / run_ns)):
+    for _ in range(rewarming_runs(run_ns)):
         network()
-    return stopwatch(network, math.ceil(SAMPLE_NS / run_ns))
+    return stopwatch(network, max(TIMED_RUNS, math.ceil(SAMPLE_NS / run_ns)))
+
+
+def rewarming_runs(run_ns: float) -> int:
+    """Untimed runs that refill the caches for a network that takes about `run_ns`."""
+    return max(REWARM_RUNS, math.ceil(REWARM_NS / run_ns))
 
 
 def _warm_up(network: Network, warmup_ms: float, stopwatch: Stopwatch) -> float:

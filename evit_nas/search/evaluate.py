@@ -9,24 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from typing import Any
 
 from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.arch import ArchConfig
+from evit_nas.errors import MeasurementError
 from evit_nas.latency import STRICT, Device, Latency, Protocol
+from evit_nas.latency.machine import measuring_core
 from evit_nas.latency.predictor import Table
 from evit_nas.runs import Journal
+from evit_nas.workers import end, worker_pool
 
 SEARCH = Protocol()
 
 
 class Evaluator:
-    """Measures on `devices` and scores with `seed`, remembering everything in `journal`."""
+    """Measures on `devices` and scores with `seed`, remembering everything in `journal`.
 
-    def __init__(self, devices: Sequence[Device], journal: Journal, seed: int) -> None:
-        self._devices, self._journal, self._seed = devices, journal, seed
+    With `workers`, proxies are computed in processes of their own, off the core that measures; use it as a context
+    manager then.
+    """
+
+    def __init__(self, devices: Sequence[Device], journal: Journal, seed: int, workers: int = 0) -> None:
+        self._devices, self._journal, self._seed, self._workers = devices, journal, seed, workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._expected: dict[str, Future[dict[str, float]]] = {}
         self._memo: dict[str, dict[str, Any]] = {record["id"]: record["value"] for record in journal.read()}
 
     def repair(self) -> None:
@@ -58,15 +69,50 @@ class Evaluator:
         value: float | None = self._memo[memo_id]["memory_mb"]
         return value
 
+    def expect(self, arch: ArchConfig) -> None:
+        """Begins to compute the proxies in a worker process, if there are any."""
+        if self._workers == 0 or arch.key in self._expected or self._proxies_id(arch) in self._memo:
+            return
+        from evit_nas.accuracy.zero_cost import score_all
+
+        if self._pool is None:
+            self._pool = worker_pool(self._workers, avoid=measuring_core())
+        self._expected[arch.key] = self._pool.submit(score_all, arch, seed=self._seed, names=NAMES)
+
     def proxies(self, arch: ArchConfig) -> dict[str, float]:
         """The zero-cost proxies that the score is made of, by name; higher is better."""
-        context = {"seed": self._seed, "names": NAMES, "torch": version("torch"), "evit_nas": __version__}
-        memo_id = _memo_id("proxies", arch, context)
+        memo_id = self._proxies_id(arch)
         if memo_id not in self._memo:
-            from evit_nas.accuracy.zero_cost import score_all
-
-            self._remember(memo_id, arch, score_all(arch, seed=self._seed, names=NAMES))
+            self._remember(memo_id, arch, self._scored(arch))
         return self._memo[memo_id]
+
+    def _scored(self, arch: ArchConfig) -> dict[str, float]:
+        from evit_nas.accuracy.zero_cost import score_all
+
+        expected = self._expected.pop(arch.key, None)
+        if expected is not None:
+            try:
+                return expected.result()
+            except BrokenProcessPool:
+                self._end_workers()
+                raise MeasurementError(f"a worker died while it scored {arch.key}", "crashed") from None
+        return score_all(arch, seed=self._seed, names=NAMES)
+
+    def _proxies_id(self, arch: ArchConfig) -> str:
+        context = {"seed": self._seed, "names": NAMES, "torch": version("torch"), "evit_nas": __version__}
+        return _memo_id("proxies", arch, context)
+
+    def _end_workers(self) -> None:
+        if self._pool is not None:
+            end(self._pool)
+        self._pool = None
+        self._expected.clear()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end_workers()
 
     def _remember(self, memo_id: str, arch: ArchConfig, value: dict[str, Any], **details: Any) -> None:
         self._journal.append({"id": memo_id, "key": arch.key, "value": value, **details})

@@ -8,8 +8,10 @@ Predictions decide what is measured; they never stand in a front.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import Device, Latency
@@ -41,13 +43,18 @@ class Forecast:
 
     def predict_ms(self, arch: ArchConfig) -> float | None:
         """The predicted median in milliseconds; None while predictions are not good enough."""
+        predicted = self.predict_all_ms([arch])
+        return None if predicted is None else float(predicted[0])
+
+    def predict_all_ms(self, archs: Sequence[ArchConfig]) -> np.ndarray | None:
+        """(n,) predicted medians in milliseconds; None while predictions are not good enough."""
         due = max(self._copied, len(self._samples) // REFIT_EVERY * REFIT_EVERY)
         if due != self._fitted_to:
             self._fitted_to = due
             self._refit(merged(self._samples[:due]))
         if self._predictor is None or not self._predictor.check.trusted:
             return None
-        return float(self._predictor.predict_ms([arch])[0])
+        return self._predictor.predict_ms(archs)
 
     def learn(self, arch: ArchConfig, latency: Latency) -> None:
         """Takes one more measurement in."""

@@ -21,6 +21,8 @@ from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run, write_atomically
 
+NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -37,6 +39,8 @@ class Candidate:
     """Number of the trial in study.db; None for a reference that is not in the space."""
     memory_mb: float | None = None
     """Peak resident memory in megabytes; None unless the search limits it."""
+    interval: tuple[float, float] | None = None
+    """What holds the true value of the score four times in five; None where nobody knows."""
 
     @property
     def latency(self) -> Latency:
@@ -101,30 +105,41 @@ def file_name(candidate: Candidate) -> str:
     return f"evit-{candidate.latency.median_ms:.2f}ms-{candidate.params / 1e6:.1f}M"
 
 
-def write_front(run: Run, members: Sequence[Candidate]) -> None:
-    """Writes front/<name>.yaml for each member and front.csv, replacing an earlier front."""
+def write_front(run: Run, members: Sequence[Candidate], origin: str) -> None:
+    """Writes front/<name>.yaml for each member and front.csv, replacing an earlier front.
+
+    `origin` says what the scores are.
+    """
     folder = run.front_folder
     folder.mkdir(exist_ok=True)
     for old in folder.glob("evit-*.yaml"):
         old.unlink()
     for member in members:
-        write_atomically(folder / f"{member.name}.yaml", member.arch.to_yaml(_header(run, member)))
+        write_atomically(folder / f"{member.name}.yaml", member.arch.to_yaml(_header(run, member, origin)))
     write_atomically(run.path / "front.csv", to_csv(members))
 
 
-def _header(run: Run, member: Candidate) -> str:
+def _header(run: Run, member: Candidate, origin: str) -> str:
     settings = run.settings
     return "\n".join(
         [
             f"EfficientViT {member.name.removeprefix('evit-')}",
             *(line for latency in member.latencies for line in _provenance(latency)),
-            f"params {member.params:,}; MACs {member.macs:,}; zero-cost score {member.score:.4f} "
-            "(a rank aggregate within this run, not an accuracy)",
+            f"params {member.params:,}; MACs {member.macs:,}",
+            f"score {score_text(member)}: {origin}",
             f"found by: {run.record['command']} (evit-nas {run.record['evit_nas']}, seed {settings.seed}, "
             f"space {settings.space_name} {settings.space.hash}, trial {member.trial})",
             f"key: {member.arch.key}",
         ]
     )
+
+
+def score_text(member: Candidate) -> str:
+    """The score, with the interval that holds its true value four times in five where that is known."""
+    if member.interval is None:
+        return f"{member.score:.3f}"
+    low, high = member.interval
+    return f"{member.score:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _provenance(latency: Latency) -> list[str]:
@@ -144,6 +159,11 @@ def rows(members: Sequence[Candidate]) -> list[dict[str, object]]:
             **{name: value for latency in member.latencies for name, value in _latency_cells(member, latency).items()},
             "certified": member.certified,
             "score": round(member.score, 5),
+            **(
+                {"score_low": round(member.interval[0], 5), "score_high": round(member.interval[1], 5)}
+                if member.interval
+                else {}
+            ),
             "params": member.params,
             "macs": member.macs,
             **({"memory_mb": round(member.memory_mb, 2)} if member.memory_mb is not None else {}),

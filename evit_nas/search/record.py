@@ -6,7 +6,7 @@ Nothing here measures or proposes; `front` and `score --run` read a run through 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,14 +14,16 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
-from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.latency import Latency
 from evit_nas.runs import Journal, Run
-from evit_nas.search.evaluate import recorded, recorded_latencies
-from evit_nas.search.front import Candidate, file_name, select
+from evit_nas.search.evaluate import recorded_latencies
+from evit_nas.search.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
+from evit_nas.search.picks import thin
 
 STUDY = "evit-nas"
 
@@ -34,6 +36,8 @@ class Front:
     references: list[Candidate]
     done: int
     total: int
+    origin: str
+    """What the scores are and where they come from."""
 
 
 def load_front(run: Run) -> Front:
@@ -47,19 +51,18 @@ def load_front(run: Run) -> Front:
     if not (run.path / "study.db").exists():
         raise UsageError(f"{run.path} has no trials yet. Continue it with: evit-nas resume {run.path}")
     with open_study(run) as study:
-        known, aggregate = Known(study), study.user_attrs.get("aggregate")
+        known, estimates = Known(study), study.user_attrs.get("references", {})
+        origin = study.user_attrs.get("judge", "")
     strict = recorded_latencies(journal_of(run), "strict")
-    members = select(certified(known.candidates, strict, run.settings), run.settings)
+    hopeful = standing(certified(known.candidates, strict, run.settings), run.settings)
+    members = [member for member in hopeful if keeps_limits(member, run.settings)]
     references = []
-    if aggregate is not None:
-        proxies = recorded(journal_of(run), "proxies")
-        for name in PRESETS:
-            arch = run.settings.space.adapted(ArchConfig.preset(name))
-            latencies = on_all(strict.get(arch.key, {}), run.settings)
-            if latencies and arch.key in proxies:
-                score = RankAggregate.from_json(aggregate).score(proxies[arch.key])
-                references.append(Candidate(name, arch, score, latencies, certified=True, trial=None))
-    return Front(named(members), references, done=len(known.by_key), total=run.settings.trials)
+    for name, found in estimates.items():
+        arch, estimate = run.settings.space.adapted(ArchConfig.preset(name)), Estimate.model_validate(found)
+        latencies = on_all(strict.get(arch.key, {}), run.settings)
+        if latencies:
+            references.append(_candidate(arch, estimate, latencies, name=name, certified=True))
+    return Front(named(members), references, done=len(known.by_key), total=run.settings.trials, origin=origin)
 
 
 def load_aggregate(run: Run) -> RankAggregate:
@@ -102,8 +105,24 @@ class Known:
         if trial.state is TrialState.COMPLETE and trial.user_attrs["latencies"]:
             arch = ArchConfig.model_validate(trial.user_attrs["arch"])
             latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
-            memory_mb = trial.user_attrs["memory_mb"]
-            self.candidates[key] = Candidate("", arch, trial.values[0], latencies, False, trial.number, memory_mb)
+            estimate = Estimate.model_validate(trial.user_attrs["estimate"])
+            self.candidates[key] = _candidate(
+                arch, estimate, latencies, trial=trial.number, memory_mb=trial.user_attrs["memory_mb"]
+            )
+
+
+def _candidate(
+    arch: ArchConfig,
+    estimate: Estimate,
+    latencies: tuple[Latency, ...],
+    *,
+    name: str = "",
+    certified: bool = False,
+    trial: int | None = None,
+    memory_mb: float | None = None,
+) -> Candidate:
+    interval = None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
+    return Candidate(name, arch, estimate.value, latencies, certified, trial, memory_mb, interval)
 
 
 @contextmanager
@@ -164,6 +183,19 @@ def certified(
     """The candidates, with their strict latencies wherever those are on record for all devices."""
     found = [(c, on_all(strict.get(key, {}), settings)) for key, c in candidates.items()]
     return [replace(c, latencies=latencies, certified=True) if latencies else c for c, latencies in found]
+
+
+def standing(candidates: Sequence[Candidate], settings: SearchSettings) -> list[Candidate]:
+    """The front as far as it is known, thinned out: what should be measured strictly, or has been.
+
+    What is not certified may miss the budget by as much as a hurried measurement can be wrong.
+    """
+    slack = settings.model_copy(
+        update={"targets": tuple(t.model_copy(update={"budget_ms": t.budget_ms * NEAR}) for t in settings.targets)}
+    )
+    hopeful = [c for c in candidates if keeps_limits(c, settings if c.certified else slack)]
+    front = unbeaten(hopeful, settings.budget_stat)
+    return thin(front, settings.front_size, settings.budget_stat, [member for member in front if member.certified])
 
 
 def on_all(measured: dict[str, Latency], settings: SearchSettings) -> tuple[Latency, ...]:

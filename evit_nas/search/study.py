@@ -1,12 +1,8 @@
-"""The search loop: feasibility, a reference pool, an Optuna study, and the strict re-measurement of its front.
+"""The search loop: feasibility, a judge of accuracy, rounds of candidates, and the strict re-measurement of the front.
 
-Optuna owns the trials; its storage in the run folder is the record. Facts about Optuna 5 that shape this file:
+Optuna proposes (`rounds.py`); its storage in the run folder is the record. Only finished trials are recorded, each in
+one step, so there is never half a trial on disk. Facts about Optuna 5 that shape this file:
 
-* Proposing writes each parameter to the storage, some 40 commits a trial, and a trial that was running when the
-  process died stays RUNNING for ever and biases TPE. So proposals are made in memory, on a copy of the record,
-  and only finished trials are recorded, each in one step: there is never half a trial on disk.
-* A sampler's state is not stored. The sampler is made anew for each proposal, seeded by (seed, trials so far), so
-  that a search which was killed and resumed proposes what an uninterrupted one does.
 * `best_trials` repeats architectures and trusts hurried latencies: fronts come from `front.py`.
 * A constraint must be set on every trial, before it is told.
 """
@@ -15,16 +11,14 @@ from __future__ import annotations
 
 import random
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import optuna
-from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import EvitNasError, Infeasible, MeasurementError
@@ -34,32 +28,36 @@ from evit_nas.search.evaluate import Evaluator, recorded_latencies
 from evit_nas.search.feasibility import Feasibility, feasibility, nothing_fits
 from evit_nas.search.forecast import Forecast
 from evit_nas.search.front import (
+    NEAR,
     Candidate,
     excess,
     keeps_limits,
     limit_excess,
     select,
-    unbeaten,
     write_front,
 )
+from evit_nas.search.judges import Judge, judge_of
 from evit_nas.search.record import (
     Front,
     Known,
     certified,
     check_same_conditions,
+    directions,
     journal_of,
     load_front,
     metric_names,
     named,
     open_study,
+    standing,
 )
+from evit_nas.search.rounds import SCREENED, Round, Rounds, Screening
+from evit_nas.search.screening import screen
 from evit_nas.search.status import Status, Watcher
 
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 MAX_REPEATS = 100  # proposals in a row that were known already: the space is used up
 PACE_OVER = 20  # evaluations that the estimated time to go looks back on
 DOUBT_EVERY = 16  # trials: then even what is predicted to be far from the front is measured
-NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
 MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
 
 
@@ -70,6 +68,7 @@ class Search:
         self._run, self._watch = run, watcher
         self._settings, self._space = run.settings, run.settings.space
         self._forecasts: list[Forecast] = []
+        self._learnt: set[str] = set()  # by the forecasts
 
     def run(self) -> Front:
         """Searches to the total of trials and writes the certified front.
@@ -78,15 +77,16 @@ class Search:
             Infeasible: no architecture of the space keeps the budget on the device.
         """
         with open_devices(self._settings) as devices, open_study(self._run) as record:
-            evaluator = Evaluator(devices, journal_of(self._run), self._settings.seed)
-            evaluator.repair()
-            check_same_conditions(record, [device.context() for device in devices], self._run)
-            self._announce(feasibility(evaluator, self._settings))
-            pool = self._pool()
-            aggregate = self._aggregate(record, evaluator, pool)
-            self._forecasts = self._forecast(devices)
-            self._loop(record, evaluator, aggregate, pool)
-            self._certify(record, evaluator)
+            workers = self._settings.workers
+            with Evaluator(devices, journal_of(self._run), self._settings.seed, workers) as evaluator:
+                evaluator.repair()
+                check_same_conditions(record, [device.context() for device in devices], self._run)
+                self._announce(feasibility(evaluator, self._settings))
+                pool = self._pool()
+                judge = judge_of(self._run, evaluator, record, pool, self._watch)
+                self._forecasts = self._forecast(devices)
+                self._loop(record, evaluator, judge, pool)
+                self._certify(record, evaluator, judge)
         return load_front(self._run)
 
     def _announce(self, found: Feasibility) -> None:
@@ -105,8 +105,8 @@ class Search:
                     "a smaller budget or a larger space says more"
                 )
 
-    def _pool(self) -> dict[str, tuple[ArchConfig, str]]:
-        """The presets that the space holds, then distinct random architectures: key -> (arch, origin)."""
+    def _pool(self) -> list[tuple[ArchConfig, str]]:
+        """The presets that the space holds, then distinct random architectures, each with where it comes from."""
         presets = [(self._space.adapted(ArchConfig.preset(name)), name) for name in PRESETS]
         pool = {arch.key: (arch, name) for arch, name in presets if arch in self._space}
         wanted = len(pool) + self._settings.pool
@@ -116,72 +116,86 @@ class Search:
                 break
             arch = self._space.sample(rng)
             pool.setdefault(arch.key, (arch, "random"))
-        return pool
-
-    def _aggregate(
-        self, record: optuna.Study, evaluator: Evaluator, pool: dict[str, tuple[ArchConfig, str]]
-    ) -> RankAggregate:
-        """The score: ranks of the proxies within the pool."""
-        stored = record.user_attrs.get("aggregate")
-        if stored is not None:
-            return RankAggregate.from_json(stored)
-        self._watch.note(f"scoring a pool of {len(pool)} architectures, against which the others will be ranked")
-        scored = []
-        for done, (arch, origin) in enumerate(pool.values(), start=1):
-            self._watch.step("pool", done, len(pool))
-            try:
-                scored.append(evaluator.proxies(arch))
-            except (EvitNasError, RuntimeError, MemoryError) as error:
-                self._watch.note(f"left out of the pool: {origin} {arch.key}: {error}")
-        aggregate = RankAggregate.fit(scored)
-        record.set_user_attr("aggregate", aggregate.to_json())
-        return aggregate
+        return list(pool.values())
 
     def _loop(
-        self,
-        record: optuna.Study,
-        evaluator: Evaluator,
-        aggregate: RankAggregate,
-        pool: dict[str, tuple[ArchConfig, str]],
+        self, record: optuna.Study, evaluator: Evaluator, judge: Judge, pool: Sequence[tuple[ArchConfig, str]]
     ) -> None:
         known, moments = Known(record), deque([time.monotonic()], maxlen=PACE_OVER + 1)
-        proposer = optuna.create_study(directions=record.directions)
-        proposer.add_trials(record.get_trials(deepcopy=False))
-        for candidate in known.candidates.values():
-            self._learn(candidate.arch, candidate.latencies)
-        repeats = 0
-        while len(known.by_key) < self._settings.trials and repeats < MAX_REPEATS:
-            untried = next((member for key, member in pool.items() if key not in known.by_key), None)
-            if untried is not None:
-                proposer.enqueue_trial(self._space.params(untried[0]), user_attrs={"origin": untried[1]})
-            proposer.sampler = self._sampler(known.told)
-            trial = proposer.ask()
-            arch = self._space.suggest(trial)
-            trial.set_user_attr("key", arch.key)
-            trial.set_user_attr("arch", arch.model_dump(mode="json"))
-            earlier = known.by_key.get(arch.key)
-            values = (
-                self._repeat(trial, earlier)
-                if earlier
-                else self._evaluate(trial, arch, known, record, evaluator, aggregate)
-            )
-            told = proposer.tell(trial, values, state=None if values else TrialState.FAIL)
-            record.add_trial(told)
-            known.add(told)
-            repeats = repeats + 1 if earlier else 0
-            if not earlier:
-                moments.append(time.monotonic())
-            pace_s = (moments[-1] - moments[0]) / max(len(moments) - 1, 1)
-            self._watch.update(self._status(known, pace_s))
-        if repeats == MAX_REPEATS:
+        begun, repeats = time.monotonic(), 0
+        screening = self._screening(judge) if judge.immediate else None
+        ahead = 0 if judge.immediate or not self._settings.workers else 1
+        rounds = Rounds(self._settings, directions(self._settings), pool, screening, ahead)
+        for current in self._rounds(rounds, record, judge):
+            done = {trial.number for trial in record.get_trials(deepcopy=False)}
+            for trial, arch in current.proposals:
+                if trial.number in done:
+                    self._learn_again(record.get_trials(deepcopy=False)[trial.number])
+                    continue
+                if len(known.by_key) >= self._settings.trials or self._out_of_time(begun) or repeats >= MAX_REPEATS:
+                    break
+                earlier = known.by_key.get(arch.key)
+                values = (
+                    self._repeat(trial, earlier)
+                    if earlier
+                    else self._evaluate(trial, arch, known, record, evaluator, judge)
+                )
+                told = current.finish(trial, values)
+                record.add_trial(told)
+                known.add(told)
+                repeats = repeats + 1 if earlier else 0
+                if not earlier:
+                    moments.append(time.monotonic())
+                pace_s = (moments[-1] - moments[0]) / max(len(moments) - 1, 1)
+                self._watch.update(self._status(known, pace_s))
+            else:
+                continue
+            break
+        if repeats >= MAX_REPEATS:
             self._watch.note(f"{repeats} proposals in a row were known already: the space is used up")
+        if self._out_of_time(begun):
+            self._watch.note(f"the time is over after {len(known.by_key)} of {self._settings.trials} trials")
 
-    def _sampler(self, told: int) -> TPESampler:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # the pool is the start-up, so TPE models from its first own proposal on
-            seed = (self._settings.seed * 1_000_003 + told) % 2**32  # runs with neighbouring seeds share none
-            return TPESampler(seed=seed, multivariate=True, n_startup_trials=0)
+    def _out_of_time(self, begun: float) -> bool:
+        return self._settings.time_s is not None and time.monotonic() - begun >= self._settings.time_s
+
+    def _rounds(self, rounds: Rounds, record: optuna.Study, judge: Judge) -> Iterator[Round]:
+        """The rounds from the first that is not wholly on record; what they hold is begun in the background."""
+        trials = record.get_trials(deepcopy=False)
+        number = max((trial.user_attrs["round"] for trial in trials), default=0)
+        pending: Sequence[optuna.Trial | FrozenTrial] = [t for t in trials if t.user_attrs["round"] == number - 1]
+        made: deque[Round] = deque()
+        while True:
+            told = [t for t in record.get_trials(deepcopy=False) if t.user_attrs["round"] < number - rounds.ahead]
+            for trial in told:
+                self._learn_again(trial)
+            made.append(rounds.make(number, told, pending if rounds.ahead else ()))
+            for _, arch in made[-1].proposals:
+                judge.expect(arch)
+            pending = [trial for trial, _ in made[-1].proposals]
+            number += 1
+            if len(made) > rounds.ahead:
+                yield made.popleft()
+
+    def _screening(self, judge: Judge) -> Screening:
+        """Proposes the front that predictions promise, once latencies can be predicted on every device."""
+
+        def look(archs: Sequence[ArchConfig]) -> tuple[np.ndarray, np.ndarray]:
+            predicted = [forecast.predict_all_ms(archs) for forecast in self._forecasts]
+            columns = np.column_stack([ms for ms in predicted if ms is not None])
+            excess = [
+                max(self._constraints(arch, list(ms), None).values()) for arch, ms in zip(archs, columns, strict=True)
+            ]
+            return np.column_stack([-judge.values(archs), columns]), np.array(excess)
+
+        def candidates(earlier: Sequence[FrozenTrial], number: int) -> list[ArchConfig]:
+            known = [ArchConfig.model_validate(trial.user_attrs["arch"]) for trial in earlier]
+            if self._predict(known[0]) is None:
+                return []
+            self._watch.step("looking for candidates", number, number)
+            return screen(self._space, known, look, SCREENED, random.Random(f"{self._settings.seed} {number}"))
+
+        return candidates
 
     def _evaluate(
         self,
@@ -190,7 +204,7 @@ class Search:
         known: Known,
         record: optuna.Study,
         evaluator: Evaluator,
-        aggregate: RankAggregate,
+        judge: Judge,
     ) -> list[float] | None:
         """Score and latencies of a new architecture; None for a failure, with its reason on the trial.
 
@@ -198,12 +212,11 @@ class Search:
         """
         try:
             _survive(record, arch)
-            proxies = evaluator.proxies(arch)
-            score = aggregate.score(proxies)
+            estimate = judge.estimate(arch)
             predicted_ms = self._predict(arch)
             latencies: tuple[Latency, ...] = ()
             doubted = trial.number % DOUBT_EVERY == 0
-            if predicted_ms is None or doubted or self._may_reach_front(score, predicted_ms, known):
+            if predicted_ms is None or doubted or self._may_reach_front(estimate.value, predicted_ms, known):
                 latencies = evaluator.latencies(arch)
             memory_mb = evaluator.memory_mb(arch) if self._settings.limits.memory_mb else None
         except (EvitNasError, RuntimeError, MemoryError) as error:
@@ -213,14 +226,14 @@ class Search:
             trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split()))
             return None
         self._learn(arch, latencies)
-        trial.set_user_attr("proxies", proxies)
+        trial.set_user_attr("estimate", estimate.model_dump(mode="json"))
         trial.set_user_attr("predicted_ms", predicted_ms)
         trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in latencies])
         trial.set_user_attr("memory_mb", memory_mb)
         best_known = [latency.stat_ms(self._settings.budget_stat) for latency in latencies] or predicted_ms or []
         for name, beyond in self._constraints(arch, best_known, memory_mb).items():
             trial.set_constraint(name, beyond)
-        return [score, *best_known]
+        return [estimate.value, *best_known]
 
     def _forecast(self, devices: Sequence[Device]) -> list[Forecast]:
         """What predicts the latency on each device; nothing does for a budget on the 90th percentile."""
@@ -246,9 +259,17 @@ class Search:
         )
 
     def _learn(self, arch: ArchConfig, latencies: Sequence[Latency]) -> None:
-        if latencies:
+        """Takes a measurement into the forecasts, once."""
+        if latencies and arch.key not in self._learnt:
+            self._learnt.add(arch.key)
             for forecast, latency in zip(self._forecasts, latencies, strict=False):  # none for the 90th percentile
                 forecast.learn(arch, latency)
+
+    def _learn_again(self, trial: FrozenTrial) -> None:
+        """Takes a measurement on record into the forecasts, in a search that was resumed."""
+        if trial.user_attrs["key"] not in self._learnt and trial.user_attrs.get("latencies"):
+            latencies = [Latency.model_validate(latency) for latency in trial.user_attrs["latencies"]]
+            self._learn(ArchConfig.model_validate(trial.user_attrs["arch"]), latencies)
 
     def _constraints(
         self, arch: ArchConfig, latencies_ms: Sequence[float], memory_mb: float | None
@@ -279,22 +300,16 @@ class Search:
             pace_s=pace_s,
         )
 
-    def _certify(self, record: optuna.Study, evaluator: Evaluator) -> None:
+    def _certify(self, record: optuna.Study, evaluator: Evaluator, judge: Judge) -> None:
         """Measures the front strictly until it stands: a member that falls out may let another one in.
 
         What missed the budget by less than a hurried measurement can tell gets its second visit here.
         """
         self._watch.note("measuring the front and the paper's networks again, strictly")
         found = Known(record).candidates
-        slack = self._settings.model_copy(
-            update={
-                "targets": tuple(t.model_copy(update={"budget_ms": t.budget_ms * NEAR}) for t in self._settings.targets)
-            }
-        )
         while True:
             candidates = certified(found, recorded_latencies(journal_of(self._run), "strict"), self._settings)
-            hopeful = [c for c in candidates if keeps_limits(c, self._settings if c.certified else slack)]
-            members = unbeaten(hopeful, self._settings.budget_stat)
+            members = standing(candidates, self._settings)
             if all(member.certified for member in members):
                 break
             for done, member in enumerate(members, start=1):
@@ -303,11 +318,12 @@ class Search:
         if not members:
             nearest = min(candidates, key=lambda c: worst_excess(c, self._settings), default=None)
             raise Infeasible(nothing_fits(self._settings, nearest.latencies if nearest else None, "that was found"))
-        for name in PRESETS:
-            preset = self._space.adapted(ArchConfig.preset(name))
-            evaluator.proxies(preset)
-            evaluator.latencies(preset, strict=True)
-        write_front(self._run, named(members))
+        presets = {name: self._space.adapted(ArchConfig.preset(name)) for name in PRESETS}
+        estimates = {name: judge.estimate(arch).model_dump(mode="json") for name, arch in presets.items()}
+        record.set_user_attr("references", estimates)
+        for arch in presets.values():
+            evaluator.latencies(arch, strict=True)
+        write_front(self._run, named(members), judge.origin)
 
 
 @contextmanager

@@ -1,0 +1,200 @@
+"""Short training: what an architecture learns from few small images in a few minutes, to rank it against others.
+
+The recipe is fixed for all architectures, images and their order included, so that two results differ by the
+architecture and the seed of its weights alone. The learning rate falls to zero in cosine cycles, one for each rung: a
+network is judged at the end of a cycle, and promotion to the next rung continues from there instead of starting over
+(warm restarts, arXiv 1608.03983). No averaging of weights: over so few steps it would rank the slowest learners last.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evit_nas.accuracy import ShortScore
+from evit_nas.arch import WIDTH_STEP, ArchConfig, StageConfig, round_to
+from evit_nas.config import ShortRecipe
+from evit_nas.errors import MeasurementError
+from evit_nas.network.model import EfficientViT, build
+
+if TYPE_CHECKING:
+    from evit_nas.data import Dataset, Split
+
+EVAL_BATCH = 250
+
+
+@dataclass
+class Batches:
+    """The images that a recipe trains on, held in memory."""
+
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,)
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor  # (C, 1, 1)
+
+    @classmethod
+    def of(cls, split: Split, like: Batches | None = None) -> Batches:
+        """All of `split`; normalised by its own statistics, or as another set is."""
+        images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
+        if like is not None:
+            mean, std = like.mean, like.std
+        else:
+            pixels = images[:: max(1, len(images) // 2000)].float() / 255  # 2,000 images tell the mean well enough
+            std, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)
+            mean, std = mean[0], std[0].clamp(min=1e-3)
+        return cls(images, torch.from_numpy(np.array(split.labels)), mean, std)
+
+    def normalised(self, images: Tensor, channels: int) -> Tensor:
+        """(B, channels, H, W) floats; a grey image is repeated for every channel."""
+        return ((images.float() / 255 - self.mean) / self.std).expand(-1, channels, -1, -1)
+
+    def epoch(self, recipe: ShortRecipe, seed: int, epoch: int, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented (B, channels, H, W) images and (B,) labels, a function of the seed and the epoch's number alone."""
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        order = torch.randperm(len(self.labels), generator=generator)
+        reach = round(recipe.shift * recipe.image_size)
+        for chosen in order.split(recipe.batch_size):  # type: ignore[no-untyped-call]
+            if len(chosen) < 2:  # nothing to normalise a batch by
+                continue
+            images = self.images[chosen]
+            if recipe.flip:
+                mirrored = torch.rand(len(chosen), generator=generator) < 0.5
+                images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+            if reach:
+                images = shifted(images, reach, generator)
+            yield self.normalised(images, channels), self.labels[chosen]
+
+
+def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """(B, C, H, W) images, each moved by up to `reach` pixels either way; what comes in repeats the edge."""
+    rows, cols = (torch.randint(-reach, reach + 1, (len(images),), generator=generator) for _ in range(2))
+    height, width = images.shape[2:]
+    y = (torch.arange(height) + rows[:, None]).clamp(0, height - 1)  # (B, H)
+    x = (torch.arange(width) + cols[:, None]).clamp(0, width - 1)  # (B, W)
+    moved = images.gather(2, y[:, None, :, None].expand_as(images))
+    return moved.gather(3, x[:, None, None, :].expand_as(images))
+
+
+class ShortTraining:
+    """Trains networks on one data set by one recipe; each is a function of its architecture and seed."""
+
+    def __init__(self, dataset: Dataset, recipe: ShortRecipe) -> None:
+        self.recipe = recipe
+        self.classes = len(dataset.classes)
+        count = min(recipe.images, len(dataset.train))
+        self._train = Batches.of(dataset.train.subset(count, seed=0))
+        self._val = Batches.of(dataset.val, like=self._train)
+
+    def run(
+        self,
+        arch: ArchConfig,
+        seed: int,
+        *,
+        rung: int | None = None,
+        checkpoint: Path | None = None,
+        step: Callable[[int], None] = lambda _: None,
+    ) -> ShortScore:
+        """Trains to the end of `rung` (counted from 0; the last one by default) and validates.
+
+        Args:
+            arch: trained at the recipe's image size, with the classes of the data set.
+            seed: of the weights and of the order of the images.
+            rung: where to stop.
+            checkpoint: written after every epoch and read first, so that a killed run or a promoted network goes on
+                where it was; the score is the same.
+            step: told how many epochs are done.
+
+        Raises:
+            MeasurementError: the loss is not finite any more.
+        """
+        end = self.recipe.end_of(len(self.recipe.cycles) - 1 if rung is None else rung)
+        fitted = self.fitted(arch)
+        model = build(fitted, seed).train().to(memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(_groups(model, self.recipe), lr=0.0, fused=True)
+        curve = _load(checkpoint, model, optimiser) if checkpoint else []
+        for epoch in range(len(curve), end):
+            curve.append(self._train_epoch(model, optimiser, seed, epoch))
+            if not math.isfinite(curve[-1]):
+                raise MeasurementError(f"training of {arch.key} diverged in epoch {epoch + 1} (its loss is not finite)")
+            if checkpoint:
+                _save(checkpoint, model, optimiser, curve)
+            step(epoch + 1)
+        accuracy, cross_entropy = self._validate(model)
+        return ShortScore(accuracy=accuracy, cross_entropy=cross_entropy, curve=tuple(curve[:end]))
+
+    def fitted(self, arch: ArchConfig) -> ArchConfig:
+        """The architecture as it is trained: at the recipe's image size and width, with the classes of the data set."""
+        stages = [_narrowed(stage, self.recipe.width) for stage in arch.stages]
+        own = {"image_size": self.recipe.image_size, "num_classes": self.classes, "stages": stages}
+        return ArchConfig.model_validate(arch.model_dump() | own)
+
+    def _train_epoch(self, model: EfficientViT, optimiser: torch.optim.Optimizer, seed: int, epoch: int) -> float:
+        total = torch.zeros((), dtype=torch.float64)
+        seen, images = 0, len(self._train.labels)
+        for x, labels in self._train.epoch(self.recipe, seed, epoch, model.arch.in_channels):
+            rate = self.recipe.rate(epoch + seen / images)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labels)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.recipe.clip_norm)
+            optimiser.step()
+            total += loss.detach().double() * len(labels)
+            seen += len(labels)
+        return float(total / seen)
+
+    @torch.no_grad()
+    def _validate(self, model: EfficientViT) -> tuple[float, float]:
+        """Accuracy and cross-entropy."""
+        model.eval()
+        right, loss = 0, 0.0
+        for start in range(0, len(self._val.labels), EVAL_BATCH):
+            images, labels = (part[start : start + EVAL_BATCH] for part in (self._val.images, self._val.labels))
+            x = self._val.normalised(images, model.arch.in_channels)
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+            right += int((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum").double())
+        model.train()
+        return right / len(self._val.labels), loss / len(self._val.labels)
+
+
+def _narrowed(stage: StageConfig, share: float) -> dict[str, Any]:
+    width = round_to(stage.width * share, math.lcm(WIDTH_STEP, stage.heads))
+    return stage.model_dump() | {"width": width, "qk_dim": round_to(stage.qk_dim * share, 4)}
+
+
+def _groups(model: EfficientViT, recipe: ShortRecipe) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels only; tables of attention biases and norms go without."""
+    spared = model.no_weight_decay()
+    decayed = {n for n, p in model.named_parameters() if p.ndim > 1 and n not in spared}
+    return [
+        {"params": [p for n, p in model.named_parameters() if (n in decayed) == wanted], "weight_decay": decay}
+        for wanted, decay in ((True, recipe.weight_decay), (False, 0.0))
+    ]
+
+
+def _save(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, curve: list[float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "curve": curve}, scratch)
+    scratch.replace(path)
+
+
+def _load(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer) -> list[float]:
+    """The losses of the epochs that are done; none if there is no checkpoint."""
+    if not path.exists():
+        return []
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return list(state["curve"])

@@ -1,0 +1,178 @@
+"""Decodes a source once and keeps the result on disk, from where trainings map it into memory.
+
+An entry is a folder that appears under its name only when it is whole, so a killed decode leaves nothing that is
+believed. One process decodes while others that want the same entry wait; the lock is the operating system's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import platformdirs
+from PIL import Image
+
+from evit_nas.data.dataset import Dataset, Split
+from evit_nas.data.images import GRAY_MODES, Source, plain
+from evit_nas.data.sources import open_source
+from evit_nas.errors import UsageError
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # from Pillow
+NAMED = 5  # skipped images in a message
+_VERSION = 1  # of what is done to an image; a new one makes old entries void
+
+
+def load_dataset(
+    source: str, image_size: int, *, seed: int = 0, note: Callable[[str], None] = lambda message: None
+) -> Dataset:
+    """The data set that `source` names (see `open_source`), with square images of `image_size` pixels.
+
+    The shorter side is resized to `image_size`, and the centre is kept. The first call decodes every image into the
+    user's cache folder (C · image_size² bytes each), the next ones map it, unless a file of the source has changed
+    since. `seed` chooses what is held out for validation where the source has no split. `note` is told about
+    decoding and about skipped images.
+
+    Raises:
+        UsageError: the source cannot be used, or no image of some class can be read.
+    """
+    if image_size < 1:
+        raise UsageError(f"image_size must be at least 1 pixel, got {image_size}.")
+    opened = open_source(source, seed)
+    stamp = f"{_VERSION} {opened.stamp}"
+    entry = _entry(opened, image_size)
+    try:
+        with _locked(entry, lambda: note(f"waiting for another process that decodes {opened.name}")):
+            meta = _read_meta(entry, stamp)
+            if meta is None:
+                total = len(opened.train) + len(opened.val)
+                note(f"decoding {opened.name} to {image_size} px: {total} images, this once")
+                meta = _write(entry, opened, image_size, stamp)
+            train, val = _map(entry, "train"), _map(entry, "val")
+    except OSError as error:
+        raise UsageError(
+            f"cannot keep decoded images in {entry.parent}: {error.strerror}. Choose another place with XDG_CACHE_HOME."
+        ) from None
+    skipped = tuple(meta["skipped"])
+    if skipped:
+        more = ", ..." if len(skipped) > NAMED else ""
+        note(f"{opened.name}: skipped {len(skipped)} unreadable of its images: {', '.join(skipped[:NAMED])}{more}")
+    return Dataset(opened.name, opened.classes, train, val, skipped, meta["digest"])
+
+
+def _entry(source: Source, image_size: int) -> Path:
+    location = hashlib.blake2b(source.location.encode(), digest_size=6).hexdigest()
+    return Path(platformdirs.user_cache_dir("evit-nas")) / "data" / f"{source.name[:64]}-{image_size}-{location}"
+
+
+@contextmanager
+def _locked(entry: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with entry.with_name(f"{entry.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _read_meta(entry: Path, stamp: str) -> dict[str, Any] | None:
+    """What `_write` said of the entry, or None if there is none, or one of an older state of the source."""
+    try:
+        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text())
+    except FileNotFoundError:
+        return None
+    return meta if meta["stamp"] == stamp else None
+
+
+def _map(entry: Path, split: str) -> Split:
+    return Split(np.load(entry / f"{split}-images.npy", mmap_mode="r"), np.load(entry / f"{split}-labels.npy"))
+
+
+def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str, Any]:
+    """Decodes `source` into `entry`, and returns its meta.json."""
+    scratch = entry.with_name(f"{entry.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed: the lock is ours
+    scratch.mkdir()
+    mode = _mode(source)
+    digest = hashlib.blake2b("\0".join(source.classes).encode(), digest_size=6)
+    skipped: list[str] = []
+    for split, images in (("train", source.train), ("val", source.val)):
+        read = []
+        with (scratch / f"{split}-images.npy").open("wb") as file:
+            _write_header(file, (0, image_size, image_size, len(mode)))
+            for index in range(len(images)):
+                try:
+                    with images.picture(index) as image:
+                        pixels = to_square(image, image_size, mode).tobytes()
+                except UNREADABLE:
+                    skipped.append(images.name(index))
+                    continue
+                file.write(pixels)
+                digest.update(pixels)
+                read.append(index)
+            file.seek(0)
+            _write_header(file, (len(read), image_size, image_size, len(mode)))
+        labels = images.labels[read]
+        _check_every_class(source, split, labels)
+        np.save(scratch / f"{split}-labels.npy", labels)
+        digest.update(labels.tobytes())
+    meta = {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
+    (scratch / "meta.json").write_text(json.dumps(meta))
+    for path in scratch.iterdir():
+        _sync(path)
+    (entry / "meta.json").unlink(missing_ok=True)  # before the rest, which is not believed without it
+    shutil.rmtree(entry, ignore_errors=True)
+    scratch.rename(entry)
+    return meta
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """The header of a .npy file; numpy leaves room for any first dimension, so that it can be written over."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def to_square(image: Image.Image, side: int, mode: str) -> np.ndarray:
+    """The centre of `image`, resized and antialiased: (side, side, C) uint8 with C = 1 for mode L, 3 for RGB."""
+    image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded no finer than that; no effect on others
+    image = plain(image).convert(mode)
+    width, height = image.size
+    short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
+    square = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+    return np.asarray(square).reshape(side, side, len(mode))
+
+
+def _mode(source: Source) -> str:
+    """ "L" if every readable image is gray, else "RGB"; only headers are read, and none after the first in colour."""
+    for images in (source.train, source.val):
+        for index in range(len(images)):
+            try:
+                with images.picture(index) as image:
+                    if image.mode not in GRAY_MODES:
+                        return "RGB"
+            except UNREADABLE:
+                continue
+    return "L"
+
+
+def _check_every_class(source: Source, split: str, labels: np.ndarray) -> None:
+    missing = np.setdiff1d(np.arange(len(source.classes)), labels)
+    if len(missing):
+        raise UsageError(
+            f"{source.name}: every class must have a readable {split} image, '{source.classes[missing[0]]}' has none."
+        )
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,58 @@
+"""What a training reads: images of one size and their labels, in two splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evit_nas.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels, in one order."""
+
+    images: np.ndarray
+    """(N, H, W, C) uint8, memory-mapped unless it is a `subset`; C is 1 or 3."""
+    labels: np.ndarray
+    """(N,) int64, indices into `Dataset.classes`."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, count: int, seed: int) -> Split:
+        """`count` images, as many of each class as there are of the others while the classes last.
+
+        Class sizes differ by one where `count` does not divide, by more where a class has run out. The chosen images
+        keep their order and are copied into memory; with the same seed a smaller subset is part of a larger one.
+
+        Raises:
+            UsageError: fewer images than classes are asked for, or more than there are.
+        """
+        sizes = np.bincount(self.labels)
+        if not np.count_nonzero(sizes) <= count <= len(self):
+            raise UsageError(
+                f"a subset must have at least one image of each of the {np.count_nonzero(sizes)} classes and at most "
+                f"all {len(self)} images, got {count}."
+            )
+        shuffled = np.random.default_rng(seed).permutation(len(self))
+        by_class = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
+        turn = np.concatenate([np.arange(size) for size in sizes])  # the first of its class, the second, ...
+        chosen = np.sort(by_class[np.argsort(turn, kind="stable")[:count]])
+        return Split(np.asarray(self.images[chosen]), self.labels[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set at one image size."""
+
+    name: str
+    """For reports; that of a generated one starts with "procedural"."""
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    skipped: tuple[str, ...]
+    """The unreadable images, by name; they are in neither split."""
+    digest: str
+    """Hash of the classes, pixels and labels of both splits: equal for equal data, wherever it lies."""

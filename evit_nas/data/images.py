@@ -1,0 +1,128 @@
+"""Labelled images as they are stored, one at a time: what every kind of source provides."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from evit_nas.errors import UsageError
+
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+HELD_OUT = 10  # one image in so many is for validation, where a source has no split of its own
+
+
+class Images(ABC):
+    """Pairs of an image and its label by index: a map-style data set, as `timm.data.create_loader` takes them."""
+
+    transform: Callable[[Image.Image], Any] | None = None
+    """Applied to the RGB image by `[index]`; timm's loader sets it."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels.astype(np.int64)  # (N,)
+
+    @abstractmethod
+    def picture(self, index: int) -> Image.Image:
+        """The image as it is stored, possibly not decoded yet, so that what ails it may show only later."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a person calls this image: a path below the source, or a number."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = plain(self.picture(index)).convert("RGB")
+        return image if self.transform is None else self.transform(image), int(self.labels[index])
+
+
+class ArrayImages(Images):
+    """Gray images that are an array (N, H, W) of uint8."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__(labels)
+        self.pixels = pixels
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+class ChosenImages(Images):
+    """Some of other images."""
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        super().__init__(images.labels[indices])
+        self.images, self.indices = images, indices
+
+    def picture(self, index: int) -> Image.Image:
+        return self.images.picture(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.indices[index]))
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set as it is stored, not decoded."""
+
+    name: str
+    location: str
+    """Where it is and how it was split: two sources with the same location are versions of one data set."""
+    stamp: str
+    """Changes when the data do."""
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+
+
+def hold_out(images: Images, classes: tuple[str, ...], seed: int) -> tuple[Images, Images]:
+    """`images` in two: a tenth of every class, and at least one image of it, is for validation.
+
+    Raises:
+        UsageError: a class has a single image.
+    """
+    rng = np.random.default_rng(seed)
+    held = []
+    for label, class_name in enumerate(classes):
+        members = rng.permutation(np.flatnonzero(images.labels == label))
+        if len(members) < 2:
+            raise UsageError(
+                f"class '{class_name}' must have at least 2 images, one of them for validation, got {len(members)}."
+            )
+        held.append(members[: max(1, len(members) // HELD_OUT)])
+    val = np.sort(np.concatenate(held))
+    train = np.setdiff1d(np.arange(len(images)), val)
+    return ChosenImages(images, train), ChosenImages(images, val)
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """`image` decoded and upright (EXIF), with 8 bits a channel and without alpha: mode L or RGB.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers, whose range nobody knows.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts 16 bits off at 255
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
+    return image.convert("L" if image.mode in GRAY_MODES else "RGB")
+
+
+def stamp_of(files: Iterable[Path]) -> str:
+    """Changes when a file is added, removed, renamed or written (names, sizes and times; contents are not read)."""
+    stamp = hashlib.blake2b(digest_size=16)
+    for path in sorted(files):
+        stat = path.stat()
+        stamp.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return stamp.hexdigest()

@@ -1,0 +1,180 @@
+"""What a run has found, read once from its record for whatever shows it.
+
+Measured and predicted latencies stay apart: a network is in `measured` or in `predicted`, never in both.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from evit_nas.arch import PRESETS, ArchConfig, StageConfig
+from evit_nas.config import SearchSettings
+from evit_nas.latency.references import MeasuredReference, known_references
+from evit_nas.runs import Run
+from evit_nas.search.evaluate import recorded_latencies
+from evit_nas.search.front import Candidate, keeps_limits
+from evit_nas.search.record import Front, Known, certified, journal_of, load_front, open_study
+
+MIN_TRIALS = 50  # for importances: they compare the best tenth with the rest, and fewer than five networks say nothing
+MAX_TRIALS = 2000  # for importances: their cost grows with the square
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """An architecture that was evaluated without being measured."""
+
+    arch: ArchConfig
+    score: float
+    predicted_ms: tuple[float, ...]
+    """On each device."""
+    trial: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one device was predicted to take, and what it took when it was measured right after."""
+
+    predicted_ms: list[float]
+    measured_ms: list[float]
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A run at one moment; devices are in the order of its targets."""
+
+    settings: SearchSettings
+    front: Front
+    measured: list[Candidate]
+    predicted: list[Predicted]
+    failed: int
+    forecasts: list[Forecast]
+    """One for each device; empty lists where nothing was predicted."""
+    convergence: list[tuple[int, float]]
+    """Evaluations so far, and the hypervolume of what they found as a share of the last one."""
+    pool: int
+    """How many evaluations were chosen before the search began."""
+    importance: dict[str, float]
+    """Share of each parameter, largest first; empty with too few networks."""
+    params: dict[str, dict[str, Any]]
+    """Key of an architecture -> the values that the sampler chose for it."""
+    references: list[list[MeasuredReference]]
+    """Popular networks measured before on each device, under the same conditions."""
+
+
+def find(run: Run) -> Findings:
+    """The findings of a run so far; nothing is measured and nothing is written.
+
+    Raises:
+        UsageError: the run has not evaluated anything yet.
+    """
+    front, settings = load_front(run), run.settings
+    with open_study(run) as study:
+        known, directions = Known(study), study.directions
+        contexts: list[dict[str, str]] = study.user_attrs.get("conditions", [])
+    complete = [trial for trial in known.by_key.values() if trial.state is TrialState.COMPLETE]
+    measured = certified(known.candidates, recorded_latencies(journal_of(run), "strict"), settings)
+    within = [trial for trial in complete if trial.user_attrs["latencies"] and _feasible(trial)]
+    return Findings(
+        settings=settings,
+        front=front,
+        measured=measured,
+        predicted=[_predicted(trial) for trial in complete if not trial.user_attrs["latencies"]],
+        failed=known.failed,
+        forecasts=[_forecast(index, complete, known) for index in range(len(settings.targets))],
+        convergence=_convergence(known.by_key.values(), within, settings, directions),
+        pool=sum(trial.user_attrs.get("origin") in ("random", *PRESETS) for trial in known.by_key.values()),
+        importance=_importance(within, directions),
+        params={key: trial.params for key, trial in known.by_key.items()},
+        references=[known_references(context) for context in contexts],
+    )
+
+
+def nearest(found: Findings) -> Candidate | None:
+    """The measured network that is fastest on the first device: what to name when none keeps the budget."""
+    stat = found.settings.budget_stat
+    return min(found.measured, key=lambda c: c.latency.stat_ms(stat), default=None)
+
+
+def in_budget(found: Findings) -> int:
+    """How many measured networks keep every limit."""
+    return sum(keeps_limits(candidate, found.settings) for candidate in found.measured)
+
+
+def sketch(arch: ArchConfig) -> str:
+    """The stages in one line, for example 96×3 none → 176×2 softmax·3 → 336×3 linear·4 (width × depth mixer·heads)."""
+    return " → ".join(f"{stage.width}×{stage.depth} {_mixer(stage)}" for stage in arch.stages)
+
+
+def _mixer(stage: StageConfig) -> str:
+    if stage.mixer == "none":
+        return "none"
+    parallel = " parallel" if stage.mixer == "softmax" and stage.heads > 1 and not stage.cascade else ""
+    return f"{stage.mixer}·{stage.heads}{parallel}"
+
+
+def _feasible(trial: FrozenTrial) -> bool:
+    return all(beyond <= 0 for beyond in trial.constraints.values())
+
+
+def _predicted(trial: FrozenTrial) -> Predicted:
+    arch = ArchConfig.model_validate(trial.user_attrs["arch"])
+    return Predicted(arch, trial.values[0], tuple(trial.user_attrs["predicted_ms"]), trial.number)
+
+
+def _forecast(index: int, complete: Iterable[FrozenTrial], known: Known) -> Forecast:
+    both = [t for t in complete if t.user_attrs["latencies"] and t.user_attrs["predicted_ms"] is not None]
+    return Forecast(
+        predicted_ms=[trial.user_attrs["predicted_ms"][index] for trial in both],
+        measured_ms=[known.candidates[t.user_attrs["key"]].latencies[index].median_ms for t in both],
+        names=[f"trial {trial.number}" for trial in both],
+    )
+
+
+def _convergence(
+    evaluated: Iterable[FrozenTrial],
+    within: Sequence[FrozenTrial],
+    settings: SearchSettings,
+    directions: Sequence[optuna.study.StudyDirection],
+) -> list[tuple[int, float]]:
+    """Measured against the budgets and the lowest score within them; hurried latencies count throughout."""
+    if not within:
+        return []
+    reference = [min(trial.values[0] for trial in within), *(target.budget_ms for target in settings.targets)]
+    with _quiet():
+        drawn = optuna.visualization.plot_hypervolume_history(_study(within, directions), reference).data[0]
+    volume = dict(zip((trial.number for trial in within), drawn.y, strict=True))
+    points, best = [], 0.0
+    for count, trial in enumerate(evaluated, start=1):
+        best = volume.get(trial.number, best)
+        points.append((count, best / (drawn.y[-1] or 1)))
+    return points
+
+
+def _importance(within: Sequence[FrozenTrial], directions: Sequence[optuna.study.StudyDirection]) -> dict[str, float]:
+    """What tells the networks nearest to the front from the others within the budget, by PED-ANOVA.
+
+    It takes parameters that exist in some trials only, and several objectives at once; the latest trials count.
+    """
+    if len(within) < MIN_TRIALS:
+        return {}
+    with _quiet():
+        return optuna.importance.get_param_importances(_study(within[-MAX_TRIALS:], directions))
+
+
+def _study(trials: Sequence[FrozenTrial], directions: Sequence[optuna.study.StudyDirection]) -> optuna.Study:
+    """A study of just these trials, in memory."""
+    study = optuna.create_study(directions=directions)
+    study.add_trials(trials)
+    return study
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    """Without the warnings that a function is experimental, and that a rare choice has few trials."""
+    return warnings.catch_warnings(action="ignore")

@@ -1,0 +1,165 @@
+"""report.html: a run on one page that opens anywhere, offline, with everything it needs inside.
+
+The page says what was found, how certain it is, and what it is not. Whatever came from a user (names, commands) is
+escaped; the page's own policy forbids it to load anything. The same record gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.latency import Latency
+from evit_nas.latency.predictor import compare
+from evit_nas.latency.references import PUBLISHED_TOP1
+from evit_nas.report.figures import figures
+from evit_nas.report.findings import Findings, find, in_budget, nearest, sketch
+from evit_nas.runs import Run, write_atomically
+from evit_nas.search.front import Candidate, score_text
+from evit_nas.search.picks import pick
+
+EVIDENCE = {
+    "zero-cost": "No network was trained for it: it is weak evidence of accuracy, weakest between networks of about "
+    "the same latency. About 0 is as good as the best of this run’s random pool; scores compare within this run.",
+    "table": "It was learned from networks trained on other images than yours: it tells tendencies, not the accuracy "
+    "that your own training will reach.",
+    "predictor": "It was learned from networks that were trained briefly for this run: it is meant to put networks in "
+    "order, and says little about the accuracy of a full training.",
+    "short": "Every network was trained briefly: that is meant to put networks in order, and says little about the "
+    "accuracy of a full training.",
+}
+"""What kind of evidence each accuracy method gives."""
+
+
+def write_report(run: Run, card: Sequence[Mapping[str, Any]] = (), evidence: str = "") -> Path:
+    """Writes report.html into the run folder and returns its path; the search may still be going on.
+
+    Args:
+        run: whose record to read.
+        card: how the score ranks trained networks, a row for each comparison; all rows have the same names.
+        evidence: what kind of evidence the score is, if not what EVIDENCE says of the run's accuracy method.
+
+    Raises:
+        UsageError: the run has not evaluated anything yet.
+    """
+    path = run.path / "report.html"
+    write_atomically(path, _page(run, find(run), card, evidence))
+    return path
+
+
+def _page(run: Run, found: Findings, card: Sequence[Mapping[str, Any]], evidence: str) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("evit_nas.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"sketch": sketch, "score": score_text, "cell": _cell}
+    rows = sorted([*found.front.members, *found.front.references], key=lambda c: c.latency.median_ms)
+    charts = {place: json.loads(figure.to_json()) for place, figure in figures(found).items()}
+    return environment.get_template("page.html").render(
+        name=run.path.resolve().name,
+        found=found,
+        front=found.front,
+        settings=found.settings,
+        several=len(found.settings.targets) > 1,
+        budgets=_budgets(found),
+        in_budget=in_budget(found),
+        nearest=nearest(found),
+        picks=_picks(found),
+        charts=charts,
+        checks=[compare(one.predicted_ms, one.measured_ms) if one.names else None for one in found.forecasts],
+        rows=rows,
+        noisy=any(latency.noisy for one in rows for latency in one.latencies),
+        columns=4 + len(found.settings.targets) * (3 if found.settings.budget_stat == "p90" else 2),
+        yaml=_yaml,
+        published=_published(found),
+        card=card,
+        evidence=evidence or EVIDENCE.get(found.settings.accuracy.method, ""),
+        facts=_facts(run),
+        plotlyjs=plotly.offline.get_plotlyjs(),
+    )
+
+
+def _budgets(found: Findings) -> str:
+    """The budgets in words: 5 ms on cpu and 40 ms (p90) on remote:pi."""
+    stat = " (p90)" if found.settings.budget_stat == "p90" else ""
+    return " and ".join(f"{target.budget_ms:g} ms{stat} on {target.device}" for target in found.settings.targets)
+
+
+def _picks(found: Findings) -> list[tuple[str, Candidate]]:
+    """What to look at first, with what it is; one member may be several things."""
+    members, stat = found.front.members, found.settings.budget_stat
+    titles: dict[str, list[str]] = {}
+    for what in ("best", "knee", "fastest") if members else ():
+        titles.setdefault(pick(members, what, stat).name, []).append(what)
+    return [
+        (", ".join(what), next(member for member in members if member.name == name)) for name, what in titles.items()
+    ]
+
+
+def _yaml(member: Candidate) -> str:
+    """The member's config with what was measured in its head, as `evit-nas` takes it."""
+    measured = [f"{latency} on {latency.conditions}, {latency.runtime}" for latency in member.latencies]
+    return member.arch.to_yaml("\n".join([member.name, *measured, f"key: {member.arch.key}"]))
+
+
+def _published(found: Findings) -> list[list[dict[str, Any]]]:
+    """For each device: networks with a published accuracy, fastest first, and the run's best that is no slower."""
+    tables = []
+    for index, references in enumerate(found.references):
+        rows: list[tuple[str, float, str, Latency]] = [
+            (f"EfficientViT-{c.name.upper()}", PUBLISHED_TOP1[c.name], "", c.latencies[index])
+            for c in found.front.references
+            if c.name in PRESETS and c.arch.key == ArchConfig.preset(c.name).key  # not one for other images or classes
+        ]
+        for one in references:
+            size = f"{one.reference.image_size} px" if one.reference.image_size != 224 else ""
+            note = ", ".join(filter(None, [size, one.reference.note]))
+            rows.append((one.reference.label, one.reference.published_top1, note, one.latency))
+        tables.append(
+            [
+                {"label": label, "top1": top1, "note": note, "latency": latency, "ours": _within(found, index, latency)}
+                for label, top1, note, latency in sorted(rows, key=lambda row: row[3].median_ms)
+            ]
+        )
+    return tables
+
+
+def _within(found: Findings, index: int, latency: Latency) -> Candidate | None:
+    """The member with the highest score among those that are no slower."""
+    members = [m for m in found.front.members if m.latencies[index].median_ms <= latency.median_ms]
+    return max(members, key=lambda member: member.score, default=None)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """How to repeat the run, and where it ran."""
+    record, settings = run.record, run.settings
+    limits = [f"{name} ≤ {limit:g}" for name, limit in settings.limits if limit is not None]
+    return {
+        "command": record["command"],
+        "created": record["created"],
+        "evit-nas": record["evit_nas"],
+        "seed": str(settings.seed),
+        "space": f"{settings.space_name} ({settings.space.hash})",
+        "trials": f"{settings.trials}, of which a pool of {settings.pool} random ones",
+        "sampler": settings.sampler,
+        "accuracy": settings.accuracy.method,
+        "devices": "; ".join(f"{target.conditions}, budget {target.budget_ms:g} ms" for target in settings.targets),
+        "budget on": settings.budget_stat,
+        **({"limits": ", ".join(limits)} if limits else {}),
+        **{name.replace("_", " "): str(value) for name, value in record["machine"].items() if value is not None},
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+    }
+
+
+def _cell(value: Any) -> str:
+    """A value of the card as a person reads it."""
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)

@@ -1,0 +1,82 @@
+"""The front alone, as a figure for a paper or a README: drawn by matplotlib, which needs no browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from evit_nas.errors import UsageError
+from evit_nas.report.figures import staircase
+from evit_nas.report.findings import Findings, find
+from evit_nas.runs import Run
+
+SUFFIXES = (".pdf", ".png", ".svg")
+FRONT, REFERENCE, BUDGET, FAINT = "#0f5fa8", "#b0520c", "#a3253d", "#c4c8cb"
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # letters stay letters: many a journal asks for it
+    "svg.hashsalt": "evit-nas",  # the same run gives the same file
+}
+
+
+def write_plot(run: Run, path: Path) -> None:
+    """Writes score against latency, a panel for each device, as PNG, SVG or PDF by the file's suffix.
+
+    Raises:
+        UsageError: another suffix, the file cannot be written, or the run has not evaluated anything yet.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot writes {', '.join(SUFFIXES)}; got '{path.name}'.")
+    found = find(run)
+    devices = len(found.settings.targets)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.2 * devices, 4), layout="constrained")
+        for index, axes in enumerate(figure.subplots(1, devices, sharey=True, squeeze=False)[0]):
+            _draw(axes, found, index)
+        figure.axes[0].set_ylabel("score (higher is better)")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        undated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix.lower()]
+        try:
+            figure.savefig(path, dpi=200, metadata=undated)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}.") from None
+
+
+def _draw(axes: Axes, found: Findings, index: int) -> None:
+    target, stat = found.settings.targets[index], found.settings.budget_stat
+    members, references = found.front.members, found.front.references
+    if found.predicted:
+        predicted_ms = [one.predicted_ms[index] for one in found.predicted]
+        scores = [one.score for one in found.predicted]
+        axes.plot(predicted_ms, scores, "o", mfc="none", color=FAINT, ms=3, label="predicted only")
+    measured_ms = [candidate.latencies[index].stat_ms(stat) for candidate in found.measured]
+    axes.plot(measured_ms, [candidate.score for candidate in found.measured], "o", color=FAINT, ms=3, label="measured")
+    steps_ms, steps_score = staircase(members, index, stat)
+    axes.step(steps_ms, steps_score, where="post", color=FRONT, lw=1)
+    for marker, color, label, candidates in (
+        ("o", FRONT, "front", [member for member in members if member.certified]),
+        ("D", FRONT, "front, not certified", [member for member in members if not member.certified]),
+        ("s", REFERENCE, "EfficientViT-M0 to M5", references),
+    ):
+        if candidates:
+            ms = [candidate.latencies[index].stat_ms(stat) for candidate in candidates]
+            error = [one * candidate.latencies[index].rel_error for one, candidate in zip(ms, candidates, strict=True)]
+            scores = [candidate.score for candidate in candidates]
+            axes.errorbar(ms, scores, xerr=error, fmt=marker, color=color, ms=4, elinewidth=1, label=label)
+    for one in references:
+        at = (one.latencies[index].stat_ms(stat), one.score)
+        axes.annotate(one.name, at, xytext=(4, -9), textcoords="offset points", color=REFERENCE)
+    axes.axvline(target.budget_ms, color=BUDGET, ls="--", lw=1, label="budget")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(f"{stat} latency on {target.device.replace('$', chr(92) + '$')} (ms)")

@@ -1,0 +1,148 @@
+"""Judges: what a search takes a candidate's accuracy from. To add one: a class, and a line in JUDGES.
+
+A judge is prepared once (it may score a pool or train networks; all of that is remembered in the run folder) and is
+then a fixed function of the architecture, as an objective must be.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+
+from evit_nas.accuracy import Estimate
+from evit_nas.accuracy.aggregate import RankAggregate
+from evit_nas.arch import ArchConfig
+from evit_nas.errors import EvitNasError, RunError
+from evit_nas.runs import Run
+from evit_nas.search.evaluate import Evaluator
+from evit_nas.search.status import Watcher
+
+if TYPE_CHECKING:
+    from evit_nas.accuracy.learned import LearnedAccuracy
+
+
+class Judge(ABC):
+    """Estimates the accuracy of candidates; higher is better."""
+
+    immediate = False
+    """Whether an estimate costs microseconds, so that tens of thousands of candidates can be looked at."""
+    origin: str
+    """A clause that says what the values are and where they come from; equal for judges whose values compare."""
+
+    @abstractmethod
+    def estimate(self, arch: ArchConfig) -> Estimate:
+        """What `arch` is thought to be worth.
+
+        Raises:
+            MeasurementError: this network has no finite score.
+        """
+
+    def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
+        """(n,) values of the estimates, all at once."""
+        return np.array([self.estimate(arch).value for arch in archs])
+
+    def expect(self, arch: ArchConfig) -> None:  # noqa: B027 - most judges have nothing to begin
+        """Begins in the background, if it can, what `estimate` will be asked."""
+
+
+class ZeroCost(Judge):
+    """Mean log rank of sizes and proxies in a random pool of the space."""
+
+    origin = "a rank aggregate of sizes and zero-cost proxies within this run, not an accuracy"
+
+    def __init__(
+        self, evaluator: Evaluator, record: optuna.Study, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher
+    ) -> None:
+        self._evaluator = evaluator
+        stored = record.user_attrs.get("aggregate")
+        if stored is None:
+            stored = self._rank(pool, watch).to_json()
+            record.set_user_attr("aggregate", stored)
+        self._aggregate = RankAggregate.from_json(stored)
+
+    def _rank(self, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher) -> RankAggregate:
+        watch.note(f"scoring a pool of {len(pool)} architectures, against which the others will be ranked")
+        scored = []
+        for arch, _ in pool:
+            self.expect(arch)
+        for done, (arch, origin) in enumerate(pool, start=1):
+            watch.step("pool", done, len(pool))
+            try:
+                scored.append(self._evaluator.proxies(arch))
+            except (EvitNasError, RuntimeError, MemoryError) as error:
+                watch.note(f"left out of the pool: {origin} {arch.key}: {error}")
+        return RankAggregate.fit(scored)
+
+    def expect(self, arch: ArchConfig) -> None:
+        self._evaluator.expect(arch)
+
+    def estimate(self, arch: ArchConfig) -> Estimate:
+        return Estimate(value=self._aggregate.score(self._evaluator.proxies(arch)), method="zero-cost")
+
+
+class Learned(Judge):
+    """Learned from trained networks, whether they came with the package or were trained in this run."""
+
+    immediate = True
+
+    def __init__(self, learned: LearnedAccuracy, origin: str, method: str) -> None:
+        self._learned, self.origin, self._method = learned, origin, method
+
+    def estimate(self, arch: ArchConfig) -> Estimate:
+        value, low, high = (float(column[0]) for column in self._learned.intervals([arch]))
+        return Estimate(value=value, low=low, high=high, method=self._method)
+
+    def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
+        return self._learned.intervals(archs)[0]
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a judge is made from."""
+
+    run: Run
+    evaluator: Evaluator
+    record: optuna.Study
+    pool: Sequence[tuple[ArchConfig, str]]
+    """What a search evaluates first, with where it comes from."""
+    watch: Watcher
+
+
+def judge_of(
+    run: Run, evaluator: Evaluator, record: optuna.Study, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher
+) -> Judge:
+    """The judge that the settings name, prepared.
+
+    Raises:
+        RunError: the run began with another judge, for example an earlier version of a table.
+    """
+    judge = JUDGES[run.settings.accuracy.method](Desk(run, evaluator, record, pool, watch))
+    before = record.user_attrs.get("judge")
+    if before is None:
+        record.set_user_attr("judge", judge.origin)
+        watch.note(f"score: {judge.origin}")
+    elif before != judge.origin:
+        raise RunError(
+            f"{run.path} cannot be continued here, its scores would not compare: they were {before}, here they would "
+            f"be {judge.origin}. Start a new search instead; the front that was found stays as it is."
+        )
+    return judge
+
+
+def _table(desk: Desk) -> Judge:
+    from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.accuracy.table import LabelTable
+
+    table = LabelTable.load(desk.run.settings.accuracy.table)
+    return Learned(LearnedAccuracy.of_table(table), f"accuracy in percent, predicted from {table.origin}", "table")
+
+
+JUDGES: dict[str, Callable[[Desk], Judge]] = {
+    "table": _table,
+    "zero-cost": lambda desk: ZeroCost(desk.evaluator, desk.record, desk.pool, desk.watch),
+}

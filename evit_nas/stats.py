@@ -1,0 +1,186 @@
+"""How good a ranking is, and how good it could be: rank correlation at equal latency, its ceiling, its uncertainty.
+
+Over a wide range of latencies nearly every score agrees with the truth, since it repeats size. What a search under a
+budget needs is the order among networks of *about the same latency*, so every figure here comes in that form: pairs
+of networks count only where their latencies differ by at most `TOLERANCE`. Pairs, not slices of a grid, because there
+are no borders to choose that part close networks, no set of slices of different sizes to weigh against each other,
+and no slice whose ends differ by more than the tolerance. With no latencies given, all pairs count.
+
+Everywhere a higher score and a higher truth are better, arrays are (n,) with one element a network, and a network
+appears once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TOLERANCE = 0.1  # relative difference of latencies up to which two networks are rivals
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic with the bounds between which it lies at the stated confidence."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of labels among rivals, in the labels' unit."""
+
+    arch_sd: float
+    """Between the expected labels of different networks: what a score can explain."""
+    seed_sd: float
+    """Between trainings of one network that differ in the seed only."""
+    label_sd: float
+    """The noise left in a network's mean label; equal to `seed_sd` with one training a network."""
+
+    @property
+    def ceiling(self) -> float:
+        """The tau that a perfect score is expected to reach against these mean labels."""
+        return noise_ceiling(self.arch_sd, self.label_sd)
+
+
+def rivals(n: int, latency_ms: np.ndarray | None = None, tolerance: float = TOLERANCE) -> np.ndarray:
+    """(n, n) symmetric mask of the pairs of distinct networks that compete with each other.
+
+    Args:
+        n: number of networks.
+        latency_ms: positive; None makes all networks rivals.
+        tolerance: by how much of the faster one's latency rivals may differ.
+    """
+    if latency_ms is None:
+        return ~np.eye(n, dtype=bool)
+    (latency_ms,) = _checked(n, latency_ms=latency_ms)
+    if not (latency_ms > 0).all():
+        raise ValueError(f"latencies must be positive, got {latency_ms.min()}.")
+    slower, faster = np.maximum.outer(latency_ms, latency_ms), np.minimum.outer(latency_ms, latency_ms)
+    mask: np.ndarray = slower <= (1 + tolerance) * faster
+    return mask & ~np.eye(n, dtype=bool)
+
+
+def kendall_tau(scores: np.ndarray, truth: np.ndarray, latency_ms: np.ndarray | None = None) -> float:
+    """Kendall's tau-b over rivals: (concordant - discordant) pairs over the geometric mean of untied pairs.
+
+    With latencies this is *the* iso-latency tau; without them it is the ordinary tau-b.
+
+    Returns:
+        -1 to 1; 0 where either side is tied everywhere, since such a score orders nothing; NaN without rivals.
+
+    Raises:
+        ValueError: a value is NaN or infinite, a latency is not positive, or lengths differ.
+    """
+    scores, truth = _checked(len(truth), scores=scores, truth=truth)
+    pairs = rivals(len(truth), latency_ms)
+    if not pairs.any():
+        return math.nan
+    by_score = np.sign(np.subtract.outer(scores, scores))[pairs]
+    by_truth = np.sign(np.subtract.outer(truth, truth))[pairs]
+    untied = math.sqrt(np.count_nonzero(by_score)) * math.sqrt(np.count_nonzero(by_truth))
+    return float(by_score @ by_truth / untied) if untied else 0.0
+
+
+def top_regret(scores: np.ndarray, truth: np.ndarray, k: int, latency_ms: np.ndarray | None = None) -> float:
+    """What is lost, in units of truth, by training only the k best-scored of a network and its rivals.
+
+    The best truth among them minus the best truth among the k, averaged over all networks with at least k rivals;
+    where scores are tied, the worst are taken first. Without latencies there is one such group: all networks.
+
+    Returns:
+        At least 0; NaN where no group holds more than k networks, so that there is nothing to choose.
+
+    Raises:
+        ValueError: k is less than 1, or as for `kendall_tau`.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    scores, truth = _checked(len(truth), scores=scores, truth=truth)
+    groups = rivals(len(truth), latency_ms) | np.eye(len(truth), dtype=bool)
+    order = np.lexsort((truth, -scores))
+    losses = []
+    for group in groups[:, order]:
+        ranked = truth[order][group]
+        if len(ranked) > k:
+            losses.append(ranked.max() - ranked[:k].max())
+    return float(np.mean(losses)) if losses else math.nan
+
+
+def noise_ceiling(arch_sd: float, label_sd: float) -> float:
+    """The tau that a perfect score is expected to reach against noisy labels, both normally distributed.
+
+    (2 / pi) asin(rho) with rho = arch_sd / hypot(arch_sd, label_sd), the correlation of truth and labels.
+    """
+    total = math.hypot(arch_sd, label_sd)
+    return 2 / math.pi * math.asin(arch_sd / total) if total else 0.0
+
+
+def spread(runs: Sequence[Sequence[float]], latency_ms: np.ndarray | None = None) -> Spread:
+    """How far labels of rivals lie apart because of the architecture and because of the seed.
+
+    The variance between seeds is pooled over the networks. Half the mean squared difference of two rivals' mean
+    labels is the variance of both sources together; the share of the seeds, known from their numbers, is taken off.
+
+    Args:
+        runs: for each network the labels of its trainings, in any number from 1; some need two.
+        latency_ms: (n,) of the networks.
+
+    Raises:
+        ValueError: a network has no label, or none has two, or there are no rivals.
+    """
+    counts = np.array([len(labels) for labels in runs])
+    if counts.min(initial=1) < 1 or counts.max(initial=1) < 2:
+        raise ValueError(f"every network needs a label and some need two, got {counts.tolist()} of them.")
+    pairs = rivals(len(runs), latency_ms)
+    if not pairs.any():
+        raise ValueError(f"a spread needs networks of about equal latency, got none among {len(runs)}.")
+    means = np.array([np.mean(labels) for labels in runs])
+    _checked(len(runs), labels=means)
+    within = sum(float(np.sum((np.asarray(labels) - mean) ** 2)) for labels, mean in zip(runs, means, strict=True))
+    seed_var = within / float((counts - 1).sum())
+    label_var = seed_var * float(np.add.outer(1 / counts, 1 / counts)[pairs].mean()) / 2
+    total_var = float((np.subtract.outer(means, means)[pairs] ** 2).mean()) / 2
+    return Spread(math.sqrt(max(0.0, total_var - label_var)), math.sqrt(seed_var), math.sqrt(label_var))
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, resamples: int = 500, level: float = 0.95
+) -> Interval:
+    """Percentile interval of a statistic of n networks, by drawing networks with replacement.
+
+    A network drawn twice is tied with itself in score and in truth, and tau-b leaves such pairs out. Whether score
+    a beats score b is the same question about their difference, in which what they share cancels out:
+
+        bootstrap(lambda i: kendall_tau(a[i], y[i], ms[i]) - kendall_tau(b[i], y[i], ms[i]), len(y))
+
+    Args:
+        statistic: of an (n,) array of indices into the networks; a draw for which it is NaN does not count.
+        n: number of networks.
+        seed: the same draws for the same seed.
+        resamples: number of draws.
+        level: the confidence.
+    """
+    rng = np.random.default_rng(seed)
+    values = [statistic(rng.integers(n, size=n)) for _ in range(resamples)]
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(np.arange(n))), float(low), float(high))
+
+
+def _checked(n: int, **columns: np.ndarray) -> list[np.ndarray]:
+    """The columns as floats, each with n finite values."""
+    arrays = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
+    for name, array in arrays.items():
+        if array.shape != (n,):
+            raise ValueError(f"{name} must have one value for each of the {n} networks, got shape {array.shape}.")
+        if not np.isfinite(array).all():
+            row = int(np.argmin(np.isfinite(array)))
+            raise ValueError(f"{name} must be finite, but network {row} has {array[row]}.")
+    return list(arrays.values())

@@ -1,0 +1,458 @@
+"""Data sets: one contract for every kind of source, what becomes of odd pictures, and a cache that is never half."""
+
+import fcntl
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evit_nas.data import Split, cache, load_dataset, open_source, tasks
+from evit_nas.data.images import plain
+from evit_nas.errors import UsageError
+
+SIDE = 16
+DIGITS = 10  # torchvision knows no other number of classes for its MNIST
+
+
+@pytest.fixture(autouse=True)
+def _few_procedural_images(monkeypatch):
+    monkeypatch.setattr(tasks, "COUNTS", {"train": 60, "val": 20})
+
+
+def idx_folder(folder: Path, *, gzipped: bool = False, train: int = 60, val: int = 20) -> Path:
+    """A folder of IDX files with random pictures of 8 x 8 pixels and ten classes in turn."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for split, count in (("train", train), ("t10k", val)):
+        pixels, labels = rng.integers(0, 256, (count, 8, 8)), np.arange(count) % DIGITS
+        for kind, values in (("images-idx3-ubyte", pixels), ("labels-idx1-ubyte", labels)):
+            shape = b"".join(size.to_bytes(4, "big") for size in values.shape)
+            content = bytes([0, 0, 8, values.ndim]) + shape + values.astype(np.uint8).tobytes()
+            if gzipped:
+                (folder / f"{split}-{kind}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / f"{split}-{kind}").write_bytes(content)
+    return folder
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (24, 20)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def class_folders(folder: Path, count: int, classes: tuple[str, ...] = ("bus", "car", "tram")) -> Path:
+    """`count` coloured PNGs in a folder for each class."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            picture(100 * label + number).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def split_folder(folder: Path, validation: str = "val") -> Path:
+    class_folders(folder / "train", 6)
+    class_folders(folder / validation, 2)
+    return folder
+
+
+SOURCES = {
+    "idx": lambda place: str(idx_folder(place / "mine")),
+    "idx, gzipped": lambda place: str(idx_folder(place / "mine", gzipped=True)),
+    "classes": lambda place: str(class_folders(place / "mine", 12)),
+    "train and val": lambda place: str(split_folder(place / "mine")),
+    "torch": lambda place: f"torch/mnist@{idx_folder(place / 'mine' / 'MNIST' / 'raw').parents[1]}",
+    "digits": lambda place: "digits",
+    "procedural": lambda place: "procedural",
+}
+NAMES = {"torch": "torch-mnist", "digits": "digits", "procedural": "procedural"}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_source_becomes_squares_of_one_size_with_every_class_in_both_splits(kind, tmp_path):
+    data = load_dataset(SOURCES[kind](tmp_path), SIDE)
+    assert data.name == NAMES.get(kind, "mine")
+    assert data.skipped == ()
+    for split in (data.train, data.val):
+        assert isinstance(split.images, np.memmap)
+        assert split.images.dtype == np.uint8
+        assert split.images.shape[:3] == (len(split), SIDE, SIDE)
+        assert split.images.shape[3] == (1 if kind.startswith(("idx", "torch", "digits")) else 3)
+        assert split.images.std(axis=(1, 2, 3)).min() > 0  # no picture is blank
+        assert split.labels.dtype == np.int64
+        assert set(split.labels) == set(range(len(data.classes)))
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_source_is_decoded_once_for_each_size(kind, tmp_path):
+    notes: list[str] = []
+    text = SOURCES[kind](tmp_path)
+    first, again, larger = (load_dataset(text, side, note=notes.append) for side in (SIDE, SIDE, 2 * SIDE))
+    assert [note.split(":")[0].split(" to ")[1] for note in notes] == [f"{SIDE} px", f"{2 * SIDE} px"]
+    assert np.array_equal(first.train.images, again.train.images)
+    assert first.digest == again.digest != larger.digest
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_source_also_feeds_a_loader_with_rgb_images_and_labels(kind, tmp_path):
+    images = open_source(SOURCES[kind](tmp_path), 0).train
+    image, label = images[3]
+    assert (image.mode, label) == ("RGB", int(images.labels[3]))
+    images.transform = lambda image: image.size
+    assert images[3] == (image.size, label)
+
+
+def test_idx_pixels_and_labels_arrive_in_their_order(tmp_path):
+    folder = idx_folder(tmp_path / "mine", gzipped=True)
+    data = load_dataset(str(folder), 8)  # the size they have: nothing is resized
+    stored = np.frombuffer(gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8)
+    assert np.array_equal(data.train.images.ravel(), stored)
+    assert data.train.labels[:11].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path):
+    plain_files, gzipped = idx_folder(tmp_path / "a"), idx_folder(tmp_path / "b", gzipped=True)
+    relabelled = idx_folder(tmp_path / "c")
+    labels = relabelled / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-2] + b"\x09\x08")  # they were 8 and 9
+    digests = [load_dataset(str(folder), SIDE).digest for folder in (plain_files, gzipped, relabelled)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+# ---- subsets
+
+
+def split_of(sizes: list[int]) -> Split:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    return Split(np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1), labels)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ([10, 10, 10], 9, [3, 3, 3]),
+        ([10, 10, 10], 11, [4, 4, 3]),
+        ([2, 10, 10], 12, [2, 5, 5]),  # the first class runs out
+        ([2, 3, 4], 9, [2, 3, 4]),
+        ([5, 0, 5], 4, [2, 0, 2]),  # a class without images asks for none
+    ],
+)
+def test_a_subset_is_as_balanced_as_its_classes_allow(sizes, count, expected):
+    assert np.bincount(split_of(sizes).subset(count, seed=1).labels, minlength=len(sizes)).tolist() == expected
+
+
+def test_a_subset_depends_on_the_seed_keeps_the_order_and_grows():
+    split = split_of([20, 20, 20])
+    chosen, again, other, larger = (
+        split.subset(count, seed).images.ravel().tolist() for count, seed in ((12, 1), (12, 1), (12, 2), (30, 1))
+    )
+    assert chosen == again != other
+    assert chosen == sorted(chosen)
+    assert set(chosen) < set(larger)
+
+
+def test_a_subset_keeps_images_and_labels_together():
+    split = split_of([7, 7, 7])
+    subset = split.subset(10, 0)
+    assert np.array_equal(subset.labels, split.labels[subset.images.ravel()])
+
+
+@pytest.mark.parametrize("count", [0, 2, 31])
+def test_a_subset_that_cannot_be_is_refused_with_the_limits(count):
+    with pytest.raises(UsageError, match=f"each of the 3 classes and at most all 30 images, got {count}"):
+        split_of([10, 10, 10]).subset(count, 0)
+
+
+@pytest.mark.parametrize("kind", ["classes", "digits"])
+def test_a_tenth_of_each_class_is_held_out_by_the_seed(kind, tmp_path):
+    text = SOURCES[kind](tmp_path)
+    first, again, other = (open_source(text, seed) for seed in (1, 1, 2))
+    names, val_names = ([images.name(i) for i in range(len(images))] for images in (first.train, first.val))
+    assert not set(names) & set(val_names)
+    shares = np.bincount(first.val.labels) / (np.bincount(first.train.labels) + np.bincount(first.val.labels))
+    assert np.all((shares > 0.08) & (shares <= 0.1))
+    assert val_names == [again.val.name(i) for i in range(len(again.val))]
+    assert val_names != [other.val.name(i) for i in range(len(other.val))]
+
+
+# ---- odd pictures
+
+
+def test_unreadable_images_are_skipped_by_name_and_said_each_time(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    (folder / "train" / "bus" / "03.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    whole = (folder / "val" / "car" / "01.png").read_bytes()
+    (folder / "val" / "car" / "01.png").write_bytes(whole[: len(whole) // 2])
+    notes: list[str] = []
+    for _ in range(2):
+        data = load_dataset(str(folder), SIDE, note=notes.append)
+        assert data.skipped == ("train/bus/03.png", "val/car/01.png")
+        assert "train/bus/03.png, val/car/01.png" in notes[-1]
+    assert np.bincount(data.train.labels).tolist() == [5, 6, 6]
+    assert np.bincount(data.val.labels).tolist() == [2, 1, 2]
+    assert len(data.train.images) == 17
+
+
+def test_a_class_without_a_readable_image_is_an_error(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    for path in (folder / "val" / "tram").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UsageError, match="every class must have a readable val image, 'tram' has none"):
+        load_dataset(str(folder), SIDE)
+
+
+@pytest.mark.parametrize(("odd", "channels"), [(None, 1), ("RGB", 3), ("P", 3)])
+def test_gray_pictures_have_one_channel_until_one_has_colour(odd, channels, tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("LA").save(path)
+    if odd:
+        picture().convert(odd).save(folder / "val" / "tram" / "00.png")
+    assert load_dataset(str(folder), SIDE).val.images.shape[-1] == channels
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_every_mode_becomes_gray_or_rgb(mode):
+    image = Image.new("RGB", (4, 4), "white").convert(mode)
+    gray = mode in ("1", "L", "LA")
+    assert plain(image).mode == ("L" if gray else "RGB")
+    assert plain(image).getpixel((0, 0)) == (255 if gray else (255, 255, 255))
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert np.asarray(plain(Image.open(tmp_path / "deep.png"))).tolist() == [[0, 1, 128, 255]]
+
+
+def test_a_camera_held_sideways_is_turned_upright(tmp_path):
+    image = Image.new("RGB", (8, 4), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the row 0 of the file is the right side of the picture
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = plain(Image.open(tmp_path / "turned.png"))
+    assert upright.size == (4, 8)
+    assert upright.getpixel((3, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("across", [True, False])
+def test_the_centre_is_kept_whole_at_the_shorter_side(across, suffix, tmp_path):
+    pixels = np.zeros((60, 180), np.uint8)
+    pixels[:, 60:120] = 255
+    Image.fromarray(pixels if across else pixels.T).save(tmp_path / f"long.{suffix}")
+    square = cache.to_square(Image.open(tmp_path / f"long.{suffix}"), 20, "L")
+    assert square.shape == (20, 20, 1)
+    assert square[1:-1, 1:-1].min() > 250  # the edges are blended with what was cut off
+    assert square.mean() > 245
+
+
+def test_shrinking_is_antialiased():
+    checks = Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8))
+    square = cache.to_square(checks, 16, "L")
+    assert square.min() > 100  # without a filter each pixel would stay black or white
+    assert square.max() < 155
+
+
+# ---- the cache
+
+
+def change(folder: Path, how: str) -> None:
+    image = folder / "train" / "bus" / "00.png"
+    if how == "added":
+        picture(999).save(image.with_name("new.png"))
+    elif how == "removed":
+        image.unlink()
+    elif how == "renamed":
+        image.with_name("05.png").rename(folder / "train" / "car" / "+.png")  # still next in the order of all files
+    else:
+        picture(999).save(image)
+
+
+@pytest.mark.parametrize("how", ["added", "removed", "renamed", "written over"])
+def test_a_changed_folder_is_decoded_anew(how, tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    before = load_dataset(str(folder), SIDE)
+    change(folder, how)
+    after = load_dataset(str(folder), SIDE)
+    assert after.digest != before.digest
+    assert len(after.train) - len(before.train) == {"added": 1, "removed": -1}.get(how, 0)
+
+
+def test_who_still_reads_the_old_data_is_not_disturbed(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    old = load_dataset(str(folder), SIDE).train.images
+    pixels = old.copy()
+    change(folder, "written over")
+    load_dataset(str(folder), SIDE)
+    assert np.array_equal(old, pixels)
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+KILLED = """
+import os, signal, sys
+from evit_nas.data import cache, load_dataset
+decode, calls = cache.to_square, []
+def to_square(*arguments):
+    calls.append(None)
+    if len(calls) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(*arguments)
+cache.to_square = to_square
+load_dataset(sys.argv[1], 16)
+"""
+
+
+def test_a_decode_that_was_killed_leaves_nothing_that_is_believed(tmp_path, monkeypatch):
+    folder = split_folder(tmp_path / "mine")
+    with run_python(KILLED, str(folder)) as process:
+        assert process.wait() == -signal.SIGKILL
+    places = list((Path(os.environ["XDG_CACHE_HOME"]) / "evit-nas" / "data").iterdir())
+    assert any(path.suffix == ".partial" for path in places)
+
+    data = load_dataset(str(folder), SIDE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert data.digest == load_dataset(str(folder), SIDE).digest
+    assert (len(data.train), len(data.val)) == (18, 6)
+    assert not any(path.exists() for path in places if path.suffix == ".partial")
+
+
+def test_an_entry_half_removed_is_not_believed(tmp_path):
+    folder = idx_folder(tmp_path / "mine")
+    whole = load_dataset(str(folder), SIDE)
+    images = Path(whole.train.images.filename)
+    (images.parent / "meta.json").unlink()
+    images.unlink()
+    assert np.array_equal(load_dataset(str(folder), SIDE).train.images, whole.train.images)
+
+
+def test_of_two_processes_one_decodes_and_both_get_the_same(tmp_path):
+    folder = str(class_folders(tmp_path / "mine", 40))
+    code = "import sys; from evit_nas.data import load_dataset; print(load_dataset(sys.argv[1], 16, note=print).digest)"
+    both = [run_python(code, folder) for _ in range(2)]
+    printed = [process.communicate()[0].splitlines() for process in both]
+    assert printed[0][-1] == printed[1][-1] == load_dataset(folder, SIDE).digest
+    assert sum("decoding" in line for lines in printed for line in lines) == 1
+
+
+def test_waiting_for_another_process_is_said(tmp_path):
+    folder = idx_folder(tmp_path / "mine")
+    load_dataset(str(folder), SIDE)
+    (lock_file,) = (Path(os.environ["XDG_CACHE_HOME"]) / "evit-nas" / "data").glob("mine*.lock")
+    waiting, found = threading.Event(), []
+
+    def load() -> None:
+        found.append(load_dataset(str(folder), SIDE, note=lambda message: waiting.set()))
+
+    with lock_file.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=load, daemon=True)
+        thread.start()
+        assert waiting.wait(60)
+        assert not found
+    thread.join(60)
+    assert len(found) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said_so(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="Choose another place with XDG_CACHE_HOME"):
+        load_dataset("digits", SIDE)
+
+
+# ---- what is refused
+
+
+def refused(text: object, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        load_dataset(str(text), SIDE)
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_a_broken_idx_file_is_named_with_what_it_must_hold(gzipped, tmp_path):
+    folder = idx_folder(tmp_path / "mine", gzipped=gzipped)
+    path = folder / f"train-images-idx3-ubyte{'.gz' if gzipped else ''}"
+    content = gzip.decompress(path.read_bytes()) if gzipped else path.read_bytes()
+    pack = gzip.compress if gzipped else bytes
+
+    path.write_bytes(pack(content[:-7]))
+    refused(folder, rf"{path.name}: must hold 60 x 8 x 8 = 3840 bytes after its header, got 3833")
+    path.write_bytes(pack(content[:9]))
+    refused(
+        folder,
+        rf"{path.name}: must start with the bytes 00 00 08 03 and 3 sizes of 4 bytes each, got 00 00 08 03 .*3c 00\.",
+    )
+    path.write_bytes(pack(b"\0\0\x08\x01" + content[4:]))
+    refused(folder, rf"{path.name}: must start with the bytes 00 00 08 03 .*, got 00 00 08 01")
+    path.write_bytes(pack(b""))
+    refused(folder, path.name)
+    path.unlink()
+    refused(folder, r"must have the file train-images-idx3-ubyte \(or train-images-idx3-ubyte\.gz\)")
+
+
+def test_a_torn_gzip_file_is_named(tmp_path):
+    folder = idx_folder(tmp_path / "mine", gzipped=True)
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:100])
+    refused(folder, r"t10k-images-idx3-ubyte\.gz: cannot be read .*Copy it again")
+    path.write_bytes(b"not gzip at all")
+    refused(folder, r"t10k-images-idx3-ubyte\.gz: cannot be read")
+
+
+def test_idx_labels_must_be_as_many_as_images_and_known_from_training(tmp_path):
+    folder, shorter = idx_folder(tmp_path / "mine"), idx_folder(tmp_path / "shorter", train=59)
+    few = idx_folder(tmp_path / "few", train=9)
+    (shorter / "train-labels-idx1-ubyte").replace(folder / "train-labels-idx1-ubyte")
+    refused(folder, "must hold equally many, got 60 and 59")
+    refused(few, "t10k-labels-idx1-ubyte: label 9 must be among the training labels")
+
+
+def test_a_class_folder_must_have_pictures_and_a_second_class_beside_it(tmp_path):
+    refused(class_folders(tmp_path / "one", 3, ("bus",)), "at least two classes, found bus")
+    (tmp_path / "none").mkdir()
+    refused(tmp_path / "none", "at least two classes, found none")
+    empty = class_folders(tmp_path / "empty", 3)
+    (empty / "zeppelin").mkdir()
+    (empty / "zeppelin" / "readme.txt").write_text("soon")
+    refused(empty, r"zeppelin: a class must have pictures \(.*\.png.*\), found none")
+    refused(class_folders(tmp_path / "single", 1), "class 'bus' must have at least 2 images, .*, got 1")
+
+
+def test_train_and_val_must_have_the_same_classes(tmp_path):
+    folder = split_folder(tmp_path / "mine", "validation")
+    (folder / "validation" / "car").rename(folder / "validation" / "cart")
+    refused(folder, "train and validation must have the same classes, but 'car' is in one only")
+
+
+@pytest.mark.parametrize("validation", ["val", "validation", "test"])
+def test_each_name_of_a_validation_folder_is_known(validation, tmp_path):
+    assert len(load_dataset(str(split_folder(tmp_path / "mine", validation)), SIDE).val) == 6
+
+
+def test_a_name_that_is_none_is_refused_with_the_nearest_one_and_the_forms(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    refused("digit", "no such data. Did you mean 'digits'")
+    refused(tmp_path / "flower" / "train", f"Did you mean '{tmp_path / 'flowers'}'")
+    refused("tfds/cifar10", "Data can be a folder train/CLASS.*torch/NAME@FOLDER")
+    (tmp_path / "archive.zip").write_text("")
+    refused(tmp_path / "archive.zip", "must be a folder or a name, not a file")
+
+
+def test_what_timm_cannot_open_here_is_refused_with_how_to_get_it(tmp_path):
+    refused(f"torch/cifar10@{tmp_path}", rf"on this machine already.*create_dataset.*{tmp_path}.*download=True")
+    refused(f"torch/cifar11@{tmp_path}", "cifar11")
+    refused("hfds/nobody/nothing", r"on this machine already.*datasets\.load_dataset\('nobody/nothing'\)")
+
+
+def test_an_image_size_must_be_positive():
+    with pytest.raises(UsageError, match="image_size must be at least 1 pixel, got 0"):
+        load_dataset("digits", 0)

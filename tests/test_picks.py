@@ -1,0 +1,110 @@
+"""Picking from a front: by its purpose, and a few members that stand for all."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from evit_nas.errors import Infeasible, UsageError
+from evit_nas.search.front import Candidate
+from evit_nas.search.picks import pick, thin
+from tests.fakes import latency_of
+from tests.networks import tiny_arch
+
+
+def member(name, score, *ms, certified=False, **latency):
+    return Candidate(name, tiny_arch(), score, tuple(latency_of(one, **latency) for one in ms), certified, trial=None)
+
+
+@pytest.fixture
+def front():
+    """Cheap gains up to `bend`, dear ones after it."""
+    return [member("quick", -3.0, 1.0), member("bend", -1.0, 2.0), member("slow", -0.8, 4.0), member("top", -0.5, 6.0)]
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("best", "top"), ("fastest", "quick"), ("knee", "bend"), ("under=4ms", "slow"), ("under=3900us", "bend")],
+)
+def test_each_pick_takes_the_member_it_is_named_after(front, what, name):
+    assert pick(front, what).name == name
+    assert pick(front[::-1], what).name == name  # whatever the order
+
+
+def test_a_certified_member_keeps_a_limit_only_with_its_uncertainty():
+    hurried, strict = member("a", -1.0, 4.0, rel_error=0.01), member("a", -1.0, 4.0, rel_error=0.01, certified=True)
+    assert pick([hurried], "under=4ms") == hurried
+    with pytest.raises(Infeasible, match=r"no member keeps 4ms: the fastest one, a, takes 4\.00 ms ± 1\.0%"):
+        pick([strict], "under=4ms")
+
+
+def test_with_a_budget_on_the_90th_percentile_it_is_what_counts():
+    steady, jumpy = member("steady", -1.0, 3.0, p90_ms=3.1), member("jumpy", -0.5, 2.0, p90_ms=5.0)
+    assert pick([steady, jumpy], "fastest").name == "jumpy"
+    assert pick([steady, jumpy], "fastest", stat="p90").name == "steady"
+    assert pick([steady, jumpy], "under=4ms", stat="p90").name == "steady"
+
+
+def test_the_knee_weighs_every_device():
+    scores, here, there = (-3.0, -1.0, -0.9, -0.5), (1.0, 1.2, 1.1, 5.0), (9, 10, 90, 11)
+    one = [member(*row) for row in zip("abcd", scores, here, strict=True)]
+    both = [member(*row) for row in zip("abcd", scores, here, there, strict=True)]
+    assert pick(one, "knee").name == "c"
+    assert pick(both, "knee").name == "b"
+
+
+def test_one_member_is_every_pick(front):
+    assert {pick(front[:1], what).name for what in ("best", "fastest", "knee", "under=9ms")} == {"quick"}
+
+
+def test_a_pick_from_nothing_says_so():
+    with pytest.raises(Infeasible, match="nothing to pick from"):
+        pick([], "knee")
+
+
+@pytest.mark.parametrize("what", ["elbow", "under", "under4ms", "best=3", ""])
+def test_an_unknown_pick_is_told_what_there_is(front, what):
+    with pytest.raises(UsageError, match="best, fastest, knee, under=4ms; got"):
+        pick(front, what)
+
+
+@pytest.mark.parametrize("limit", ["4", "", "-1ms", "0ms", "4 m"])
+def test_a_limit_needs_a_number_and_a_unit(front, limit):
+    with pytest.raises(UsageError, match="try under=4ms"):
+        pick(front, f"under={limit}")
+
+
+def curve(n):
+    """A convex front of n members, crowded at its slow end."""
+    shares = np.sqrt(np.linspace(0, 1, n))
+    return [member(f"{i}", float(-(1 / (1 + 5 * s))), float(1 + 9 * s)) for i, s in enumerate(shares)]
+
+
+@pytest.mark.parametrize("size", range(3, 41))
+def test_thinning_keeps_the_fastest_the_best_and_the_knee_in_the_fronts_order(size):
+    front = curve(40)
+    kept = thin(front, size)
+    assert len(kept) == size
+    assert {pick(front, what).name for what in ("fastest", "best", "knee")} <= {m.name for m in kept}
+    assert [int(m.name) for m in kept] == sorted({int(m.name) for m in kept})
+
+
+def test_what_thinning_leaves_out_is_nearer_to_what_it_keeps_than_that_is_to_each_other():
+    front = curve(40)
+    place = {m.name: np.array([m.score * 6 / 5, m.latency.median_ms / 9]) for m in front}  # both range over 1
+    kept = [m.name for m in thin(front, 9)]
+    gaps = [np.linalg.norm(place[a] - place[b]) for a, b in itertools.combinations(kept, 2)]
+    missed = [min(np.linalg.norm(place[m.name] - place[name]) for name in kept) for m in front]
+    assert max(missed) <= min(gaps)
+
+
+def test_a_small_front_stays_whole_and_a_tiny_size_keeps_the_best(front):
+    assert thin(front, 4) == thin(front, 99) == front
+    assert [m.name for m in thin(front, 1)] == ["top"]
+    assert [m.name for m in thin(front, 2)] == ["quick", "top"]
+    assert thin([], 3) == []
+
+
+def test_a_size_below_one_is_refused(front):
+    with pytest.raises(UsageError, match="got a size of 0"):
+        thin(front, 0)
