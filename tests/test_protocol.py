@@ -113,7 +113,7 @@ class TestRoundsOfSamples:
     def test_come_in_one_order_and_refill_each_networks_caches_first(self):
         workshop = Workshop()
         measure(workshop, min_rounds=4, max_rounds=4, warmup_ms=0)
-        net, low, high = ["net"] * 2, ["canary 3"] * 3, ["canary 6"] * 2  # untimed runs of 4 ms or more, and the sample
+        net, low, high = ["net"] * 5, ["canary 3"] * 5, ["canary 6"] * 5  # three untimed runs each, and two timed ones
         assert workshop.calls == ["net"] * 5 + ["canary 3"] * 5 + ["canary 6"] * 5 + (net + low + high) * 4
 
     def test_run_no_canary_that_is_not_next_to_the_network(self):
@@ -190,7 +190,7 @@ class TestSlowMachines:
 class TestStopping:
     def test_comes_as_soon_as_the_spread_is_small_enough(self):
         rng = np.random.default_rng(0)
-        rounds = measure(Workshop(lambda now, cost_ns: rng.uniform(1, 1.1)), max_rounds=1000)
+        rounds = measure(Workshop(lambda now, cost_ns: rng.uniform(1, 1.25)), min_rounds=12, max_rounds=1000)
         n = len(rounds.candidate_ns)
         assert 12 < n < 1000
         assert rounds.rel_error <= 0.02
@@ -288,8 +288,9 @@ class TestBench:
         assert latency.input_shape == (2, 3, 64, 64)
         assert latency.conditions == Conditions(device="fake", batch=2)
         assert latency.runtime == "imaginary 1.0"
-        assert (latency.rounds, latency.noise) == (12, "")
-        assert samples == {"visits": [{"candidate_ns": [4 * MS] * 12, "slowdown": [1] * 12}]}
+        n = Protocol().min_rounds
+        assert (latency.rounds, latency.noise) == (n, "")
+        assert samples == {"visits": [{"candidate_ns": [4 * MS] * n, "slowdown": [1] * n}]}
 
     def test_a_busy_moment_changes_no_figure_and_is_told(self, workshop):
         quiet = bench()
