@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evit_nas.errors import UsageError
 from evit_nas.space import SearchSpace
 
+SHIPPED = "fashion-mnist-64"  # the table of trained networks behind the default score
+
 _BUDGET = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>us|µs|ms|s)\s*")
 _UNIT_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -55,6 +57,23 @@ def parse_budgets(text: str, devices: Sequence[str]) -> list[float]:
     if without:
         raise UsageError(f"--budget has no limit for the device '{without[0]}'; add {without[0]}=5ms.")
     return [budgets[device] for device in devices]
+
+
+_DURATION = re.compile(r"\s*(?:(?P<h>\d+)\s*h)?\s*(?:(?P<m>\d+)\s*m(?:in)?)?\s*(?:(?P<s>\d+)\s*s)?\s*")
+
+
+def parse_duration(text: str) -> float:
+    """A length of time as people write it, in seconds: 90s, 10m, 1h30m.
+
+    Raises:
+        UsageError: not a positive length of time.
+    """
+    match = _DURATION.fullmatch(text)
+    hours, minutes, seconds = (int(match[unit] or 0) for unit in "hms") if match else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if not total:
+        raise UsageError(f"--time must be a positive length of time, got '{text}'; try 10m or 1h30m.")
+    return float(total)
 
 
 _QUANTITY = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[kMG]?)(?P<byte>B?)\s*")
@@ -173,6 +192,11 @@ class ShortRecipe(BaseModel):
         """Of all rungs."""
         return sum(self.cycles)
 
+    @property
+    def last_rung(self) -> int:
+        """Rungs are counted from 0."""
+        return len(self.cycles) - 1
+
     def end_of(self, rung: int) -> int:
         """Epochs when the rung, counted from 0, is over."""
         return sum(self.cycles[: rung + 1])
@@ -199,7 +223,7 @@ class AccuracySettings(BaseModel):
     method: Literal["table", "zero-cost", "predictor", "short"] = "zero-cost"
     """table: learned from trained networks that come with the package; zero-cost: ranks of proxies in the run's pool;
     predictor: learned from networks trained in this run; short: every candidate is trained briefly."""
-    table: str = "fashion-mnist-64"
+    table: str = SHIPPED
     """The table that `table` learns from: one of the package, or a file."""
     data: str | None = None
     """Images to train on, for `predictor` and `short`."""

@@ -98,6 +98,16 @@ def test_what_thinning_leaves_out_is_nearer_to_what_it_keeps_than_that_is_to_eac
     assert max(missed) <= min(gaps)
 
 
+def test_what_comes_first_stays_and_is_itself_spread_where_there_is_too_much_of_it():
+    front = curve(40)
+    some = [front[5], front[6], front[7]]
+    assert {m.name for m in some} <= {m.name for m in thin(front, 9, first=some)}
+    assert len(thin(front, 9, first=some)) == 9
+    assert thin(front, 9, first=front) == thin(front, 9)
+    half = [m.name for m in thin(front, 9, first=front[20:])]
+    assert set(half) - {pick(front, what).name for what in ("fastest", "best", "knee")} <= {m.name for m in front[20:]}
+
+
 def test_a_small_front_stays_whole_and_a_tiny_size_keeps_the_best(front):
     assert thin(front, 4) == thin(front, 99) == front
     assert [m.name for m in thin(front, 1)] == ["top"]

@@ -308,11 +308,11 @@ def test_zico_sums_the_logs_of_layers_and_passes_over_those_that_do_not_deviate(
 
 def test_agreements_count_the_units_of_each_image_window_by_window() -> None:
     # two images of two windows each, one channel and two positions; then one map an image
-    windows = torch.tensor([[1.0, 0], [2, 0], [3, 3], [0, 4]]).view(4, 1, 1, 2)
+    windows = torch.tensor([[1.0, 0], [0, 2], [3, 3], [0, 4]]).view(4, 1, 1, 2)
     maps = torch.tensor([[0.0], [5]]).view(2, 1, 1, 1)
 
-    # on and off: 1 0 1 0 | 0 and 1 1 0 1 | 1 agree in the first unit only
-    assert agreements([windows, maps], images=2).tolist() == [[5, 1], [1, 5]]
+    # on and off: 1 0 0 1, 0 in the first image and 1 1 0 1, 1 in the second
+    assert agreements([windows, maps], images=2).tolist() == [[5, 3], [3, 5]]
 
 
 @pytest.mark.parametrize("variant", ["cascade", "parallel", "linear", "small window"])

@@ -63,13 +63,28 @@ class Labels:
 
     def known(self, rung: int | None = None) -> dict[tuple[str, int], Label]:
         """(key of the network, seed) -> its label at that rung, the last one by default."""
-        last = len(self.recipe.cycles) - 1 if rung is None else rung
+        last = self.recipe.last_rung if rung is None else rung
         found = {}
         for record in self._journal.read():
             label = Label.model_validate(record["label"])
             if record["id"] == self._id(Job(label.arch, label.seed, last)):
                 found[label.arch.key, label.seed] = label
         return found
+
+    def adopt(self, other: Journal) -> int:
+        """Takes over the labels of another journal that are for the same data and recipe; returns their number."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._journal.repair()
+        known = {record["id"] for record in self._journal.read()}
+        taken = 0
+        for record in other.read():
+            label = Label.model_validate(record["label"])
+            rungs = range(len(self.recipe.cycles))
+            fits = any(record["id"] == self._id(Job(label.arch, label.seed, rung)) for rung in rungs)
+            if fits and record["id"] not in known:
+                self._journal.append(record)
+                taken += 1
+        return taken
 
     def collect(
         self, jobs: Sequence[Job], workers: int, step: Callable[[Job, Label], None], note: Callable[[str], None]
@@ -118,7 +133,7 @@ class Labels:
             note(f"left out: {error}")
             return
         self._journal.append({"id": self._id(job), "label": label.model_dump(mode="json")})
-        if job.rung == len(self.recipe.cycles) - 1:
+        if job.rung == self.recipe.last_rung:
             self._checkpoint(job).unlink(missing_ok=True)
         step(job, label)
 

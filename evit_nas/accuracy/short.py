@@ -116,7 +116,7 @@ class ShortTraining:
         Raises:
             MeasurementError: the loss is not finite any more.
         """
-        end = self.recipe.end_of(len(self.recipe.cycles) - 1 if rung is None else rung)
+        end = self.recipe.end_of(self.recipe.last_rung if rung is None else rung)
         fitted = self.fitted(arch)
         model = build(fitted, seed).train().to(memory_format=torch.channels_last)
         optimiser = torch.optim.AdamW(_groups(model, self.recipe), lr=0.0, fused=True)

@@ -20,8 +20,6 @@ from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.runs import write_atomically
 
-SHIPPED = "fashion-mnist-64"  # behind the default score
-
 
 class Training(BaseModel):
     """One network trained with one seed."""
@@ -45,8 +43,8 @@ class TrainedNetwork(BaseModel):
     """As in the search space, whatever size it was trained at."""
     latency_ms: Annotated[float, Field(gt=0)]
     """Measured median of the architecture itself, not of the narrower network that was trained."""
-    proxies: dict[str, float]
-    """Zero-cost scores of the architecture itself by name; higher is better."""
+    proxies: dict[str, float] = Field(default_factory=dict)
+    """Zero-cost scores of the architecture itself by name, if any; higher is better."""
     trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
     """Equal but for the seed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -24,6 +25,7 @@ from evit_nas.cli.app import (
     app,
     conditions_of,
 )
+from evit_nas.config import SHIPPED
 from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
 from evit_nas.errors import EvitNasError, Interrupted
 
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
     from evit_nas.runs import Run
     from evit_nas.search.record import Front
+
+
+class Accuracy(StrEnum):
+    """Where the score comes from."""
+
+    table = "table"
+    zero_cost = "zero-cost"
+    predictor = "predictor"
 
 
 class BudgetStat(StrEnum):
@@ -57,7 +67,23 @@ def search(
     batch: BatchOption = 1,
     precision: PrecisionOption = None,
     session: SessionOption = None,
+    accuracy: Annotated[
+        Accuracy | None,
+        typer.Option(help="Where the score comes from.", show_default="table if one covers the space, else zero-cost"),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Images to train on: a folder or a name; see the README.")] = None,
+    labels: Annotated[int, typer.Option(min=8, help="Networks that --accuracy predictor trains.")] = 30,
+    labels_from: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Take over the trained networks of another run.")
+    ] = None,
+    table: Annotated[str, typer.Option(help="Trained networks that --accuracy table learns from.")] = SHIPPED,
+    sampler: Annotated[str, typer.Option(help="tpe, nsga2, nsga3, gp, evolution, qmc or random.")] = "tpe",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that score or train candidates.", show_default="cores - 1")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Distinct architectures to evaluate.")] = 200,
+    time: Annotated[str | None, typer.Option(metavar="10m", help="Begin no new candidate after this time.")] = None,
+    front_size: Annotated[int, typer.Option(min=1, help="Most members of the front.")] = 16,
     pool: Annotated[int, typer.Option(min=4, help="Random ones among them that the others are ranked against.")] = 40,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/SPACE-DEVICE-BUDGET")] = None,
@@ -66,9 +92,11 @@ def search(
     ] = False,
 ) -> None:
     """Find the architectures with the best score within a latency budget."""
-    from evit_nas.config import SearchSettings, parse_budgets, parse_quantity
+    from evit_nas.accuracy.coverage import default_method
+    from evit_nas.config import SearchSettings, parse_budgets, parse_duration, parse_quantity
     from evit_nas.latency.machine import probe
     from evit_nas.runs import Run, new_run_path
+    from evit_nas.search.samplers import check_sampler
     from evit_nas.space import SearchSpace
     from evit_nas.yamlio import validate
 
@@ -92,6 +120,17 @@ def search(
         ],
         "budget_stat": budget_stat.value,
         "limits": limits,
+        "accuracy": {
+            "method": accuracy.value if accuracy else default_method(found, data),
+            "table": table,
+            "data": data,
+            "labels": labels,
+            "labels_from": [str(run) for run in labels_from or ()],
+        },
+        "sampler": check_sampler(sampler),
+        "workers": max((os.cpu_count() or 1) - 1, 0) if workers is None else workers,
+        "time_s": None if time is None else parse_duration(time),
+        "front_size": front_size,
         "trials": trials,
         "pool": pool,
         "seed": seed,

@@ -35,7 +35,7 @@ class Evaluator:
     """
 
     def __init__(self, devices: Sequence[Device], journal: Journal, seed: int, workers: int = 0) -> None:
-        self._devices, self._journal, self._seed, self._workers = devices, journal, seed, workers
+        self.devices, self._journal, self._seed, self._workers = devices, journal, seed, workers
         self._pool: ProcessPoolExecutor | None = None
         self._expected: dict[str, Future[dict[str, float]]] = {}
         self._memo: dict[str, dict[str, Any]] = {record["id"]: record["value"] for record in journal.read()}
@@ -46,7 +46,7 @@ class Evaluator:
 
     def latencies(self, arch: ArchConfig, strict: bool = False) -> tuple[Latency, ...]:
         """Measured latency on each device, quickly as a search needs it or as carefully as what is published."""
-        return tuple(self._latency(arch, device, strict) for device in self._devices)
+        return tuple(self._latency(arch, device, strict) for device in self.devices)
 
     def _latency(self, arch: ArchConfig, device: Device, strict: bool) -> Latency:
         kind, protocol = ("strict", STRICT) if strict else ("latency", SEARCH)
@@ -60,8 +60,8 @@ class Evaluator:
 
     def memory_mb(self, arch: ArchConfig) -> float | None:
         """Peak resident memory of the network in a fresh process on the first device; None where it cannot be had."""
-        conditions = self._devices[0].conditions
-        memo_id = _memo_id("memory", arch, self._devices[0].context())
+        conditions = self.devices[0].conditions
+        memo_id = _memo_id("memory", arch, self.devices[0].context())
         if memo_id not in self._memo:
             from evit_nas.latency.memory import peak_memory_mb
 

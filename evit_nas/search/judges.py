@@ -142,7 +142,17 @@ def _table(desk: Desk) -> Judge:
     return Learned(LearnedAccuracy.of_table(table), f"accuracy in percent, predicted from {table.origin}", "table")
 
 
+def _predictor(desk: Desk) -> Judge:
+    from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.search.labelling import collect_labels
+
+    table = collect_labels(desk.run.path / "labels", desk.run.settings, desk.evaluator.devices[0], desk.watch)
+    origin = f"accuracy in percent, predicted from {table.origin}"
+    return Learned(LearnedAccuracy.of_table(table), origin, "predictor")
+
+
 JUDGES: dict[str, Callable[[Desk], Judge]] = {
     "table": _table,
+    "predictor": _predictor,
     "zero-cost": lambda desk: ZeroCost(desk.evaluator, desk.record, desk.pool, desk.watch),
 }

@@ -50,11 +50,11 @@ def thin(
 ) -> list[Candidate]:
     """At most `size` members that stand for the whole front, in its order.
 
-    The best, the fastest and the knee stay (in this order, if there is no room for all three), then those of `first`,
-    such as what has been measured strictly already. Then comes, again and again, the member farthest from all those
-    kept, objectives scaled to 0..1 over the front (Gonzalez 1985: what is left out is at most twice as far from
-    something kept as in the best possible choice). The members kept are thus all different from each other, where a
-    choice by hypervolume would crowd around the knee.
+    The best, the fastest and the knee stay (in this order, if there is no room for all three). Then comes, again and
+    again, the member farthest from all those kept, objectives scaled to 0..1 over the front (Gonzalez 1985: what is
+    left out is at most twice as far from something kept as in the best possible choice). The members kept are thus
+    all different from each other, where a choice by hypervolume would crowd around the knee. Those of `first`, such
+    as what has been measured strictly already, come before all others, by the same rule.
 
     Raises:
         UsageError: `size` is not positive.
@@ -64,11 +64,12 @@ def thin(
     if size >= len(members):
         return list(members)
     anchors = [members.index(pick(members, what, stat)) for what in ("best", "fastest", "knee")]
-    kept = list(dict.fromkeys([*anchors, *(members.index(member) for member in first)]))[:size]
-    points = _normalised(members, stat)
+    kept, points = list(dict.fromkeys(anchors))[:size], _normalised(members, stat)
+    preferred = np.array([member in first for member in members])
     while len(kept) < size:
-        nearest = np.linalg.norm(points[:, None] - points[kept], axis=-1).min(1)  # (n,) distance to what is kept
-        kept.append(int(nearest.argmax()))
+        preferred[kept] = False
+        distance = np.linalg.norm(points[:, None] - points[kept], axis=-1).min(1)  # (n,) to the nearest one kept
+        kept.append(int(np.where(preferred, distance, -1).argmax() if preferred.any() else distance.argmax()))
     return [members[index] for index in sorted(kept)]
 
 

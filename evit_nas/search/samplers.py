@@ -79,8 +79,7 @@ def make(name: str, *, seed: int, told: int, space: SearchSpace) -> BaseSampler:
     Raises:
         UsageError: no sampler has that name.
     """
-    if name not in SAMPLERS:
-        raise UsageError(f"no sampler is called '{name}'. {did_you_mean(name, SAMPLERS)}")
+    check_sampler(name)
     turn = Turn(seed, told)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -131,6 +130,17 @@ SAMPLERS: dict[str, Callable[[Turn], BaseSampler]] = {
     "qmc": _qmc,
     "random": _random,
 }
+
+
+def check_sampler(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        UsageError: no sampler has that name.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(f"no sampler is called '{name}'. {did_you_mean(name, SAMPLERS)}")
+    return name
 
 
 class Unrepeated(BaseSampler):

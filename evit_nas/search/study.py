@@ -85,7 +85,8 @@ class Search:
                 pool = self._pool()
                 judge = judge_of(self._run, evaluator, record, pool, self._watch)
                 self._forecasts = self._forecast(devices)
-                self._loop(record, evaluator, judge, pool)
+                if len(Known(record).by_key) < self._settings.trials:
+                    self._loop(record, evaluator, judge, pool)
                 self._certify(record, evaluator, judge)
         return load_front(self._run)
 

@@ -1,0 +1,144 @@
+"""`evit-nas proxies list | bench`: what scores there are, and what they are worth on trained networks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evit_nas.cli.app import DeviceOption, FormatOption, SeedOption, app, conditions_of
+from evit_nas.config import ShortRecipe, parse_budget
+from evit_nas.console import Format, emit, make_table, progress_view, say
+from evit_nas.errors import UsageError
+
+if TYPE_CHECKING:
+    from evit_nas.accuracy.scorecard import Card
+    from evit_nas.accuracy.table import LabelTable
+
+proxies = typer.Typer(help="Scores of untrained networks: what there is, and what it is worth.", no_args_is_help=True)
+app.add_typer(proxies, name="proxies")
+
+
+@proxies.command("list")
+def list_(format_: FormatOption = Format.table) -> None:
+    """Show every proxy and what it looks at."""
+    from evit_nas.accuracy.zero_cost import PROXIES
+
+    rows = [
+        {"name": name, "kind": "size" if proxy.is_size else "proxy", "description": proxy.description}
+        for name, proxy in PROXIES.items()
+    ]
+    header = ["name", "kind", "description"]
+    emit(rows, format_, make_table("higher is better", header, [[str(row[h]) for h in header] for row in rows], header))
+
+
+@proxies.command()
+def bench(
+    data: Annotated[str | None, typer.Option(help="Images to train on: a folder or a name; see the README.")] = None,
+    archs: Annotated[int, typer.Option(min=16, help="Random architectures to train, in all slices together.")] = 48,
+    slices: Annotated[str, typer.Option(help="Middles of the latency slices.")] = "2ms,3.5ms,5ms",
+    space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",
+    device: DeviceOption = "cpu",
+    image_size: Annotated[int, typer.Option(min=32, help="Side of the training images.")] = 64,
+    images: Annotated[int, typer.Option(min=2, help="Training images, class-balanced.")] = 10_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 8,
+    width: Annotated[float, typer.Option(min=0.1, max=1, help="Share of every width that is trained.")] = 0.5,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time.", show_default="cores")] = None,
+    from_table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Judge on trained networks: a shipped table or a file.")
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the trained networks as a table.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the card as PNG or SVG.")] = None,
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the pool.", show_default="runs/pool-DATA")] = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Train networks of about equal latency, and judge every score by how well it ranks them.
+
+    It takes hours and can be stopped at any time: the same command goes on. Shipped networks answer in seconds:
+    evit-nas proxies bench --from-table fashion-mnist-64
+    """
+    from evit_nas.accuracy.scorecard import score_card
+    from evit_nas.accuracy.table import LabelTable
+
+    if (data is None) == (from_table is None):
+        raise UsageError("give either --data, to train networks, or --from-table, to judge on trained ones.")
+    if from_table is not None:
+        table = LabelTable.load(from_table)
+    else:
+        assert data is not None
+        recipe = {"image_size": image_size, "images": images, "cycles": (epochs,), "width": width}
+        table = _train(data, archs, slices, space, device, recipe, workers, seed, out)
+    if export is not None:
+        table.save(export)
+        say(f"written: {export} ({len(table.networks)} networks)")
+    card = score_card(table)
+    _print(card, format_)
+    if plot is not None:
+        from evit_nas.report.plot import write_card_plot
+
+        write_card_plot(card, plot)
+        say(f"written: {plot}")
+
+
+def _train(
+    data: str,
+    archs: int,
+    slices: str,
+    space: str,
+    device: str,
+    recipe: dict[str, object],
+    workers: int | None,
+    seed: int,
+    out: Path | None,
+) -> LabelTable:
+    from evit_nas.latency import open_device
+    from evit_nas.search.trained_pool import PoolSettings, TrainedPool
+    from evit_nas.space import SearchSpace
+    from evit_nas.yamlio import validate
+
+    fields = {
+        "data": data,
+        "space": SearchSpace.load(space),
+        "conditions": conditions_of(device, None, 1, None, None),
+        "slices_ms": [parse_budget(part) for part in slices.split(",")],
+        "archs": archs,
+        "recipe": validate(ShortRecipe, recipe, "recipe"),
+        "seed": seed,
+    }
+    settings = validate(PoolSettings, fields, "proxies bench")
+    folder = out or Path("runs") / f"pool-{Path(data).name}"
+    pool = TrainedPool(folder, settings)
+    say(f"pool: {folder}")
+    with open_device(settings.conditions) as opened, progress_view() as view:
+        return pool.train(opened, workers or os.cpu_count() or 1, view)
+
+
+def _print(card: Card, format_: Format) -> None:
+    rows = [row.plain() for row in card.rows]
+    cells = [
+        [
+            row.score,
+            f"{row.overall:.2f}",
+            f"{row.iso.value:.2f}",
+            f"{row.iso.low:.2f} .. {row.iso.high:.2f}",
+            f"{row.gain.value:+.2f}" if row.gain else "",
+            f"{row.regret:.2f}",
+        ]
+        for row in card.rows
+    ]
+    header = ["score", "tau", "iso tau", "95 %", "gain", "regret"]
+    emit(rows, format_, make_table(f"{card.networks} networks, {card.pairs} pairs of rivals", header, cells))
+    if format_ is Format.table:
+        say(f"trained: {card.origin}")
+        say(
+            "tau: all pairs; iso tau: pairs within 10 % of latency; gain: over the best size; regret: of the top 5, points"
+        )
+        if card.spread is not None:
+            found = card.spread
+            say(
+                f"a perfect score would reach an iso tau of {found.ceiling:.2f}: rivals differ by {found.arch_sd:.2f} "
+                f"points because of the architecture, trainings of one network by {found.seed_sd:.2f}"
+            )

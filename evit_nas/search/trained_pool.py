@@ -1,0 +1,171 @@
+"""A pool of trained networks in latency slices: what scores are judged by, and what predictors learn from.
+
+Hours of training, so everything is kept and gone on with: the pool is drawn once, every label and every proxy is
+written down as it comes, and the order is one that gives a balanced table early.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from evit_nas.accuracy.labels import Job, Label, Labels
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.config import Conditions, ShortRecipe
+from evit_nas.data import load_dataset
+from evit_nas.errors import EvitNasError, MeasurementError, RunError
+from evit_nas.latency import STRICT, Device
+from evit_nas.runs import Journal, write_atomically
+from evit_nas.search.slices import sliced_pool
+from evit_nas.search.status import Watcher
+from evit_nas.space import SearchSpace
+from evit_nas.yamlio import read_yaml
+
+SECOND_SEEDS = 0.25  # share of the networks that are trained twice: they tell the noise
+
+
+class PoolSettings(BaseModel):
+    """What makes two pools the same one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    data: str
+    """As given to --data."""
+    space: SearchSpace
+    """What the architectures are sampled from."""
+    conditions: Conditions
+    """Where their latency is measured."""
+    slices_ms: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    """Middles of the latency slices."""
+    archs: Annotated[int, Field(ge=16, le=10_000)]
+    """Random architectures of all slices together."""
+    recipe: ShortRecipe
+    """How they are trained."""
+    seed: Annotated[int, Field(ge=0)]
+    """Of the sampling and of the first training of each."""
+
+
+class TrainedPool:
+    """One pool in one folder.
+
+    Raises:
+        RunError: the folder holds another pool.
+    """
+
+    def __init__(self, folder: Path, settings: PoolSettings) -> None:
+        self._folder, self._settings = folder, settings
+        path = folder / "pool.yaml"
+        wanted = settings.model_dump(mode="json")
+        if path.exists():
+            found = read_yaml(path)
+            other = [name for name in wanted if found.get(name) != wanted[name]]
+            if other:
+                raise RunError(
+                    f"{folder} holds another pool: {', '.join(other)} differ. Give the same options, or another --out."
+                )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, width=110))
+
+    def train(self, device: Device, workers: int, watch: Watcher) -> LabelTable:
+        """Draws the pool, trains what is not trained yet, scores it, and writes table.json.
+
+        Raises:
+            UsageError: the data cannot be used.
+            EvitNasError: a slice cannot be filled, or a worker died; what was done is kept.
+        """
+        recipe, seed = self._settings.recipe, self._settings.seed
+        data = load_dataset(self._settings.data, recipe.image_size, note=watch.note)
+        latency_ms, archs = self._pool(device, watch)
+        labels = Labels(self._folder, self._settings.data, data.digest, recipe)
+        twice = archs[: round(SECOND_SEEDS * len(archs))]
+        once = [Job(arch, seed, recipe.last_rung) for arch in archs]
+        again = [Job(arch, seed + 1, recipe.last_rung) for arch in twice]
+        jobs = [job for pair in zip(once, again, strict=False) for job in pair] + once[len(again) :]
+        watch.note(f"training {len(jobs)} networks on {data.name}, {workers} at a time; it goes on where it stopped")
+        done = len(labels.known())
+
+        def step(job: Job, label: Label) -> None:
+            nonlocal done
+            done += 1
+            score = label.score
+            watch.step("training", done, len(jobs))
+            watch.note(
+                f"{done}/{len(jobs)} {job.arch.key} seed {job.seed}: {100 * score.accuracy:.2f} %, "
+                f"cross-entropy {score.cross_entropy:.4f}, {label.seconds:.0f} s"
+            )
+
+        labels.collect(jobs, workers, step, watch.note)
+        return self.table(data.name, labels, archs, latency_ms, watch)
+
+    def table(
+        self, data: str, labels: Labels, archs: list[ArchConfig], latency_ms: dict[str, float], watch: Watcher
+    ) -> LabelTable:
+        """What is trained so far, with proxies, as table.json."""
+        trainings: dict[str, list[Training]] = {}
+        for (key, seed), label in sorted(labels.known().items(), key=lambda item: item[0]):
+            trainings.setdefault(key, []).append(Training(seed=seed, score=label.score, seconds=label.seconds))
+        trained = [arch for arch in archs if arch.key in trainings]
+        if not trained:
+            raise EvitNasError("no network could be trained.")
+        networks = tuple(
+            TrainedNetwork(
+                arch=arch,
+                latency_ms=latency_ms[arch.key],
+                proxies=proxies,
+                trainings=tuple(trainings[arch.key]),
+            )
+            for arch, proxies in zip(trained, self._proxies(trained, watch), strict=True)
+        )
+        table = LabelTable(
+            data=data, recipe=self._settings.recipe, device=str(self._settings.conditions), networks=networks
+        )
+        table.save(self._folder / "table.json")
+        return table
+
+    def _pool(self, device: Device, watch: Watcher) -> tuple[dict[str, float], list[ArchConfig]]:
+        """Latency by key, and the architectures: random ones slice by slice in turns, then the paper's that fit."""
+        path = self._folder / "pool.json"
+        settings = self._settings
+        if not path.exists():
+            pool = sliced_pool(
+                device,
+                settings.space,
+                settings.slices_ms,
+                settings.archs,
+                settings.seed,
+                lambda done: watch.step("architectures in the slices", done, settings.archs),
+                watch.note,
+            )
+            found = [(sliced.arch, sliced.latency.median_ms) for sliced in pool]
+            for name in PRESETS:
+                arch = settings.space.adapted(ArchConfig.preset(name))
+                ms = device.measure(arch, STRICT)[0].median_ms
+                if ms <= max(settings.slices_ms) * 1.2:
+                    found.append((arch, ms))
+            write_atomically(path, json.dumps([[arch.model_dump(mode="json"), ms] for arch, ms in found]))
+        read = [(ArchConfig.model_validate(arch), float(ms)) for arch, ms in json.loads(path.read_text())]
+        return {arch.key: ms for arch, ms in read}, [arch for arch, _ in read]
+
+    def _proxies(self, archs: list[ArchConfig], watch: Watcher) -> list[dict[str, float]]:
+        """The zero-cost scores of each network; empty where one has no finite value."""
+        from evit_nas.accuracy.zero_cost import score_all
+
+        journal = Journal(self._folder / "proxies.jsonl")
+        journal.repair()
+        known = {record["key"]: record["proxies"] for record in journal.read()}
+        for done, arch in enumerate(archs, start=1):
+            watch.step("proxies", done, len(archs))
+            if arch.key not in known:
+                try:
+                    known[arch.key] = score_all(arch, seed=self._settings.seed)
+                except MeasurementError as error:
+                    watch.note(f"without proxies: {arch.key}: {error}")
+                    known[arch.key] = {}
+                journal.append({"key": arch.key, "proxies": known[arch.key]})
+        return [known[arch.key] for arch in archs]
