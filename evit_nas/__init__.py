@@ -1,3 +1,23 @@
 """evit-nas: neural architecture search for EfficientViT (MSRA) under a measured latency budget."""
 
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from evit_nas.api import search as search
+else:
+    from evit_nas import search  # the sub-package: it imports nothing
+
+    class _Search(ModuleType):
+        """`evit_nas.search` is where the search lives, and can be called to do one; see `evit_nas.api.search`."""
+
+        def __call__(self, **words: Any) -> Any:
+            from evit_nas.api import search
+
+            return search(**words)
+
+    search.__class__ = _Search

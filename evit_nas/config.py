@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -161,16 +163,16 @@ class Limits(BaseModel):
 class ShortRecipe(BaseModel):
     """How networks are trained briefly, to be ranked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    image_size: Annotated[int, Field(ge=32, le=512)] = 64
+    image_size: Annotated[int, Field(ge=64, le=512, multiple_of=32)] = 64
     """Side of the square images in pixels."""
     width: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of each stage's width and Q/K dimension that is trained: a narrower network of the same shape costs a
     fraction, and of the ways to save this is said to be the safest for the order (EcoNAS, arXiv 2001.01233)."""
     images: Annotated[int, Field(ge=2)] = 10_000
     """Training images, a class-balanced choice; the whole training set if it has no more."""
-    cycles: tuple[Annotated[int, Field(ge=1)], ...] = (8,)
+    cycles: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (8,)
     """Epochs of each cosine cycle; a rung ends with each."""
     batch_size: Annotated[int, Field(ge=2)] = 100
     """Images in a step."""
@@ -189,30 +191,34 @@ class ShortRecipe(BaseModel):
 
     @property
     def epochs(self) -> int:
-        """Of all rungs."""
+        """Epochs of all rungs together."""
         return sum(self.cycles)
 
     @property
     def last_rung(self) -> int:
-        """Rungs are counted from 0."""
+        """Number of the last rung; they are counted from 0."""
         return len(self.cycles) - 1
 
     def end_of(self, rung: int) -> int:
-        """Epochs when the rung, counted from 0, is over."""
+        """Epochs when the rung, counted from 0, is over.
+
+        Raises:
+            ValueError: there is no such rung.
+        """
+        if not 0 <= rung <= self.last_rung:
+            raise ValueError(f"a rung must be from 0 to {self.last_rung}, got {rung}.")
         return sum(self.cycles[: rung + 1])
 
     def rate(self, epoch: float) -> float:
-        """The learning rate after that many epochs (a fraction counts)."""
-        start = 0
-        for number, length in enumerate(self.cycles):
-            done = (epoch - start) / length
-            if done < 1 or number == len(self.cycles) - 1:
-                break
-            start += length
-        rise = self.warmup if number == 0 else 0.0
+        """The learning rate after that many epochs, fractions included: where a cycle ends the next one begins."""
+        ends = list(accumulate(self.cycles))
+        cycle = min(bisect_right(ends, epoch), self.last_rung)
+        start = ends[cycle] - self.cycles[cycle]
+        done = min((epoch - start) / self.cycles[cycle], 1)
+        rise = self.warmup if cycle == 0 else 0.0
         if done < rise:
             return self.learning_rate * done / rise
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done - rise, 1 - rise) / (1 - rise)))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
 
 
 class AccuracySettings(BaseModel):

@@ -15,13 +15,16 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from evit_nas import __version__
 from evit_nas.config import SearchSettings
@@ -31,11 +34,25 @@ from evit_nas.yamlio import read_yaml, validate
 _VERSIONED = ("torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
 
 
+class RunRecord(BaseModel):
+    """What run.yaml holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    evit_nas: str
+    created: str
+    command: str
+    settings: SearchSettings
+    space_hash: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+
 class Run:
     """One run folder. `create` makes one, `open` finds one; `lock` before writing."""
 
-    def __init__(self, path: Path, settings: SearchSettings) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, record: RunRecord) -> None:
+        self.path, self._record, self.settings = path, record, record.settings
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -47,23 +64,23 @@ class Run:
         """
         if (path / "run.yaml").exists():
             raise RunError(f"{path} holds a run already. Continue it with: evit-nas resume {path}")
-        record = {
-            "evit_nas": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "settings": settings.model_dump(mode="json"),
-            "space_hash": settings.space.hash,
-            "versions": _versions(),
-            "machine": machine,
-        }
+        record = RunRecord(
+            evit_nas=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            settings=settings,
+            space_hash=settings.space.hash,
+            versions=_versions(),
+            machine=machine,
+        )
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path / "run.yaml", yaml.safe_dump(record, sort_keys=False, width=110))
+            write_atomically(path / "run.yaml", to_yaml(record))
         except OSError as error:
             raise RunError(
                 f"cannot write the run folder {path}: {error.strerror}. Choose another with --out."
             ) from None
-        return cls(path, settings)
+        return cls(path, record)
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -74,13 +91,12 @@ class Run:
         """
         if not (path / "run.yaml").is_file():
             raise UsageError(f"{path} is not a run folder (it has no run.yaml).{_nearby(path)}")
-        record = read_yaml(path / "run.yaml")
-        return cls(path, validate(SearchSettings, record.get("settings"), f"{path / 'run.yaml'}: settings"))
+        return cls(path, validate(RunRecord, read_yaml(path / "run.yaml"), str(path / "run.yaml")))
 
     @property
     def record(self) -> dict[str, Any]:
         """All of run.yaml: settings, versions, machine and command."""
-        return read_yaml(self.path / "run.yaml")
+        return self._record.model_dump(mode="json")
 
     @property
     def front_folder(self) -> Path:
@@ -91,21 +107,36 @@ class Run:
         """Makes this process the run's only writer until `close`; returns the run itself.
 
         Raises:
-            RunError: another process writes it, named with its id and host.
+            RunError: another process writes it, named with its id and host, or the folder cannot be written.
         """
-        handle = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            handle.close()
-            raise RunError(f"{self.path} is being written by {owner}. Wait for it, or end it first.") from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+        with explained(self.path):
+            handle = (self.path / ".lock").open("a+")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.close()
+                owner = self.owner() or "another process"
+                raise RunError(f"{self.path} is being written by {owner}. Wait for it, or end it first.") from None
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+            handle.flush()
         self._lock = handle
         return self
+
+    def owner(self) -> str | None:
+        """Who writes the run at this moment, for example "process 4711 on laptop"; None if nobody does.
+
+        The file alone says nothing: it outlives its owner, the lock on it does not.
+        """
+        try:
+            with (self.path / ".lock").open() as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return handle.read().strip() or "another process"
+        except OSError:  # nobody has ever locked it, or not on a file system that can
+            pass
+        return None
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -116,8 +147,10 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if error is not None and (refusal := _refusal(self.path, error)):
+            raise RunError(refusal) from error
 
 
 class Journal:
@@ -127,12 +160,13 @@ class Journal:
         self.path = path
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Every whole line."""
+        """Every whole line; one that is damaged is left out, as if its number had not been computed yet."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 for line in file:
                     if line.endswith(b"\n"):
-                        yield json.loads(line)
+                        with suppress(ValueError):
+                            yield json.loads(line)
 
     def repair(self) -> None:
         """Cuts off a torn last line, which the next one would otherwise glue itself to; keeps a backup."""
@@ -146,21 +180,53 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line and sees it to the disk."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record, separators=(",", ":")) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _named(error, self.path) from None
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole file or none of it: writes beside it and renames."""
+    """The whole file or none of it, on the disk: writes beside it and renames."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_text(text)
+        with scratch.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise _named(error, path) from None
+
+
+def to_yaml(model: BaseModel) -> str:
+    """All fields of a model as YAML that `read_yaml` reads."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Says in one sentence what the system or the database has against the run folder `path`.
+
+    Raises:
+        RunError: it cannot be read or written, or its database is damaged; says the way out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if refusal := _refusal(path, error):
+            raise RunError(refusal) from error
         raise
+
+
+def run_folders(parent: Path) -> list[Path]:
+    """The run folders in a folder, by name."""
+    return sorted(found.parent for found in parent.glob("*/run.yaml"))
 
 
 def new_run_path(parent: Path, name: str) -> Path:
@@ -170,6 +236,34 @@ def new_run_path(parent: Path, name: str) -> Path:
         number += 1
         path = parent / f"{name}-{number}"
     return path
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error with the file's name in it, which writing and syncing leave out."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def _refusal(path: Path, error: BaseException) -> str | None:
+    """What is wrong with the run folder, and the way out; None if `error` is about something else."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    database = path / "study.db"
+    if isinstance(error, sqlite3.Error):
+        what = f"{database}: {error}"
+    elif isinstance(error, RuntimeError) and "optuna version" in str(error):
+        return f"{database}: {error} What is in {path / 'front'} stays readable without it."
+    elif isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(path):
+        what = f"{error.filename}: {error.strerror}"
+    else:
+        return None
+    if not (path / "run.yaml").exists():
+        return f"{what}. The run folder was removed while it was in use; start a new search."
+    if type(error) is sqlite3.DatabaseError:  # not a database, or damaged; what derives from it is about the disk
+        return (
+            f"{what}. Move it away, then: evit-nas resume {path}. That makes the same trials again; what is in "
+            f"{path / 'measurements.jsonl'} is not measured again."
+        )
+    return f"{what}. Put that right; nothing that was evaluated is lost, continue with: evit-nas resume {path}"
 
 
 def _versions() -> dict[str, str]:
@@ -185,5 +279,5 @@ def _versions() -> dict[str, str]:
 def _nearby(path: Path) -> str:
     """The runs beside a path that is none, as a hint."""
     parent = path.parent if path.parent.is_dir() else Path("runs")
-    runs = sorted(found.parent.name for found in parent.glob("*/run.yaml"))
-    return f" Runs in {parent}: {', '.join(runs)}." if runs else ""
+    names = [run.name for run in run_folders(parent)]
+    return f" Runs in {parent}: {', '.join(names)}." if names else ""

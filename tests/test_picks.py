@@ -53,6 +53,12 @@ def test_the_knee_weighs_every_device():
     assert pick(both, "knee").name == "b"
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_knee_does_not_depend_on_how_fast_a_device_is(front, scale):
+    scaled = [member(m.name, m.score, m.latency.median_ms * scale) for m in front]
+    assert pick(scaled, "knee").name == "bend"
+
+
 def test_one_member_is_every_pick(front):
     assert {pick(front[:1], what).name for what in ("best", "fastest", "knee", "under=9ms")} == {"quick"}
 
@@ -80,7 +86,7 @@ def curve(n):
     return [member(f"{i}", float(-(1 / (1 + 5 * s))), float(1 + 9 * s)) for i, s in enumerate(shares)]
 
 
-@pytest.mark.parametrize("size", range(3, 41))
+@pytest.mark.parametrize("size", [3, 4, 9, 39])
 def test_thinning_keeps_the_fastest_the_best_and_the_knee_in_the_fronts_order(size):
     front = curve(40)
     kept = thin(front, size)

@@ -46,7 +46,7 @@ def test_a_damaged_run_yaml_is_one_message(tmp_path, settings):
     Run.create(tmp_path, settings, {}, "")
     text = (tmp_path / "run.yaml").read_text().replace("budget_ms: 0.5", "budget_ms: -1")
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(UsageError, match=r"run\.yaml: settings: targets\[0\]\.budget_ms.*greater than 0"):
+    with pytest.raises(UsageError, match=r"run\.yaml: settings.targets\[0\]\.budget_ms.*greater than 0"):
         Run.open(tmp_path)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 TSE_DECAY = 0.9  # of the weight of an epoch's loss for each epoch after it
 
@@ -27,13 +28,13 @@ class Estimate(BaseModel):
 class ShortScore(BaseModel):
     """What one short training came to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    accuracy: float
+    accuracy: Annotated[float, Field(ge=0, le=1)]
     """Share of the validation images classified right; higher is better."""
     cross_entropy: float
     """On the validation images, in nats; lower is better. Ranks with half the noise of the accuracy."""
-    curve: tuple[float, ...]
+    curve: Annotated[tuple[float, ...], Field(min_length=1)]
     """Mean training loss of each epoch, in nats."""
 
     @property

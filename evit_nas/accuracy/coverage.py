@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from evit_nas.accuracy.table import LabelTable, shipped_tables
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SHIPPED
@@ -11,7 +13,11 @@ MIN_NETWORKS = 40  # in a table that is a default
 
 
 def default_method(space: SearchSpace, data: str | None) -> str:
-    """The accuracy method of a search whose user names none: the predictor if there are data, else what is at hand."""
+    """The accuracy method of a search whose user names none.
+
+    With data a predictor is trained on them; else the table of the package speaks if it covers the space, and
+    zero-cost proxies otherwise.
+    """
     if data is not None:
         return "predictor"
     if SHIPPED in shipped_tables() and covers(LabelTable.load(SHIPPED), space):
@@ -20,17 +26,17 @@ def default_method(space: SearchSpace, data: str | None) -> str:
 
 
 def covers(table: LabelTable, space: SearchSpace) -> bool:
-    """Whether the extremes of `space` lie within what the networks of `table` span, and there are enough of them."""
+    """Whether the extremes of `space` lie within what the networks of `table` span, and there are enough of them.
+
+    Width, depth and FFN ratio of each stage count, bounds included.
+    """
     if len(table.networks) < MIN_NETWORKS:
         return False
-    spans = [_extent(arch) for arch in table.archs]
-    lows, highs = [min(column) for column in zip(*spans, strict=True)], [max(c) for c in zip(*spans, strict=True)]
-    smallest, largest = _extent(space.smallest()), _extent(space.largest())
-    return all(low <= value for low, value in zip(lows, smallest, strict=True)) and all(
-        value <= high for high, value in zip(highs, largest, strict=True)
-    )
+    seen = np.array([_extent(arch) for arch in table.archs])
+    low, high = _extent(space.smallest()), _extent(space.largest())
+    return bool((seen.min(axis=0) <= low).all() and (high <= seen.max(axis=0)).all())
 
 
-def _extent(arch: ArchConfig) -> list[float]:
-    """What sets a network's size, stage by stage."""
-    return [float(value) for stage in arch.stages for value in (stage.width, stage.depth, stage.ffn_ratio)]
+def _extent(arch: ArchConfig) -> np.ndarray:
+    """(9,) what sets a network's size, stage by stage."""
+    return np.array([(stage.width, stage.depth, stage.ffn_ratio) for stage in arch.stages]).ravel()

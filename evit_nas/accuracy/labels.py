@@ -1,7 +1,7 @@
 """Labels: briefly trained networks, each of which cost minutes, so none is ever trained twice or thrown away.
 
-A journal holds one line for each (network, seed, data, recipe). Trainings run side by side in worker processes of one
-thread each, which makes more of the cores than one training on all of them.
+A journal holds one line for each (network, seed, data, recipe, rung). Trainings run side by side in worker processes of
+one thread each, which makes more of the cores than one training on all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.accuracy import ShortScore
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
-from evit_nas.errors import EvitNasError, MeasurementError
+from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.runs import Journal
 from evit_nas.workers import end, worker_pool
 
@@ -41,7 +43,7 @@ class Label(BaseModel):
     score: ShortScore
     """What the training came to."""
     seconds: float
-    """Time it took."""
+    """Wall-clock time of the training, or of its last part if it was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -54,64 +56,66 @@ class Job:
 
 
 class Labels:
-    """The trained networks of one data set and recipe, in `folder`; checkpoints of unfinished ones lie beside them."""
+    """The trained networks of one data set and recipe, in `folder`; checkpoints of unfinished ones lie beside them.
+
+    Args:
+        folder: written by one process at a time.
+        data: what `load_dataset` takes, with its default split.
+        image_digest: `Dataset.digest` at the recipe's image size.
+        recipe: how networks are trained.
+    """
 
     def __init__(self, folder: Path, data: str, image_digest: str, recipe: ShortRecipe) -> None:
         self.folder, self.data, self.recipe = folder, data, recipe
-        self._context = {"data": image_digest, "recipe": recipe.model_dump(mode="json")}
+        self._digest = image_digest
         self._journal = Journal(folder / "labels.jsonl")
 
     def known(self, rung: int | None = None) -> dict[tuple[str, int], Label]:
         """(key of the network, seed) -> its label at that rung, the last one by default."""
-        last = self.recipe.last_rung if rung is None else rung
+        wanted = self.recipe.last_rung if rung is None else rung
         found = {}
         for record in self._journal.read():
             label = Label.model_validate(record["label"])
-            if record["id"] == self._id(Job(label.arch, label.seed, last)):
+            if record["id"] == self._id(Job(label.arch, label.seed, wanted)):
                 found[label.arch.key, label.seed] = label
         return found
 
     def adopt(self, other: Journal) -> int:
         """Takes over the labels of another journal that are for the same data and recipe; returns their number."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._journal.repair()
-        known = {record["id"] for record in self._journal.read()}
-        taken = 0
+        known = self._open()
+        before = len(known)
         for record in other.read():
             label = Label.model_validate(record["label"])
-            rungs = range(len(self.recipe.cycles))
-            fits = any(record["id"] == self._id(Job(label.arch, label.seed, rung)) for rung in rungs)
-            if fits and record["id"] not in known:
+            ids = {self._id(Job(label.arch, label.seed, rung)) for rung in range(len(self.recipe.cycles))}
+            if record["id"] in ids - known:
                 self._journal.append(record)
-                taken += 1
-        return taken
+                known.add(record["id"])
+        return len(known) - before
 
     def collect(
         self, jobs: Sequence[Job], workers: int, step: Callable[[Job, Label], None], note: Callable[[str], None]
     ) -> None:
-        """Trains what is not known yet, in the order of `jobs`.
+        """Trains what is not known yet, begun in the order of `jobs`, and writes each label down as it comes.
 
         Args:
-            jobs: what is wanted.
+            jobs: what is wanted: a network and seed at one rung, for rungs share a checkpoint.
             workers: trainings at a time, each on one core.
             step: told of each new label.
             note: told which networks could not be trained, and why.
 
         Raises:
             EvitNasError: a worker process died; the labels so far are kept and unfinished trainings will go on.
+            UsageError: the images cannot be read, or are others than the labels are for.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._journal.repair()
-        known = {record["id"] for record in self._journal.read()}
-        missing = iter([job for job in jobs if self._id(job) not in known])
-        pool = worker_pool(workers, _prepare, self.data, self.recipe)
-        running: dict[Future[Label], Job] = {}
+        known = self._open()
+        missing = {self._id(job): job for job in jobs if self._id(job) not in known}  # equal networks once
+        waiting, running = iter(missing.values()), dict[Future[Label], Job]()
+        pool = worker_pool(workers)
         try:
             while True:
-                for job in missing:
-                    running[pool.submit(_train, job, self._checkpoint(job))] = job
-                    if len(running) >= workers:
-                        break
+                for job in islice(waiting, workers - len(running)):
+                    future = pool.submit(_train, self.data, self._digest, self.recipe, job, self._checkpoint(job))
+                    running[future] = job
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -129,38 +133,51 @@ class Labels:
     ) -> None:
         try:
             label = future.result()
-        except MeasurementError as error:
-            note(f"left out: {error}")
+        except BrokenProcessPool:
+            raise
+        except (MeasurementError, RuntimeError, MemoryError) as error:
+            note(f"left out: {job.arch.key}: {error}")
             return
         self._journal.append({"id": self._id(job), "label": label.model_dump(mode="json")})
         if job.rung == self.recipe.last_rung:
             self._checkpoint(job).unlink(missing_ok=True)
         step(job, label)
 
+    def _open(self) -> set[str]:
+        """Makes the journal fit for appending; returns the ids of its labels."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._journal.repair()
+        return {record["id"] for record in self._journal.read()}
+
     def _checkpoint(self, job: Job) -> Path:
+        """Where the training goes on, one place for all rungs."""
         first = self._id(Job(job.arch, job.seed, 0)).replace(":", "-")
         return self.folder / "checkpoints" / f"{first}.pt"
 
     def _id(self, job: Job) -> str:
-        context = self._context | {"seed": job.seed, "rung": job.rung}
+        recipe = self.recipe.model_dump(mode="json")
+        context = {"data": self._digest, "recipe": recipe, "seed": job.seed, "rung": job.rung}
         digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode()).hexdigest()[:12]
         return f"label:{job.arch.key}:{digest}"
 
 
-_training: ShortTraining | None = None  # of this worker process
-
-
-def _prepare(data: str, recipe: ShortRecipe) -> None:
-    """Puts the images into a worker's memory."""
+@cache
+def _training(data: str, digest: str, recipe: ShortRecipe) -> ShortTraining:
+    """With the images in the memory of this worker process."""
     from evit_nas.accuracy.short import ShortTraining
     from evit_nas.data import load_dataset
 
-    global _training
-    _training = ShortTraining(load_dataset(data, recipe.image_size), recipe)
+    dataset = load_dataset(data, recipe.image_size)
+    if dataset.digest != digest:
+        raise UsageError(
+            f"the images of {data} have changed: those of the labels have the digest {digest}, these {dataset.digest}. "
+            "Bring them back, or train for the new ones in another folder."
+        )
+    return ShortTraining(dataset, recipe)
 
 
-def _train(job: Job, checkpoint: Path) -> Label:
-    assert _training is not None
+def _train(data: str, digest: str, recipe: ShortRecipe, job: Job, checkpoint: Path) -> Label:
+    training = _training(data, digest, recipe)
     start = time.monotonic()
-    score = _training.run(job.arch, job.seed, rung=job.rung, checkpoint=checkpoint)
+    score = training.run(job.arch, job.seed, rung=job.rung, checkpoint=checkpoint)
     return Label(arch=job.arch, seed=job.seed, score=score, seconds=round(time.monotonic() - start, 1))

@@ -23,7 +23,7 @@ from torch import Tensor
 from evit_nas.accuracy import ShortScore
 from evit_nas.arch import WIDTH_STEP, ArchConfig, StageConfig, round_to
 from evit_nas.config import ShortRecipe
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.network.model import EfficientViT, build
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 EVAL_BATCH = 250
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batches:
-    """The images that a recipe trains on, held in memory."""
+    """The images that a recipe trains or validates on, held in memory, and what they are normalised by."""
 
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,)
@@ -43,7 +43,7 @@ class Batches:
 
     @classmethod
     def of(cls, split: Split, like: Batches | None = None) -> Batches:
-        """All of `split`; normalised by its own statistics, or as another set is."""
+        """All of `split`; normalised by its own mean and deviation of each channel, or as another set is."""
         images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
         if like is not None:
             mean, std = like.mean, like.std
@@ -54,11 +54,11 @@ class Batches:
         return cls(images, torch.from_numpy(np.array(split.labels)), mean, std)
 
     def normalised(self, images: Tensor, channels: int) -> Tensor:
-        """(B, channels, H, W) floats; a grey image is repeated for every channel."""
+        """(B, channels, H, W) floats of (B, C, H, W) bytes; a grey image is repeated for every channel."""
         return ((images.float() / 255 - self.mean) / self.std).expand(-1, channels, -1, -1)
 
     def epoch(self, recipe: ShortRecipe, seed: int, epoch: int, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented (B, channels, H, W) images and (B,) labels, a function of the seed and the epoch's number alone."""
+        """Augmented (B, channels, H, W) images and (B,) labels: a function of the seed and the number of the epoch."""
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(self.labels), generator=generator)
         reach = round(recipe.shift * recipe.image_size)
@@ -85,7 +85,13 @@ def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 
 
 class ShortTraining:
-    """Trains networks on one data set by one recipe; each is a function of its architecture and seed."""
+    """Trains networks on one data set by one recipe.
+
+    A score is a function of the architecture and the seed, to the bit on one machine with equal numbers of threads.
+
+    Raises:
+        UsageError: the recipe asks for fewer images than there are classes.
+    """
 
     def __init__(self, dataset: Dataset, recipe: ShortRecipe) -> None:
         self.recipe = recipe
@@ -109,35 +115,46 @@ class ShortTraining:
             arch: trained at the recipe's image size, with the classes of the data set.
             seed: of the weights and of the order of the images.
             rung: where to stop.
-            checkpoint: written after every epoch and read first, so that a killed run or a promoted network goes on
-                where it was; the score is the same.
+            checkpoint: file of this architecture, seed and recipe; written after every epoch and read first, so that
+                a killed run or a promoted network goes on where it was, to the same score. One that is past `rung` is
+                started anew.
             step: told how many epochs are done.
 
         Raises:
             MeasurementError: the loss is not finite any more.
+            UsageError: the architecture does not take the channels of the images.
+            ValueError: the recipe has no such rung.
         """
         end = self.recipe.end_of(self.recipe.last_rung if rung is None else rung)
-        fitted = self.fitted(arch)
-        model = build(fitted, seed).train().to(memory_format=torch.channels_last)
+        model = build(self.fitted(arch), seed).train().to(memory_format=torch.channels_last)
         optimiser = torch.optim.AdamW(_groups(model, self.recipe), lr=0.0, fused=True)
-        curve = _load(checkpoint, model, optimiser) if checkpoint else []
+        curve = _load(checkpoint, model, optimiser, end) if checkpoint else []
         for epoch in range(len(curve), end):
-            curve.append(self._train_epoch(model, optimiser, seed, epoch))
-            if not math.isfinite(curve[-1]):
-                raise MeasurementError(f"training of {arch.key} diverged in epoch {epoch + 1} (its loss is not finite)")
+            curve.append(_finite(self._train_epoch(model, optimiser, seed, epoch), arch, epoch + 1))
             if checkpoint:
                 _save(checkpoint, model, optimiser, curve)
             step(epoch + 1)
         accuracy, cross_entropy = self._validate(model)
-        return ShortScore(accuracy=accuracy, cross_entropy=cross_entropy, curve=tuple(curve[:end]))
+        return ShortScore(accuracy=accuracy, cross_entropy=_finite(cross_entropy, arch, end), curve=tuple(curve))
 
     def fitted(self, arch: ArchConfig) -> ArchConfig:
-        """The architecture as it is trained: at the recipe's image size and width, with the classes of the data set."""
+        """The architecture as it is trained: at the recipe's image size and width, with the classes of the data set.
+
+        Raises:
+            UsageError: it does not take the channels of the images.
+        """
+        channels = self._train.images.shape[1]
+        if channels not in (1, arch.in_channels):
+            raise UsageError(
+                f"the images have {channels} channels, but architecture {arch.key} takes {arch.in_channels}: "
+                f"set in_channels: {channels} in the search space."
+            )
         stages = [_narrowed(stage, self.recipe.width) for stage in arch.stages]
         own = {"image_size": self.recipe.image_size, "num_classes": self.classes, "stages": stages}
         return ArchConfig.model_validate(arch.model_dump() | own)
 
     def _train_epoch(self, model: EfficientViT, optimiser: torch.optim.Optimizer, seed: int, epoch: int) -> float:
+        """Mean loss of the epoch in nats."""
         total = torch.zeros((), dtype=torch.float64)
         seen, images = 0, len(self._train.labels)
         for x, labels in self._train.epoch(self.recipe, seed, epoch, model.arch.in_channels):
@@ -155,7 +172,7 @@ class ShortTraining:
 
     @torch.no_grad()
     def _validate(self, model: EfficientViT) -> tuple[float, float]:
-        """Accuracy and cross-entropy."""
+        """Share of the validation images that are classified right, and their mean cross-entropy in nats."""
         model.eval()
         right, loss = 0, 0.0
         for start in range(0, len(self._val.labels), EVAL_BATCH):
@@ -166,6 +183,12 @@ class ShortTraining:
             loss += float(F.cross_entropy(logits, labels, reduction="sum").double())
         model.train()
         return right / len(self._val.labels), loss / len(self._val.labels)
+
+
+def _finite(loss: float, arch: ArchConfig, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise MeasurementError(f"training of {arch.key} diverged in epoch {epoch}: its loss is {loss}")
+    return loss
 
 
 def _narrowed(stage: StageConfig, share: float) -> dict[str, Any]:
@@ -184,17 +207,23 @@ def _groups(model: EfficientViT, recipe: ShortRecipe) -> list[dict[str, Any]]:
 
 
 def _save(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, curve: list[float]) -> None:
+    """Sees the whole file to the disk before it takes the place of the last one, which a power cut must not tear."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "curve": curve}, scratch)
+    scratch = path.with_suffix(".partial")
+    with scratch.open("wb") as file:
+        torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "curve": curve}, file)
+        file.flush()
+        os.fsync(file.fileno())
     scratch.replace(path)
 
 
-def _load(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer) -> list[float]:
-    """The losses of the epochs that are done; none if there is no checkpoint."""
+def _load(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, end: int) -> list[float]:
+    """The losses of the epochs that are done; none if there is no checkpoint, or one of more than `end` epochs."""
     if not path.exists():
         return []
     state = torch.load(path, weights_only=True)
+    if len(state["curve"]) > end:
+        return []
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     return list(state["curve"])

@@ -6,38 +6,39 @@ Written by `evit-nas proxies bench --export`, and read by its `--from-table` and
 
 from __future__ import annotations
 
-from functools import cached_property
-from importlib.resources import files
+import json
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+import evit_nas
 from evit_nas.accuracy import ShortScore
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.runs import write_atomically
+from evit_nas.yamlio import validate
 
 
 class Training(BaseModel):
     """One network trained with one seed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     seed: int
     """Of the weights and of the order of the images."""
     score: ShortScore
     """What the training came to."""
     seconds: float
-    """Time it took."""
+    """Wall-clock time it took."""
 
 
 class TrainedNetwork(BaseModel):
     """One network with its trainings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     arch: ArchConfig
     """As in the search space, whatever size it was trained at."""
@@ -63,26 +64,36 @@ class LabelTable(BaseModel):
     networks: Annotated[tuple[TrainedNetwork, ...], Field(min_length=1)]
     """Each once."""
 
+    @model_validator(mode="after")
+    def _check(self) -> LabelTable:
+        keys = [arch.key for arch in self.archs]
+        for index, (key, network) in enumerate(zip(keys, self.networks, strict=True)):
+            if key in keys[:index]:
+                raise ValueError(f"networks[{index}] is networks[{keys.index(key)}] again: give its trainings together")
+            if len({training.seed for training in network.trainings}) < len(network.trainings):
+                raise ValueError(f"networks[{index}] has two trainings of the same seed")
+        return self
+
     @classmethod
     def load(cls, name: str | Path) -> LabelTable:
         """A table of the package by name, or any file by path.
 
         Raises:
-            UsageError: there is none, or it is no such table.
+            UsageError: there is none, or it is no such table; with the wrong fields and their values.
         """
-        path = shipped_tables().get(str(name), Path(name))
+        shipped = shipped_tables()
+        path = shipped.get(str(name), Path(name))
         try:
-            text = path.read_text()
+            content = json.loads(path.read_bytes())
         except OSError as error:
+            known = did_you_mean(str(name), shipped) if shipped else "None comes with this installation."
+            raise UsageError(f"cannot read the table {name}: {error.strerror}. {known}") from None
+        except (ValueError, RecursionError) as error:
             raise UsageError(
-                f"cannot read the table {name}: {error.strerror}. {did_you_mean(str(name), shipped_tables())}"
+                f"{name} is not a table of trained networks, which `evit-nas proxies bench --export` writes: "
+                f"not valid JSON: {error}."
             ) from None
-        try:
-            return cls.model_validate_json(text)
-        except ValueError as error:
-            raise UsageError(
-                f"{name} is not a table of trained networks; `evit-nas proxies bench --export` writes one ({error})."
-            ) from None
+        return validate(cls, content, str(name))
 
     def save(self, path: Path) -> None:
         """Writes it as JSON, one line for each network.
@@ -104,37 +115,30 @@ class LabelTable(BaseModel):
 
     @property
     def latency_ms(self) -> np.ndarray:
-        """(n,) measured medians."""
+        """(n,) measured medians in milliseconds."""
         return np.array([network.latency_ms for network in self.networks])
 
-    def runs(self, what: str = "accuracy") -> list[list[float]]:
-        """For each network and seed its "accuracy", or minus its "cross_entropy" or "tse": higher is better."""
-        sign = 1 if what == "accuracy" else -1
-        return [[sign * getattr(t.score, what) for t in network.trainings] for network in self.networks]
-
-    @cached_property
-    def points_per_nat(self) -> tuple[float, float]:
-        """(a, b) of the line accuracy = a - b cross-entropy through all trainings, in percent."""
-        scores = [training.score for network in self.networks for training in network.trainings]
-        loss, accuracy = np.array([(s.cross_entropy, 100 * s.accuracy) for s in scores]).T
-        slope, level = np.polyfit(loss, accuracy, 1) if np.ptp(loss) else (0.0, accuracy.mean())
-        return float(level), float(-slope)
-
     def labels(self) -> list[list[float]]:
-        """For each network and seed the accuracy in percent that its cross-entropy stands for.
+        """For each network and seed the accuracy in percent that its cross-entropy stands for; higher is better.
 
         The accuracy of one training is noisy: a few hundred images decide. Its cross-entropy, which uses all of them,
         orders the networks with less noise; one line through all trainings puts it in percent.
         """
-        level, slope = self.points_per_nat
-        return [[level + slope * value for value in values] for values in self.runs("cross_entropy")]
+        scores = [training.score for network in self.networks for training in network.trainings]
+        loss, accuracy = np.array([(s.cross_entropy, 100 * s.accuracy) for s in scores]).T
+        slope, level = np.polyfit(loss, accuracy, 1) if np.ptp(loss) else (0.0, accuracy.mean())
+        return [[float(level + slope * t.score.cross_entropy) for t in network.trainings] for network in self.networks]
 
     def truth(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) mean labels in percent, and their standard errors: those of one seed are as noisy as seeds differ."""
+        """(n,) mean labels in percent, and (n,) their standard errors, higher is better.
+
+        How much trainings of one network differ is pooled over those with several seeds, and divided by the root of
+        a network's number of seeds; where none has several it is not known, and the errors are 0.
+        """
         labels = self.labels()
-        means, counts = np.array([np.mean(values) for values in labels]), np.array([len(values) for values in labels])
-        within = sum(float(np.sum((np.array(v) - m) ** 2)) for v, m in zip(labels, means, strict=True))
-        seed_sd = (within / max(int((counts - 1).sum()), 1)) ** 0.5
+        counts, means = np.array([len(seeds) for seeds in labels]), np.array([np.mean(seeds) for seeds in labels])
+        off = np.concatenate(labels) - np.repeat(means, counts)
+        seed_sd = np.sqrt(off @ off / max(len(off) - len(labels), 1))
         return means, seed_sd / np.sqrt(counts)
 
     @property
@@ -148,7 +152,8 @@ class LabelTable(BaseModel):
 
 
 def shipped_tables() -> dict[str, Path]:
-    """Name -> file of the tables that come with the package."""
-    packaged = Path(str(files("evit_nas"))) / "labels"
-    folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "benchmarks" / "labels"
+    """Name and path of every table that comes with the package."""
+    package = Path(evit_nas.__file__).parent
+    installed = package / "labels"  # inside the wheel; in a checkout they lie among the benchmarks
+    folder = installed if installed.is_dir() else package.parent / "benchmarks" / "labels"
     return {path.stem: path for path in sorted(folder.glob("*.json"))}

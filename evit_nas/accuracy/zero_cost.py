@@ -135,13 +135,13 @@ def synflow_log(bench: Bench) -> float:
 
 
 def dss(bench: Bench) -> float:
-    """Log of the DSS index (TF-TAS, arXiv 2203.12217, section 4) over the mean output, for the flow of `synflow_log`.
+    """Log of the DSS index (TF-TAS, arXiv 2203.12217) over the mean output, for the flow of `synflow_log`.
 
     The qkv and the projection of an attention give the product of the nuclear norms of w and dR/dw, head by head
     so that heads count alike computed one by one or together; every other layer gives its sum of |w dR/dw|. The
-    log of the sum over layers leaves each the weight in it that the definition gives. The index grows with the
-    output R, which TF-TAS's LayerNorms keep small. No norm is left here, so it is divided by R's mean over the
-    classes: with it, dss ranks networks as synflow_log does (correlation .999 at 64 to 224 px).
+    log of the sum over layers leaves each the weight in it that the definition gives. The index is proportional
+    to the output, which the LayerNorms of TF-TAS's networks hold and nothing holds here. Undivided it would rank
+    networks as synflow_log does (correlation .999 at 64, 96 and 224 px).
     """
     return float(
         _log_sum(
@@ -201,8 +201,8 @@ def agreements(relus: Iterable[Tensor], images: int) -> Tensor:
     """(images, images) numbers of units that two images both set or both leave at 0, in float64."""
     kernel = torch.zeros(images, images, dtype=torch.float64)
     for relu in relus:
-        on = relu.sign().reshape(images, -1)  # attention sees windows as images: here they are one row again
-        both = (on @ on.T).double()
+        on = relu.sign().reshape(images, -1)  # attention takes windows for images: here they are one row again
+        both = (on @ on.T).double()  # exact, since fewer than 2 ** 24
         count = both.diagonal()
         kernel += on.shape[1] - count[:, None] - count + 2 * both
     return kernel

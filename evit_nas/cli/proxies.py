@@ -133,9 +133,8 @@ def _print(card: Card, format_: Format) -> None:
     emit(rows, format_, make_table(f"{card.networks} networks, {card.pairs} pairs of rivals", header, cells))
     if format_ is Format.table:
         say(f"trained: {card.origin}")
-        say(
-            "tau: all pairs; iso tau: pairs within 10 % of latency; gain: over the best size; regret: of the top 5, points"
-        )
+        say("tau: all pairs; iso tau: pairs within 10 % of latency, and its gain over the best size")
+        say("regret: accuracy in points that is lost by training the five best-scored of a slice only")
         if card.spread is not None:
             found = card.spread
             say(

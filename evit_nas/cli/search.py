@@ -162,6 +162,7 @@ def resume(run: RunPath) -> None:
 
 
 def _search(run: Run) -> None:
+    from evit_nas.report.page import write_report
     from evit_nas.search.study import Search
 
     try:
@@ -170,20 +171,32 @@ def _search(run: Run) -> None:
     except Interrupted:
         say(f"interrupted; nothing that was evaluated is lost. Continue with: evit-nas resume {run.path}")
         raise
+    report = write_report(run)
     _print_front(run, found, Format.table)
     best = max(found.members, key=lambda member: member.score)
-    say(f"written: {run.front_folder}/ ({len(found.members)} YAML files) and {run.path / 'front.csv'}")
+    say(f"score:   {found.origin}")
+    say(f"written: {run.front_folder}/ ({len(found.members)} YAML files), {run.path / 'front.csv'} and {report}")
     say(f"next:    evit-nas export {run.front_folder / best.name}.yaml --to onnx")
 
 
 @app.command()
-def front(run: RunPath, format_: FormatOption = Format.table) -> None:
+def front(
+    run: RunPath,
+    pick: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="Only the path of one: best, fastest, knee or under=4ms.")
+    ] = None,
+    format_: FormatOption = Format.table,
+) -> None:
     """Show the Pareto front of a run, with the paper's networks measured in the same run."""
     from evit_nas.runs import Run
+    from evit_nas.search import picks
     from evit_nas.search.record import load_front
 
     opened = Run.open(run)
     found = load_front(opened)
+    if pick is not None:
+        print(opened.front_folder / f"{picks.pick(found.members, pick, opened.settings.budget_stat).name}.yaml")
+        return
     if found.done < found.total:
         say(f"{found.done} of {found.total} trials so far. Continue with: evit-nas resume {run}")
     _print_front(opened, found, format_)

@@ -1,4 +1,4 @@
-"""The front alone, as a figure for a paper or a README: drawn by matplotlib, which needs no browser."""
+"""Figures for a paper or a README, the front and the score card: drawn by matplotlib, which needs no browser."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from evit_nas.accuracy.scorecard import Card
 from evit_nas.errors import UsageError
 from evit_nas.report.figures import staircase
 from evit_nas.report.findings import Findings, find
@@ -33,8 +34,7 @@ def write_plot(run: Run, path: Path) -> None:
     Raises:
         UsageError: another suffix, the file cannot be written, or the run has not evaluated anything yet.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot writes {', '.join(SUFFIXES)}; got '{path.name}'.")
+    _check(path)
     found = find(run)
     devices = len(found.settings.targets)
     with rc_context(STYLE):
@@ -43,11 +43,20 @@ def write_plot(run: Run, path: Path) -> None:
             _draw(axes, found, index)
         figure.axes[0].set_ylabel("score (higher is better)")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
-        undated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix.lower()]
-        try:
-            figure.savefig(path, dpi=200, metadata=undated)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}.") from None
+        _save(figure, path)
+
+
+def _check(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot writes {', '.join(SUFFIXES)}; got '{path.name}'.")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    undated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix.lower()]
+    try:
+        figure.savefig(path, dpi=200, metadata=undated)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}.") from None
 
 
 def _draw(axes: Axes, found: Findings, index: int) -> None:
@@ -80,3 +89,28 @@ def _draw(axes: Axes, found: Findings, index: int) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"{stat} latency on {target.device.replace('$', chr(92) + '$')} (ms)")
+
+
+def write_card_plot(card: Card, path: Path) -> None:
+    """Writes the score card as a row of intervals: Kendall's tau among rivals, best below, sizes in their own colour.
+
+    Raises:
+        UsageError: the suffix is none of SUFFIXES, or the file cannot be written.
+    """
+    _check(path)
+    rows = sorted(card.rows, key=lambda row: row.iso.value)
+    colours = {"size": REFERENCE, "predictor": FRONT}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 0.8 + 0.24 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(rows):
+            colour = colours.get(row.kind, "#5f6a72")
+            axes.plot([row.iso.low, row.iso.high], [place, place], color=colour, linewidth=1)
+            axes.plot(row.iso.value, place, "o", color=colour, markersize=4)
+        axes.set_yticks(range(len(rows)), [row.score for row in rows])
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        if card.spread is not None:
+            axes.axvline(card.spread.ceiling, color=BUDGET, linestyle="--", linewidth=1)
+            axes.set_title("dashed: what a perfect score could reach", fontsize=8, loc="left")
+        axes.set_xlabel(f"Kendall's tau, {card.pairs} pairs within 10 % of latency")
+        _save(figure, path)

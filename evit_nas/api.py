@@ -1,0 +1,317 @@
+"""Searches from Python, in the words of the command line: `evit_nas.search(budget="5ms").front`.
+
+`settings_from` is the one place where those words become settings; `evit-nas search` calls it as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from pydantic import ValidationError
+
+from evit_nas import __version__
+from evit_nas.config import Conditions, SearchSettings, Target, parse_budgets, parse_duration, parse_quantity
+from evit_nas.errors import RunError, UsageError, did_you_mean
+from evit_nas.runs import Run, explained, new_run_path
+from evit_nas.space import SearchSpace
+from evit_nas.yamlio import read_yaml, validate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evit_nas.search.front import Candidate
+    from evit_nas.search.record import Front
+    from evit_nas.search.status import Status, Watcher
+
+DEFAULT_SPACE = "efficientvit-224"
+
+_as_they_are = ("budget_stat", "sampler", "workers", "trials", "front_size", "pool", "seed")
+_log = logging.getLogger(__name__)
+
+
+class Words(TypedDict, total=False):
+    """The options of `evit-nas search`; its --help says what each of them means. None is the same as leaving it out."""
+
+    config: str | Path | None
+    """A run folder, or a file that `evit-nas config` wrote: what holds where nothing else is given."""
+    budget: str | None
+    device: str | Sequence[str] | None
+    budget_stat: str | None
+    max_params: str | None
+    max_macs: str | None
+    max_memory: str | None
+    space: str | Path | None
+    image_size: int | None
+    threads: int | None
+    batch: int | None
+    precision: str | None
+    session: Sequence[str] | None
+    accuracy: str | None
+    data: str | None
+    labels: int | None
+    labels_from: Sequence[str | Path] | None
+    table: str | None
+    sampler: str | None
+    workers: int | None
+    trials: int | None
+    time: str | None
+    front_size: int | None
+    pool: int | None
+    seed: int | None
+
+
+def settings_from(**words: Unpack[Words]) -> SearchSettings:
+    """The settings that the words of a search describe.
+
+    Raises:
+        UsageError: a word that is not known, a wrong value, or no budget.
+    """
+    for word in words.keys() - Words.__annotations__.keys():
+        raise UsageError(f"a search has no option '{word}'. {did_you_mean(word, Words.__annotations__)}")
+    given: dict[str, Any] = {word: value for word, value in words.items() if value is not None}
+    base = load_settings(Path(given["config"])) if "config" in given else None
+    fields: dict[str, Any] = dict(base) if base else {"workers": max((os.cpu_count() or 1) - 1, 0)}
+    fields |= {word: given[word] for word in _as_they_are if word in given}
+    if base is None or "space" in given:
+        name = str(given.get("space", DEFAULT_SPACE))
+        fields |= {"space_name": name, "space": SearchSpace.load(name)}
+    if "image_size" in given:
+        resized = fields["space"].model_dump(mode="json") | {"image_size": given["image_size"]}
+        fields["space"] = validate(SearchSpace, resized, "--image-size")
+    if "time" in given:
+        fields["time_s"] = parse_duration(given["time"])
+    fields["targets"] = _targets(given, base.targets if base else ())
+    fields["limits"] = _limits(given, dict(base.limits) if base else {})
+    fields["accuracy"] = _accuracy(given, dict(base.accuracy) if base else {}, fields["space"])
+    settings = validate(SearchSettings, fields, "search")
+    from evit_nas.search.samplers import check_sampler
+
+    check_sampler(settings.sampler)
+    return settings
+
+
+def load_settings(path: Path) -> SearchSettings:
+    """The settings of a run folder, or those in a file that `evit-nas config` wrote.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if path.is_dir():
+        return Run.open(path).settings
+    return validate(SearchSettings, read_yaml(path), str(path))
+
+
+def _targets(given: dict[str, Any], before: Sequence[Target]) -> list[dict[str, Any]]:
+    devices = given.get("device") or [target.device for target in before] or ["cpu"]
+    known = {target.device: target for target in before}
+    conditions = [
+        _conditions(name, given, known[name].conditions if name in known else None)
+        for name in ([devices] if isinstance(devices, str) else devices)
+    ]
+    names = [one.device for one in conditions]
+    if "budget" in given:
+        budgets = parse_budgets(given["budget"], names)
+    elif missing := [name for name in names if name not in known]:
+        raise UsageError(f"there is no latency budget for the device '{missing[0]}'; add --budget 5ms.")
+    else:
+        budgets = [known[name].budget_ms for name in names]
+    return [{"conditions": one, "budget_ms": ms} for one, ms in zip(conditions, budgets, strict=True)]
+
+
+def _conditions(device: str, given: dict[str, Any], before: Conditions | None) -> Conditions:
+    from evit_nas.latency import parse_conditions
+
+    threads, batch, precision, entries = None, 1, None, given.get("session", ())
+    if before is not None:
+        threads = before.threads if before.threads > 1 else None  # some devices take no threads at all
+        batch, precision, entries = before.batch, before.precision, given.get("session", before.entries)
+    return parse_conditions(
+        device,
+        threads=given.get("threads", threads),
+        batch=given.get("batch", batch),
+        precision=given.get("precision", precision),
+        entries=entries,
+    )
+
+
+def _limits(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    for name in ("params", "macs"):
+        if f"max_{name}" in given:
+            before[name] = round(parse_quantity(given[f"max_{name}"], f"--max-{name}"))
+    if "max_memory" in given:
+        before["memory_mb"] = parse_quantity(given["max_memory"], "--max-memory") / 1e6
+    return before
+
+
+def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    from evit_nas.accuracy.coverage import default_method
+
+    before |= {word: given[word] for word in ("table", "data", "labels") if word in given}
+    if "labels_from" in given:
+        before["labels_from"] = [str(run) for run in given["labels_from"]]
+    if "accuracy" in given or "method" not in before:
+        before["method"] = given.get("accuracy") or default_method(space, before.get("data"))
+    return before
+
+
+def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> Run:
+    """A new run folder, locked: `out`, or one in runs/ named after space, devices and budgets.
+
+    Raises:
+        RunError: there is a run already, or the folder cannot be written.
+    """
+    from evit_nas.latency.machine import probe
+
+    names = [f"{_file_name(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
+    path = Path(out) if out else new_run_path(Path("runs"), "-".join([Path(settings.space_name).stem, *names]))
+    return Run.create(path, settings, probe().model_dump(), command).lock()
+
+
+def _file_name(device: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", device.removeprefix("remote:")).strip("-")
+
+
+def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **words: Unpack[Words]) -> Result:
+    """Finds the architectures with the best score within a latency budget, as `evit-nas search` does.
+
+    Args:
+        out: the run folder to make; by default runs/SPACE-DEVICE-BUDGET.
+        watcher: told how it goes; by default the logger `evit_nas.api`.
+        words: the options of `evit-nas search`, for example device="cpu", budget="5ms", trials=200.
+
+    Raises:
+        UsageError: a wrong word or value.
+        Infeasible: no architecture of the space keeps the limits.
+        RunError: the run folder cannot be made or written.
+    """
+    settings = settings_from(**words)
+    command = f"evit_nas.search({', '.join(f'{word}={value!r}' for word, value in words.items())})"
+    with new_run(settings, out, command) as run:
+        return _searched(run, watcher)
+
+
+def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
+    """Continues a search that was interrupted, to the same total of trials; raises what `search` does."""
+    with Run.open(Path(run)).lock() as opened:
+        return _searched(opened, watcher)
+
+
+def _searched(run: Run, watcher: Watcher | None) -> Result:
+    from evit_nas.search.study import Search
+
+    Search(run, watcher or _Logs()).run()
+    return Result(run.path)
+
+
+class _Logs:
+    """The watcher of a search that nobody watches."""
+
+    def note(self, message: str) -> None:
+        _log.info(message)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        _log.debug("%s: %d/%d", what, done, total)
+
+    def update(self, status: Status) -> None:
+        _log.debug("%d/%d", status.done, status.total)
+
+
+class Result:
+    """What a run has found, finished or not, as it stands when it is first asked; nothing is written.
+
+    Raises:
+        UsageError: `path` is not a run folder.
+        RunError: its record cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.run = Run.open(self.path)
+
+    @cached_property
+    def found(self) -> Front:
+        """The front's members and the paper's networks, each with its architecture, score and latencies."""
+        from evit_nas.search.record import Front, load_front
+
+        if not (self.path / "study.db").exists():
+            return Front([], [], 0, self.run.settings.trials, "")
+        with explained(self.path):
+            try:
+                return load_front(self.run)
+            except (KeyError, ValidationError) as error:
+                raise RunError(
+                    f"{self.path / 'study.db'} is not as evit-nas {__version__} writes it ({error!r:.60}); the run was "
+                    f"made with {self.run.record['evit_nas']}. Read it with that version."
+                ) from None
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The front, fastest first: a row for each member, by name."""
+        import pandas as pd
+
+        from evit_nas.search.front import rows
+
+        return pd.DataFrame(rows(self.found.members)).set_index("name") if self.found.members else pd.DataFrame()
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row for each distinct architecture in the order of evaluation, by number, with its parameters."""
+        import pandas as pd
+
+        from evit_nas.search.record import Known, metric_names, open_study
+
+        with explained(self.path), open_study(self.run) as study:
+            trials = list(Known(study).by_key.values())
+        names = metric_names(self.run.settings)
+        return pd.DataFrame(
+            {
+                "state": trial.state.name,
+                "origin": trial.user_attrs.get("origin"),
+                **dict(zip(names, trial.values or [None] * len(names), strict=True)),
+                "measured": bool(trial.user_attrs.get("latencies")),
+                "within_limits": bool(trial.constraints) and max(trial.constraints.values()) <= 0,
+                "key": trial.user_attrs["key"],
+                "reason": trial.user_attrs.get("reason"),
+                **trial.params,
+            }
+            for trial in trials
+        ).set_axis(pd.Index([trial.number for trial in trials], name="trial"))
+
+    @property
+    def state(self) -> str:
+        """ "running", "done" or "interrupted"."""
+        if self.run.owner():
+            return "running"
+        certified = self.found.references and all(member.certified for member in self.found.members)
+        nothing_fits = self.found.done >= self.found.total and not self.found.members
+        return "done" if certified or nothing_fits else "interrupted"
+
+    @property
+    def best(self) -> Candidate:
+        """The member with the highest score; raises what `pick` does."""
+        return self.pick("best")
+
+    @property
+    def knee(self) -> Candidate:
+        """The member where more speed begins to cost much; raises what `pick` does."""
+        return self.pick("knee")
+
+    def pick(self, what: str) -> Candidate:
+        """One member of the front: "best", "fastest", "knee" or "under=4ms".
+
+        Raises:
+            UsageError: `what` is none of these.
+            Infeasible: no member is like that.
+        """
+        from evit_nas.search.picks import pick
+
+        return pick(self.found.members, what, self.run.settings.budget_stat)
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.path)!r})"
