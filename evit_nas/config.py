@@ -226,23 +226,23 @@ class AccuracySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    method: Literal["table", "zero-cost", "predictor", "short"] = "zero-cost"
+    method: Literal["table", "zero-cost", "predictor"] = "zero-cost"
     """table: learned from trained networks that come with the package; zero-cost: ranks of proxies in the run's pool;
-    predictor: learned from networks trained in this run; short: every candidate is trained briefly."""
+    predictor: learned from networks trained in this run."""
     table: str = SHIPPED
     """The table that `table` learns from: one of the package, or a file."""
     data: str | None = None
-    """Images to train on, for `predictor` and `short`."""
+    """Images that `predictor` trains on."""
     labels: Annotated[int, Field(ge=8, le=10_000)] = 30
     """Networks that `predictor` trains."""
     labels_from: tuple[str, ...] = ()
     """Runs whose trained networks are taken over."""
     recipe: ShortRecipe = ShortRecipe()
-    """How networks are trained, for `predictor` and `short`."""
+    """How `predictor` trains networks."""
 
     @model_validator(mode="after")
     def _check(self) -> AccuracySettings:
-        if self.method in ("predictor", "short") and self.data is None:
+        if self.method == "predictor" and self.data is None:
             raise ValueError(f"the accuracy method '{self.method}' trains networks and needs data: add --data PATH")
         return self
 

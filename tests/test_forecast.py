@@ -18,7 +18,7 @@ from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run
 from evit_nas.search import forecast as forecast_module
-from evit_nas.search.forecast import GIVE_UP_AFTER, REFIT_EVERY, Forecast
+from evit_nas.search.forecast import GIVE_UP_AFTER, REFIT_EVERY, Forecast, Forecasts
 from evit_nas.search.record import Front, Known, open_study
 from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
@@ -51,9 +51,9 @@ def erratic_ms(arch: ArchConfig) -> float:
 def teach(forecast: Forecast, archs: list[ArchConfig], ms=macs_ms) -> None:
     """As a search does: first asked, then told."""
     for arch in archs:
-        forecast.predict_ms(arch)
+        forecast.predict_ms([arch])
         forecast.learn(arch, latency_of(ms(arch)))
-    forecast.predict_ms(archs[0])
+    forecast.predict_ms(archs[:1])
 
 
 def remember(archs: list[ArchConfig], factor: float = 1) -> None:
@@ -83,18 +83,18 @@ def forecast(device, tmp_path, notes) -> Forecast:
 
 def test_nothing_is_predicted_before_enough_is_measured(forecast):
     *seen, unseen = members(MIN_SAMPLES + 1)
-    assert forecast.predict_ms(unseen) is None
+    assert forecast.predict_ms([unseen]) is None
     teach(forecast, seen[:-1])
-    assert forecast.predict_ms(unseen) is None
+    assert forecast.predict_ms([unseen]) is None
     teach(forecast, seen[-1:])
-    assert forecast.predict_ms(unseen) == pytest.approx(macs_ms(unseen), rel=0.1)
+    assert forecast.predict_ms([unseen]) == pytest.approx(macs_ms(unseen), rel=0.1)
     assert 0 < forecast.band < 0.1
 
 
 def test_what_cannot_be_predicted_is_not(forecast):
     *seen, unseen = members(GIVE_UP_AFTER + 1)
     teach(forecast, seen, erratic_ms)
-    assert forecast.predict_ms(unseen) is None
+    assert forecast.predict_ms([unseen]) is None
 
 
 def test_the_user_is_told_once_that_predictions_are_good_enough(forecast, notes):
@@ -121,7 +121,7 @@ def test_a_forecast_that_turns_bad_stops_predicting_and_says_so(forecast, notes)
     archs = members(128)
     teach(forecast, archs[:MIN_SAMPLES])
     teach(forecast, archs[MIN_SAMPLES:], erratic_ms)
-    assert forecast.predict_ms(archs[0]) is None
+    assert forecast.predict_ms(archs[:1]) is None
     assert [("only what may reach" in note, "cannot be predicted" in note) for note in notes] == [
         (True, False),
         (False, True),
@@ -143,8 +143,8 @@ def test_it_starts_from_what_was_measured_on_the_device_before(device, tmp_path,
     *seen, unseen = members(MIN_SAMPLES + 1)
     remember(seen)
     other = FakeDevice(Conditions(device="fake:2"))
-    assert Forecast(device, SPACE, tmp_path, notes.append).predict_ms(unseen) is not None
-    assert Forecast(other, SPACE, tmp_path, notes.append).predict_ms(unseen) is None
+    assert Forecast(device, SPACE, tmp_path, notes.append).predict_ms([unseen]) is not None
+    assert Forecast(other, SPACE, tmp_path, notes.append).predict_ms([unseen]) is None
 
 
 def test_networks_of_another_input_say_nothing(device, tmp_path, notes):
@@ -154,7 +154,7 @@ def test_networks_of_another_input_say_nothing(device, tmp_path, notes):
     for _ in range(64):
         arch = large.sample(rng)
         Table(device.context(), arch).add(arch, latency_of(macs_ms(arch)))
-    assert Forecast(device, SPACE, tmp_path, notes.append).predict_ms(members(1)[0]) is None
+    assert Forecast(device, SPACE, tmp_path, notes.append).predict_ms(members(1)) is None
 
 
 def test_a_resumed_forecast_does_not_see_what_others_measured_since(device, tmp_path, notes):
@@ -166,13 +166,13 @@ def test_a_resumed_forecast_does_not_see_what_others_measured_since(device, tmp_
     remember(foreign, factor=2)
 
     resumed = Forecast(device, SPACE, tmp_path, notes.append)
-    assert resumed.predict_ms(unseen) is None
+    assert resumed.predict_ms([unseen]) is None
     teach(resumed, own)
-    assert resumed.predict_ms(unseen) == before.predict_ms(unseen)
+    assert resumed.predict_ms([unseen]) == before.predict_ms([unseen])
     assert resumed.band == before.band
 
     (tmp_path / "another run").mkdir()
-    assert Forecast(device, SPACE, tmp_path / "another run", notes.append).predict_ms(unseen) is not None
+    assert Forecast(device, SPACE, tmp_path / "another run", notes.append).predict_ms([unseen]) is not None
 
 
 # in a search
@@ -285,7 +285,7 @@ def test_a_trial_tells_whether_its_latency_was_measured_or_predicted(whole):
 
 
 def test_the_front_is_that_of_a_search_which_measures_everything(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(Search, "_forecast", lambda self, devices: [])
+    monkeypatch.setattr(Forecasts, "predict_ms", lambda self, archs: None)
     found = search(new_run(tmp_path))
     assert found.measured == found.evaluated == whole.evaluated
     assert [member.arch.key for member in found.front.members] == [m.arch.key for m in whole.front.members]

@@ -1,7 +1,12 @@
 """The run folder: written once, locked by one process, its journal safe against being killed."""
 
+import errno
+import itertools
 import json
 import os
+import shutil
+import socket
+import sqlite3
 import subprocess
 import sys
 
@@ -50,6 +55,24 @@ def test_a_damaged_run_yaml_is_one_message(tmp_path, settings):
         Run.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("settings: {", "line 1, column 12: not valid YAML"),
+        ("evit_nas: 0.1.0", "settings is missing"),
+        ("settings: 3", "settings must be a mapping of fields, got 3"),
+        ("\0\0", "not valid YAML"),
+    ],
+)
+def test_what_is_no_run_yaml_at_all_is_one_message(tmp_path, text, words):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        Run.open(tmp_path)
+    assert "run.yaml" in str(error.value)
+    assert words in str(error.value)
+
+
 def test_a_folder_that_cannot_be_written_is_said_so(tmp_path, settings):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="--out"):
@@ -69,6 +92,34 @@ def test_the_lock_goes_with_its_owner(tmp_path, settings):
     run.close()
     with Run.open(tmp_path).lock() as again:
         assert again.settings == settings
+
+
+def test_a_lock_file_that_a_dead_process_left_does_not_block(tmp_path, settings):
+    run = Run.create(tmp_path, settings, {}, "")
+    code = (
+        f"import os; from pathlib import Path; from evit_nas.runs import Run\n"
+        f"run = Run.open(Path({str(tmp_path)!r})).lock(); os.kill(os.getpid(), 9)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code])
+    assert dead.returncode == -9
+    assert "process" in (tmp_path / ".lock").read_text()
+    assert run.owner() is None
+    with run.lock():
+        assert run.owner() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert run.owner() is None
+
+
+def test_a_run_that_was_never_locked_has_no_owner_and_asking_makes_no_file(tmp_path, settings):
+    run = Run.create(tmp_path, settings, {}, "")
+    assert run.owner() is None
+    assert os.listdir(tmp_path) == ["run.yaml"]
+
+
+def test_a_folder_in_which_nothing_can_be_made_cannot_be_locked(tmp_path, settings):
+    run = Run.create(tmp_path, settings, {}, "")
+    (tmp_path / ".lock").mkdir()  # root may write anywhere, but not to a folder
+    with pytest.raises(RunError, match=r"\.lock: Is a directory\. Put that right"):
+        run.lock()
 
 
 def test_new_run_path_counts_up(tmp_path):
@@ -106,6 +157,112 @@ def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_damaged_line_of_a_journal_is_left_out_as_if_it_had_not_been_computed(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append({"a": 1})
+    with journal.path.open("ab") as file:
+        file.write(b'{"b": 2{"c": 3}\n\xff\xfe\n\n')
+    journal.append({"d": 4})
+    assert list(journal.read()) == [{"a": 1}, {"d": 4}]
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_a_search_with_the_file_and_the_way_out_and_what_was_written_stays(
+    tmp_path, settings, monkeypatch
+):
+    run = Run.create(tmp_path / "run", settings, {}, "")
+    journal = Journal(run.path / "measurements.jsonl")
+    journal.append({"a": 1})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError) as error, run.lock():
+        journal.append({"b": 2})
+    assert f"{journal.path}: No space left on device" in str(error.value)
+    assert f"evit-nas resume {run.path}" in str(error.value)
+    monkeypatch.undo()
+    assert next(journal.read()) == {"a": 1}
+    with Run.open(run.path).lock():  # the lock was given back
+        pass
+
+
+def test_a_full_disk_before_the_search_leaves_nothing_that_looks_like_a_run(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"No space left on device\. Choose another with --out"):
+        Run.create(tmp_path / "run", settings, {}, "")
+    assert os.listdir(tmp_path / "run") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting takes root")
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path, settings):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        run = Run.create(tmp_path / "run", settings, {}, "")
+        journal, written = Journal(run.path / "measurements.jsonl"), []
+
+        def write(number):
+            journal.append({"number": number, "samples": ["x" * 1000]})
+            written.append(number)
+
+        with pytest.raises(RunError, match="No space left on device"), run.lock():
+            all(write(number) is None for number in itertools.count())
+        assert len(written) > 10
+        assert [line["number"] for line in journal.read()] == written
+        with pytest.raises(OSError, match="No space"):
+            write_atomically(run.path / "run.yaml", "x" * 100_000)
+        assert Run.open(run.path).settings == settings
+        assert sorted(os.listdir(run.path)) == [".lock", "measurements.jsonl", "run.yaml"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_run_folder_that_goes_away_in_mid_run_is_said_so(tmp_path, settings):
+    run = Run.create(tmp_path / "run", settings, {}, "")
+    journal = Journal(run.path / "measurements.jsonl")
+    with pytest.raises(RunError, match=r"measurements\.jsonl: No such file.*removed while it was in use"), run.lock():
+        (shutil.rmtree(run.path), journal.append({"a": 1}))
+
+
+def optuna_of_the_future(path):
+    with sqlite3.connect(path) as database:
+        database.execute("update version_info set schema_version = 99, library_version = '99.0.0'")
+        database.execute("update alembic_version set version_num = 'v99.0.0.a'")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_text("junk" * 1000), ["file is not a database", "Move it away", "evit-nas resume"]),
+        (lambda path: path.write_bytes(path.read_bytes()[:9000]), ["malformed", "Move it away"]),
+        (lambda path: (path.unlink(), path.mkdir()), ["unable to open database file", "Put that right"]),
+        (optuna_of_the_future, ["set up by optuna 99.0.0", "stays readable"]),
+    ],
+    ids=["not a database", "cut off", "a folder", "a later Optuna"],
+)
+def test_a_study_that_cannot_be_read_is_one_message_with_the_way_out(tmp_path, settings, damage, words):
+    from evit_nas.search.record import open_study
+
+    run = Run.create(tmp_path / "run", settings, {}, "")
+    with open_study(run):
+        pass
+    damage(run.path / "study.db")
+    with pytest.raises(RunError) as error, run.lock(), open_study(run):
+        pass
+    assert str(error.value).startswith(f"{run.path / 'study.db'}: ")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_what_is_not_about_the_run_folder_passes_unchanged(tmp_path, settings):
+    run = Run.create(tmp_path / "run", settings, {}, "")
+    for error in (KeyError("x"), FileNotFoundError(2, "No such file", "/images"), ConnectionResetError(104, "reset")):
+        with pytest.raises(type(error)) as raised, run.lock():
+            raise error
+        assert raised.value is error
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,22 @@
 
 import itertools
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 
 from evit_nas.accuracy import zero_cost
+from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, MeasurementError, RunError
 from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
 from evit_nas.runs import Run
-from evit_nas.search import study as study_module
+from evit_nas.search import progress
 from evit_nas.search.front import select
 from evit_nas.search.record import Known, load_front, open_study
 from evit_nas.search.study import Search
+from evit_nas.search.trials import MAX_DEATHS
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 from tests.fakes import FakeDevice, fake_proxies, latency_of
@@ -88,8 +91,22 @@ def test_a_search_evaluates_the_total_of_distinct_architectures(new_run):
     assert watcher.statuses[-1].done == 24
     assert watcher.statuses[-1].eta_s == 0.0
     assert ("pool", 6, 6) in watcher.steps
+    assert "all 24 trials are done" in watcher.notes
     searched = [key for key, visits in FakeDevice.calls if visits == 1]
     assert len(searched) == len(set(searched))  # nothing is measured twice
+
+
+def test_after_every_trial_the_status_is_that_of_the_record(new_run):
+    run, watcher = new_run(), Silent()
+    Search(run, watcher).run()
+    with open_study(run) as study:
+        measured = list(Known(study).candidates.values())
+    for done in (1, 10, 24):
+        front = select(measured[:done], run.settings)
+        status = watcher.statuses[done - 1]
+        assert (status.done, status.front, status.failed) == (done, len(front), 0)
+        assert status.feasible == sum(candidate.latency.median_ms <= 1.2 for candidate in measured[:done])
+        assert status.best_score == max((member.score for member in front), default=None)
 
 
 def test_every_trial_carries_its_constraint_and_its_architecture(new_run):
@@ -119,8 +136,6 @@ def test_the_front_is_feasible_certified_and_not_beaten(new_run):
 
 
 def test_the_front_is_written_as_yaml_that_loads_to_its_members(new_run):
-    from evit_nas.arch import ArchConfig
-
     run = new_run()
     front = Search(run, Silent()).run()
     written = {path.stem: ArchConfig.load(path) for path in run.front_folder.glob("*.yaml")}
@@ -128,8 +143,11 @@ def test_the_front_is_written_as_yaml_that_loads_to_its_members(new_run):
     assert (run.path / "front.csv").read_text().count("\n") == len(front.members) + 1
 
 
-def test_the_papers_networks_are_references_measured_in_the_same_run(new_run):
-    front = Search(new_run(), Silent()).run()
+def test_the_papers_networks_are_references_scored_and_measured_in_the_same_run(new_run):
+    front = Search(new_run(trials=8, pool=4), Silent()).run()
+    scores = [c.score for c in front.references]
+    assert scores == sorted(scores)
+    assert scores[0] > min(member.score for member in front.members)
     assert [c.name for c in front.references] == ["m0", "m1", "m2", "m3", "m4", "m5"]
     assert all(c.certified for c in front.references)
 
@@ -140,43 +158,103 @@ def test_the_front_is_the_same_when_loaded_again(new_run):
     assert load_front(Run.open(run.path)) == found
 
 
+def test_a_long_front_is_thinned_out_and_all_that_is_left_is_certified(new_run, monkeypatch):
+    """Strict measurements that come out otherwise move members in and out, and still it ends."""
+    real = FakeDevice.measure
+
+    def otherwise_when_strict(self, arch, protocol):
+        latency, samples = real(self, arch, protocol)
+        factor = 0.9 + int(arch.key[:4], 16) / 16**4 * 0.3
+        ms = latency.median_ms * (factor if protocol.visits > 1 else 1)
+        return latency_of(ms, conditions=self.conditions), samples
+
+    monkeypatch.setattr(FakeDevice, "measure", otherwise_when_strict)
+    whole, thinned = (Search(new_run(front_size=size), Silent()).run().members for size in (1000, 4))
+    assert len(whole) > 4
+    assert 2 <= len(thinned) <= 4
+    assert all(member.certified and high_ms(member) <= 1.2 for member in thinned)
+    for a, b in itertools.permutations(thinned, 2):
+        assert not (a.score >= b.score and a.latency.median_ms <= b.latency.median_ms)
+
+
+def test_a_member_that_cannot_be_measured_strictly_makes_room_for_others_for_good(new_run, monkeypatch):
+    run, watcher = new_run(), Silent()
+    hasty = new_run()
+    best = max(Search(hasty, Silent()).run().members, key=lambda member: member.score).arch.key
+    real = FakeDevice.measure
+
+    def picky(self, arch, protocol):
+        if arch.key == best and protocol.visits > 1:
+            raise MeasurementError("took too long", "timeout")
+        return real(self, arch, protocol)
+
+    monkeypatch.setattr(FakeDevice, "measure", picky)
+    front = Search(run, watcher).run()
+    assert best in keys(run)
+    assert front.members
+    assert all(member.certified and member.arch.key != best for member in front.members)
+    assert f"left out of the front: {best}: took too long" in watcher.notes
+    assert load_front(Run.open(run.path)) == front
+    FakeDevice.calls.clear()
+    assert Search(run, Silent()).run() == front
+    assert FakeDevice.calls == []
+
+
+def test_a_paper_network_that_cannot_be_measured_is_missing_beside_the_front(new_run, monkeypatch):
+    run, watcher, real = new_run(trials=8, pool=4), Silent(), FakeDevice.measure
+    m5 = run.settings.space.adapted(ArchConfig.preset("m5")).key
+
+    def picky(self, arch, protocol):
+        if arch.key == m5 and protocol.visits > 1:
+            raise MeasurementError("out of memory", "out of memory")
+        return real(self, arch, protocol)
+
+    monkeypatch.setattr(FakeDevice, "measure", picky)
+    front = Search(run, watcher).run()
+    assert [c.name for c in front.references] == ["m0", "m1", "m2", "m3", "m4"]
+    assert "without m5 beside the front: out of memory" in watcher.notes
+
+
+@pytest.mark.parametrize("visits", [1, 2])
+def test_a_lost_link_ends_the_search_and_is_nobodys_fault(new_run, monkeypatch, visits):
+    """However often it is lost: what was being measured is not given up."""
+    whole, run, real = new_run(), new_run(), FakeDevice.measure
+    expected = Search(whole, Silent()).run()
+    victim = expected.members[-1].arch.key
+
+    def lost(self, arch, protocol):
+        if arch.key == victim and protocol.visits == visits:
+            raise MeasurementError("the board does not answer", "lost link")
+        return real(self, arch, protocol)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDevice, "measure", lost)
+        for _ in range(MAX_DEATHS + 1):
+            with pytest.raises(MeasurementError, match="does not answer"):
+                Search(run, Silent()).run()
+    assert Search(run, Silent()).run() == expected
+
+
+def test_when_the_time_is_over_the_front_so_far_is_certified_and_a_resumed_search_goes_on(new_run, monkeypatch):
+    """Every score takes an hour."""
+    now = itertools.count(0, 3600)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    run, watcher = new_run(time_s=10 * 3600.0), Silent()
+    front = Search(run, watcher).run()
+    done = len(keys(run))
+    assert 2 <= done < 24
+    assert f"the time is over after {done} of 24 trials" in watcher.notes
+    assert all(member.certified for member in front.members)
+    Search(run, watcher).run()
+    assert len(keys(run)) > done
+
+
 def test_same_seed_same_search_other_seed_other_search(new_run):
     runs = [new_run(seed=1), new_run(seed=1), new_run(seed=2)]
     for run in runs:
         Search(run, Silent()).run()
     assert keys(runs[0]) == keys(runs[1])
     assert keys(runs[0]) != keys(runs[2])
-
-
-@pytest.mark.parametrize("moment", [3, 8, 20])
-def test_an_interrupted_search_resumes_to_what_an_uninterrupted_one_finds(new_run, monkeypatch, moment):
-    """Interrupted in the middle of a trial; `moment` 3 is in the scoring of the pool."""
-    whole = new_run()
-    Search(whole, Silent()).run()
-
-    calls = itertools.count()
-
-    def interrupted(arch, *, seed=0, names=None):
-        if next(calls) == moment:
-            raise Died
-        return fake_proxies(arch, seed=seed)
-
-    run = new_run()
-    monkeypatch.setattr(zero_cost, "score_all", interrupted)
-    with pytest.raises(Died):
-        Search(run, Silent()).run()
-    Search(run, Silent()).run()
-
-    assert keys(run) == keys(whole)
-    assert {t.state.name for t in trials(run)} <= {"COMPLETE", "FAIL"}
-    assert next(calls) == len(keys(run)) + 6 + 1
-    # each network was scored once, the six references too, and the interrupted one a second time
-
-
-def _preset_keys(run):
-    from evit_nas.arch import PRESETS, ArchConfig
-
-    return [run.settings.space.adapted(ArchConfig.preset(name)).key for name in PRESETS]
 
 
 def test_a_resumed_finished_search_computes_nothing(new_run):
@@ -217,7 +295,7 @@ def test_an_architecture_that_keeps_killing_the_process_is_given_up(new_run, mon
 
     run = new_run()
     monkeypatch.setattr(zero_cost, "score_all", kill)
-    for _ in range(study_module.MAX_DEATHS):
+    for _ in range(MAX_DEATHS):
         with pytest.raises(Died):
             Search(run, Silent()).run()
     Search(run, Silent()).run()

@@ -2,7 +2,8 @@
 
 A score that repeats size looks good over a wide range of latencies and says nothing under a budget. So every score is
 judged by Kendall's tau among rivals of at most 10 % different latency, beside the best of the sizes and beside what a
-perfect score could reach against labels this noisy. Predictors are only ever judged on networks they did not see.
+perfect score could reach against labels this noisy. A score that some networks lack is judged on the others, together
+with the sizes. Predictors are only ever judged on networks they did not see.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import numpy as np
 
 from evit_nas.accuracy.aggregate import NAMES, RankAggregate
 from evit_nas.accuracy.features import table as features_of
-from evit_nas.accuracy.predictor import HeldOut, cross_validated, with_labels
+from evit_nas.accuracy.predictor import MIN_LABELS, HeldOut, cross_validated, with_labels
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.errors import UsageError
-from evit_nas.stats import Interval, Spread, bootstrap, kendall_tau, spread, top_regret
+from evit_nas.stats import Interval, Spread, bootstrap, kendall_tau, rivals, spread, top_regret
 
+MIN_NETWORKS, MIN_PAIRS = 16, 10
+MIN_UNSEEN = 8  # networks that a predictor from few labels is judged on
 SIZES = ("params", "macs", "depth", "latency")
 TOP = 5
-DRAWS = 20  # of labelled networks, for predictors from few labels
-FOLDS, REPEATS = 10, 5  # of cross-validation
+DRAWS = 10  # of labelled networks, for predictors from few labels
+FOLDS = 10  # of cross-validation
 RESAMPLES = 500
 
 
@@ -37,27 +40,29 @@ class Row:
     overall: float
     """Kendall's tau-b over all pairs."""
     iso: Interval
-    """Kendall's tau-b over rivals, with its 95 % interval over resampled networks."""
+    """Kendall's tau-b over rivals. Its 95 % interval is over resampled networks, or, for predictors from few labels,
+    over draws of the labelled ones; NaN where no rivals were left."""
     gain: Interval | None
-    """`iso` less that of the best size; None for sizes."""
+    """`iso` less that of the best size on the same networks; None for sizes."""
     regret: float
-    """Accuracy in percent that is lost by training only the five best-scored of a network and its rivals."""
+    """Accuracy in percent that is lost by training only the five best-scored of a network and its rivals; lower is
+    better, NaN where nobody has so many rivals."""
 
     def plain(self) -> dict[str, object]:
-        """Flat values for tables."""
-        row: dict[str, object] = {
-            "score": self.score,
-            "kind": self.kind,
-            "tau": round(self.overall, 3),
-            "iso_latency_tau": round(self.iso.value, 3),
-            "low": round(self.iso.low, 3),
-            "high": round(self.iso.high, 3),
+        """Flat values for tables, rounded; None where there is none."""
+        gain = self.gain or Interval(math.nan, math.nan, math.nan)
+        figures = {
+            "tau": self.overall,
+            "iso_latency_tau": self.iso.value,
+            "low": self.iso.low,
+            "high": self.iso.high,
+            "gain": gain.value,
+            "gain_low": gain.low,
+            "gain_high": gain.high,
+            "top5_regret": self.regret,
         }
-        gain = self.gain
-        row |= (
-            {"gain": round(gain.value, 3), "gain_low": round(gain.low, 3)} if gain else {"gain": None, "gain_low": None}
-        )
-        return row | {"top5_regret": round(self.regret, 3)}
+        rounded = {name: round(value, 3) if math.isfinite(value) else None for name, value in figures.items()}
+        return {"score": self.score, "kind": self.kind, **rounded}
 
 
 @dataclass(frozen=True)
@@ -84,55 +89,58 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
 
     Args:
         table: trained networks.
-        labels: numbers of labels that a predictor is tried with, besides cross-validation.
+        labels: numbers of labels that a predictor is tried with, besides cross-validation; those that leave too few
+            networks to be judged on are passed over.
         seed: of every random draw.
 
     Raises:
-        UsageError: fewer than 16 networks, or none of about equal latency.
+        UsageError: too few networks, or too few pairs of about equal latency.
     """
     truth, noise = table.truth()
-    latency = table.latency_ms
-    n = len(truth)
-    rivals = np.maximum.outer(latency, latency) <= 1.1 * np.minimum.outer(latency, latency)
-    pairs = (int(rivals.sum()) - n) // 2
-    if n < 16 or pairs < 10:
-        raise UsageError(f"a score card needs 16 networks and 10 pairs of about equal latency, got {n} and {pairs}.")
-    runs = table.labels()
-    seeds = max(map(len, runs)) > 1
+    latency_ms = table.latency_ms
+    n, pairs = len(truth), int(rivals(len(truth), latency_ms).sum()) // 2
+    if n < MIN_NETWORKS or pairs < MIN_PAIRS:
+        raise UsageError(
+            f"a score card needs {MIN_NETWORKS} networks and {MIN_PAIRS} pairs of about equal latency, "
+            f"got {n} and {pairs}: train more, in fewer slices."
+        )
     sizes = _sizes(table)
-    best = max(sizes, key=lambda name: kendall_tau(sizes[name], truth, latency))
+    best = max(sizes.values(), key=lambda scores: kendall_tau(scores, truth, latency_ms))
 
     def judged(name: str, kind: str, scores: np.ndarray) -> Row:
-        def iso(index: np.ndarray) -> float:
-            return kendall_tau(scores[index], truth[index], latency[index])
+        has = np.flatnonzero(np.isfinite(scores))
+
+        def iso(index: np.ndarray, scores: np.ndarray = scores) -> float:
+            at = has[index]
+            return kendall_tau(scores[at], truth[at], latency_ms[at])
 
         def gain(index: np.ndarray) -> float:
-            return iso(index) - kendall_tau(sizes[best][index], truth[index], latency[index])
+            return iso(index) - iso(index, best)
 
         return Row(
             name,
             kind,
-            kendall_tau(scores, truth),
-            bootstrap(iso, n, seed=seed, resamples=RESAMPLES),
-            None if kind == "size" else bootstrap(gain, n, seed=seed, resamples=RESAMPLES),
-            top_regret(scores, truth, TOP, latency),
+            kendall_tau(scores[has], truth[has]),
+            bootstrap(iso, len(has), seed=seed, resamples=RESAMPLES),
+            None if kind == "size" else bootstrap(gain, len(has), seed=seed, resamples=RESAMPLES),
+            top_regret(scores[has], truth[has], TOP, latency_ms[has]),
         )
 
     rows = [judged(name, "size", scores) for name, scores in sizes.items()]
     rows += [judged(name, "proxy", scores) for name, scores in _proxies(table).items()]
-    if all(name in network.proxies for network in table.networks for name in NAMES):
-        aggregate = RankAggregate.fit([network.proxies for network in table.networks])
-        scores = np.array([aggregate.score(network.proxies) for network in table.networks])
-        rows.append(judged("zero-cost aggregate", "aggregate", scores))
+    aggregate = _aggregate(table)
+    if aggregate is not None:
+        rows.append(judged("zero-cost aggregate", "aggregate", aggregate))
     for name, features in inputs_of(table).items():
-        held_out = list(cross_validated(features, truth, noise, folds=FOLDS, repeats=REPEATS, seed=seed))
-        mean = np.mean([found.mean for found in held_out], axis=0)
-        rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", mean))
+        (held_out,) = cross_validated(features, truth, noise, folds=FOLDS, seed=seed)
+        rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", held_out.mean))
         for count in labels:
-            if count <= n - 8:
-                draws = with_labels(count, features, truth, latency, noise, repeats=DRAWS, seed=seed)
-                rows.append(_few(f"{name}, {count} labels", list(draws), truth, latency, sizes[best]))
-    return Card(tuple(rows), spread(runs, latency) if seeds else None, n, pairs, table.origin)
+            if MIN_LABELS <= count <= n - MIN_UNSEEN:
+                draws = with_labels(count, features, truth, latency_ms, noise, repeats=DRAWS, seed=seed)
+                rows.append(_few(f"{name}, {count} labels", list(draws), truth, latency_ms, best))
+    runs = table.labels()
+    noisy = spread(runs, latency_ms) if max(map(len, runs)) > 1 else None
+    return Card(tuple(rows), noisy, n, pairs, table.origin)
 
 
 def inputs_of(table: LabelTable) -> dict[str, np.ndarray]:
@@ -144,26 +152,26 @@ def inputs_of(table: LabelTable) -> dict[str, np.ndarray]:
     return found
 
 
-def _few(name: str, draws: Sequence[HeldOut], truth: np.ndarray, latency: np.ndarray, baseline: np.ndarray) -> Row:
-    """A predictor from few labels: means over the draws, each on the networks it did not see.
-
-    Its interval covers the draws of the labelled networks, from the 2.5th to the 97.5th percentile.
-    """
-    iso = np.array([kendall_tau(d.mean, truth[d.index], latency[d.index]) for d in draws])
-    size = np.array([kendall_tau(baseline[d.index], truth[d.index], latency[d.index]) for d in draws])
+def _few(name: str, draws: Sequence[HeldOut], truth: np.ndarray, latency_ms: np.ndarray, baseline: np.ndarray) -> Row:
+    """A predictor from few labels: means over the draws, each on the networks it did not see."""
+    unseen = [(draw.mean, truth[draw.index], latency_ms[draw.index], baseline[draw.index]) for draw in draws]
+    iso = [kendall_tau(mean, labels, ms) for mean, labels, ms, _ in unseen]
+    size = [kendall_tau(scores, labels, ms) for _, labels, ms, scores in unseen]
     return Row(
         name,
         "predictor",
-        float(np.nanmean([kendall_tau(d.mean, truth[d.index]) for d in draws])),
-        _interval(iso),
-        _interval(iso - size),
-        float(np.nanmean([top_regret(d.mean, truth[d.index], TOP, latency[d.index]) for d in draws])),
+        _over_draws([kendall_tau(mean, labels) for mean, labels, _, _ in unseen]).value,
+        _over_draws(iso),
+        _over_draws([one - other for one, other in zip(iso, size, strict=True)]),
+        _over_draws([top_regret(mean, labels, TOP, ms) for mean, labels, ms, _ in unseen]).value,
     )
 
 
-def _interval(values: np.ndarray) -> Interval:
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return Interval(float(np.nanmean(values)), float(low), float(high))
+def _over_draws(values: Sequence[float]) -> Interval:
+    """Mean and 2.5th to 97.5th percentile of the draws that have a value; NaN where none has."""
+    known = [value for value in values if math.isfinite(value)] or [math.nan]
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Interval(float(np.mean(known)), float(low), float(high))
 
 
 def _sizes(table: LabelTable) -> dict[str, np.ndarray]:
@@ -172,10 +180,18 @@ def _sizes(table: LabelTable) -> dict[str, np.ndarray]:
 
 
 def _proxies(table: LabelTable) -> dict[str, np.ndarray]:
-    """The proxies that every network of the table has, without the sizes."""
-    names = [
-        name
-        for name in table.networks[0].proxies
-        if name not in SIZES and all(math.isfinite(network.proxies.get(name, math.nan)) for network in table.networks)
-    ]
-    return {name: np.array([network.proxies[name] for network in table.networks]) for name in names}
+    """(n,) values of the proxies that enough networks have, without the sizes; NaN where one has none."""
+    names = {name: None for network in table.networks for name in network.proxies if name not in SIZES}
+    columns = {name: np.array([net.proxies.get(name, math.nan) for net in table.networks]) for name in names}
+    return {name: column for name, column in columns.items() if np.isfinite(column).sum() >= MIN_NETWORKS}
+
+
+def _aggregate(table: LabelTable) -> np.ndarray | None:
+    """(n,) zero-cost scores, NaN where a proxy is missing; None if too few networks have them all."""
+    complete = [all(name in network.proxies for name in NAMES) for network in table.networks]
+    pool = [network.proxies for network, whole in zip(table.networks, complete, strict=True) if whole]
+    if len(pool) < MIN_NETWORKS:
+        return None
+    aggregate, scores = RankAggregate.fit(pool), np.full(len(complete), math.nan)
+    scores[complete] = [aggregate.score(proxies) for proxies in pool]
+    return scores

@@ -46,6 +46,7 @@ def bench(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 8,
     width: Annotated[float, typer.Option(min=0.1, max=1, help="Share of every width that is trained.")] = 0.5,
     workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time.", show_default="cores")] = None,
+    so_far: Annotated[bool, typer.Option("--so-far", help="Train nothing more: judge on what is trained.")] = False,
     from_table: Annotated[
         str | None, typer.Option(metavar="TABLE", help="Judge on trained networks: a shipped table or a file.")
     ] = None,
@@ -69,8 +70,9 @@ def bench(
         table = LabelTable.load(from_table)
     else:
         assert data is not None
+        cores = os.cpu_count() or 1
         recipe = {"image_size": image_size, "images": images, "cycles": (epochs,), "width": width}
-        table = _train(data, archs, slices, space, device, recipe, workers, seed, out)
+        table = _train(data, archs, slices, space, device, recipe, 0 if so_far else workers or cores, seed, out)
     if export is not None:
         table.save(export)
         say(f"written: {export} ({len(table.networks)} networks)")
@@ -90,7 +92,7 @@ def _train(
     space: str,
     device: str,
     recipe: dict[str, object],
-    workers: int | None,
+    workers: int,
     seed: int,
     out: Path | None,
 ) -> LabelTable:
@@ -113,7 +115,7 @@ def _train(
     pool = TrainedPool(folder, settings)
     say(f"pool: {folder}")
     with open_device(settings.conditions) as opened, progress_view() as view:
-        return pool.train(opened, workers or os.cpu_count() or 1, view)
+        return pool.train(opened, workers, view)
 
 
 def _print(card: Card, format_: Format) -> None:

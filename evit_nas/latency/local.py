@@ -1,11 +1,14 @@
 """A device of this machine: the runtime runs in a child process, so that its crash or hang costs one measurement.
 
 The child (`child.py`) answers one JSON line for each request; if it dies or exceeds the wall limit it is ended, that
-measurement fails, and the next request starts a new child.
+measurement fails, and the next request starts a new child. Two searches of one user take turns: networks measured at
+the same time would be in each other's figures.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -13,7 +16,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from evit_nas import __version__
 from evit_nas.config import Conditions
@@ -35,7 +42,8 @@ class LocalDevice(Device):
 
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
-        reply = self._exchange(json.dumps(request))
+        with alone():
+            reply = self._exchange(json.dumps(request))
         if "error" in reply:
             runtime = RUNTIMES[self.conditions.family].what
             raise MeasurementError(f"{runtime} could not run the network: {reply['error']}", reply["kind"])
@@ -100,3 +108,17 @@ class LocalDevice(Device):
             env=os.environ | {"OMP_NUM_THREADS": str(self.conditions.threads)},
             start_new_session=True,  # Ctrl-C is for the parent, which ends the child itself
         )
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Waits until nobody else with the same cache folder measures on this machine, and keeps it so.
+
+    The lock is the operating system's and goes with the process. Without a folder to lock in, nobody waits.
+    """
+    folder = Path(platformdirs.user_cache_dir("evit-nas"))
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context((folder / "measuring.lock").open("a")), fcntl.LOCK_EX)
+        yield

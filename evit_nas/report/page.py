@@ -31,8 +31,6 @@ EVIDENCE = {
     "that your own training will reach.",
     "predictor": "It was learned from networks that were trained briefly for this run: it is meant to put networks in "
     "order, and says little about the accuracy of a full training.",
-    "short": "Every network was trained briefly: that is meant to put networks in order, and says little about the "
-    "accuracy of a full training.",
 }
 """What kind of evidence each accuracy method gives."""
 

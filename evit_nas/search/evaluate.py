@@ -6,6 +6,7 @@ seed, versions), so it survives being killed, and another machine's figure is ne
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -77,7 +78,8 @@ class Evaluator:
 
         if self._pool is None:
             self._pool = worker_pool(self._workers, avoid=measuring_core())
-        self._expected[arch.key] = self._pool.submit(score_all, arch, seed=self._seed, names=NAMES)
+        with contextlib.suppress(BrokenProcessPool):  # it will be scored once those before it are done with
+            self._expected[arch.key] = self._pool.submit(score_all, arch, seed=self._seed, names=NAMES)
 
     def proxies(self, arch: ArchConfig) -> dict[str, float]:
         """The zero-cost proxies that the score is made of, by name; higher is better."""
@@ -87,16 +89,17 @@ class Evaluator:
         return self._memo[memo_id]
 
     def _scored(self, arch: ArchConfig) -> dict[str, float]:
-        from evit_nas.accuracy.zero_cost import score_all
+        if self._workers == 0:
+            from evit_nas.accuracy.zero_cost import score_all
 
-        expected = self._expected.pop(arch.key, None)
-        if expected is not None:
+            return score_all(arch, seed=self._seed, names=NAMES)
+        for _ in range(2):  # if a worker dies any of its fellows may be to blame; the second time there are none
+            self.expect(arch)
             try:
-                return expected.result()
-            except BrokenProcessPool:
+                return self._expected.pop(arch.key).result()
+            except (BrokenProcessPool, KeyError):
                 self._end_workers()
-                raise MeasurementError(f"a worker died while it scored {arch.key}", "crashed") from None
-        return score_all(arch, seed=self._seed, names=NAMES)
+        raise MeasurementError(f"a worker died while it scored {arch.key}", "crashed")
 
     def _proxies_id(self, arch: ArchConfig) -> str:
         context = {"seed": self._seed, "names": NAMES, "torch": version("torch"), "evit_nas": __version__}

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from optuna.trial import FrozenTrial
 
 from evit_nas.arch import ArchConfig
+from evit_nas.config import SearchSettings
 from evit_nas.latency import Device, Latency
 from evit_nas.latency.predictor import Predictor, Sample, Table, fit, merged, read_samples
 from evit_nas.space import SearchSpace
@@ -41,12 +43,7 @@ class Forecast:
         """Share by which predictions are off on average."""
         return self._predictor.check.mape if self._predictor else 0.0
 
-    def predict_ms(self, arch: ArchConfig) -> float | None:
-        """The predicted median in milliseconds; None while predictions are not good enough."""
-        predicted = self.predict_all_ms([arch])
-        return None if predicted is None else float(predicted[0])
-
-    def predict_all_ms(self, archs: Sequence[ArchConfig]) -> np.ndarray | None:
+    def predict_ms(self, archs: Sequence[ArchConfig]) -> np.ndarray | None:
         """(n,) predicted medians in milliseconds; None while predictions are not good enough."""
         due = max(self._copied, len(self._samples) // REFIT_EVERY * REFIT_EVERY)
         if due != self._fitted_to:
@@ -77,3 +74,32 @@ class Forecast:
         if self._told != state:
             self._told = state
             self._note(message)
+
+
+class Forecasts:
+    """The forecasts of a search, one for each device: they predict together or not at all.
+
+    For a budget on the 90th percentile there are none.
+    """
+
+    def __init__(
+        self, devices: Sequence[Device], settings: SearchSettings, folder: Path, note: Callable[[str], None]
+    ) -> None:
+        predictable = devices if settings.budget_stat == "median" else []
+        self._forecasts = [Forecast(device, settings.space, folder, note) for device in predictable]
+
+    @property
+    def bands(self) -> np.ndarray:
+        """(devices,) shares by which predictions are off on average."""
+        return np.array([forecast.band for forecast in self._forecasts])
+
+    def predict_ms(self, archs: Sequence[ArchConfig]) -> np.ndarray | None:
+        """(n, devices) predicted medians in milliseconds; None unless they are good enough on every device."""
+        columns = [forecast.predict_ms(archs) for forecast in self._forecasts]
+        known = [column for column in columns if column is not None]
+        return np.column_stack(known) if known and len(known) == len(columns) else None
+
+    def learn(self, trial: FrozenTrial) -> None:
+        """Takes the measurements of a finished trial in; one that failed, repeats another or was predicted has none."""
+        for forecast, found in zip(self._forecasts, trial.user_attrs.get("latencies") or (), strict=False):
+            forecast.learn(ArchConfig.model_validate(trial.user_attrs["arch"]), Latency.model_validate(found))

@@ -26,6 +26,7 @@ from evit_nas.search.front import NEAR, Candidate, file_name, keeps_limits, unbe
 from evit_nas.search.picks import thin
 
 STUDY = "evit-nas"
+GIVEN_UP = "given up"  # attribute of the study: key of the network -> why
 
 
 @dataclass(frozen=True)
@@ -88,27 +89,31 @@ class Known:
 
     def __init__(self, study: optuna.Study) -> None:
         self.by_key: dict[str, FrozenTrial] = {}
-        self.candidates: dict[str, Candidate] = {}  # those that were measured
+        self.candidates: dict[str, Candidate] = {}  # those that were measured, and not given up since
         self.failed = 0
-        self.told = 0  # trials, repeats included: the sampler's clock
+        self._given_up = study.user_attrs.get(GIVEN_UP, {})
         for trial in study.get_trials(deepcopy=False):
             self.add(trial)
 
     def add(self, trial: FrozenTrial) -> None:
         """Counts one more finished trial."""
-        self.told += 1
         if "repeat_of" in trial.user_attrs:
             return
         key = trial.user_attrs["key"]
         self.by_key[key] = trial
         self.failed += trial.state is TrialState.FAIL
-        if trial.state is TrialState.COMPLETE and trial.user_attrs["latencies"]:
+        if trial.state is TrialState.COMPLETE and trial.user_attrs["latencies"] and key not in self._given_up:
             arch = ArchConfig.model_validate(trial.user_attrs["arch"])
             latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
             estimate = Estimate.model_validate(trial.user_attrs["estimate"])
             self.candidates[key] = _candidate(
                 arch, estimate, latencies, trial=trial.number, memory_mb=trial.user_attrs["memory_mb"]
             )
+
+
+def give_up(study: optuna.Study, key: str, reason: str) -> None:
+    """Keeps an architecture off the front for good: it cannot be measured strictly."""
+    study.set_user_attr(GIVEN_UP, study.user_attrs.get(GIVEN_UP, {}) | {key: reason})
 
 
 def _candidate(

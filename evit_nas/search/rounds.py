@@ -2,32 +2,56 @@
 
 The proposals of a round are a function of the rounds before it (and of the seed) alone. So a resumed search makes the
 same ones again, skips those on record and goes on; and a round can be proposed while the one before it is evaluated.
-Each round is asked of an in-memory study of its own, which holds copies of the finished trials: Optuna writes every
+Each round is asked of an in-memory study of its own, which holds copies of the earlier trials: Optuna writes every
 parameter of a proposal to its storage, some 40 commits a trial, and a trial that was running when the process died
 stays RUNNING for ever and biases TPE. Only finished trials are ever recorded.
 """
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from evit_nas.arch import ArchConfig
+from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
+from evit_nas.search.record import directions
 from evit_nas.search.samplers import make
 
-TOGETHER = 4  # proposals of a sampler in a round, where candidates are scored beside the measuring
+TOGETHER = 4  # proposals in a round of the pool or of a sampler
 SCREENED = 16  # best candidates of a screening, measured before the next one
+MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
+
+Pool = Sequence[tuple[ArchConfig, str]]
+"""Architectures with where they come from."""
+
+Screening = Callable[[Sequence[FrozenTrial], int], list[ArchConfig]]
+"""From the trials before a round, and its number: the architectures that are worth a measurement; may be none."""
+
+
+def pool_of(settings: SearchSettings) -> Pool:
+    """What a search evaluates first: the presets that the space holds, then distinct random architectures."""
+    space = settings.space
+    presets = [(space.adapted(ArchConfig.preset(name)), name) for name in PRESETS]
+    pool = {arch.key: (arch, name) for arch, name in presets if arch in space}
+    wanted, rng = len(pool) + settings.pool, random.Random(settings.seed)
+    for _ in range(MAX_POOL_DRAWS * settings.pool):
+        if len(pool) == wanted:
+            break
+        arch = space.sample(rng)
+        pool.setdefault(arch.key, (arch, "random"))
+    return list(pool.values())
 
 
 @dataclass(frozen=True)
 class Round:
     """Proposals to evaluate in order; each is told to the study that it was asked of."""
 
-    number: int
     study: optuna.Study
     proposals: list[tuple[optuna.Trial, ArchConfig]]
 
@@ -36,74 +60,82 @@ class Round:
         return self.study.tell(trial, values, state=None if values else TrialState.FAIL)
 
 
-Screening = Callable[[Sequence[FrozenTrial], int], list[ArchConfig]]
-"""From the trials before a round, and its number: the architectures that are worth a measurement; may be none."""
-
-
 class Rounds:
     """Makes the rounds of one search.
 
     Args:
-        settings: space, sampler and seed.
-        directions: of the objectives.
-        pool: what is evaluated first, with where it comes from.
-        screening: proposes in the sampler's stead, as long as it finds something; None where candidates are dear.
-        ahead: rounds that may be proposed before the one being evaluated is told.
+        settings: space, objectives, sampler and seed.
+        pool: what is evaluated first.
+        screening: proposes in the sampler's stead, as long as it finds something, and needs all that was found before.
+            None where candidates are dear: then each round is proposed before the one before it is told, so that
+            workers can begin with it. They may or may not be there, the proposals are the same.
     """
 
-    def __init__(
-        self,
-        settings: SearchSettings,
-        directions: Sequence[optuna.study.StudyDirection],
-        pool: Sequence[tuple[ArchConfig, str]],
-        screening: Screening | None,
-        ahead: int,
-    ) -> None:
-        self._settings, self._space, self._directions = settings, settings.space, directions
-        self._pool, self._screening, self.ahead = pool, screening, ahead
+    def __init__(self, settings: SearchSettings, pool: Pool, screening: Screening | None) -> None:
+        self._settings, self._pool, self._screening = settings, pool, screening
+        self._ahead = 0 if screening else 1
 
-    def make(
-        self, number: int, earlier: Sequence[FrozenTrial], pending: Sequence[optuna.Trial | FrozenTrial] = ()
-    ) -> Round:
-        """The round with that number.
+    def follow(self, record: optuna.Study, first: int, expect: Callable[[ArchConfig], None]) -> Iterator[Round]:
+        """The rounds from number `first` on; whoever takes one puts its trials on record before taking the next.
 
         Args:
-            number: counted from 0.
-            earlier: the recorded trials of the rounds before it, without those that are pending.
-            pending: the trials of the round before it, if that need not have been told yet.
+            record: holds the trials of all rounds before `first`, and perhaps some of that one.
+            first: number of a round.
+            expect: told of every proposal as soon as it is made.
         """
-        study = optuna.create_study(directions=list(self._directions))
-        study.add_trials(earlier)
+        made: deque[Round] = deque()
+        for number in itertools.count(first):
+            earlier = [t for t in record.get_trials(deepcopy=False) if t.user_attrs["round"] < number - len(made)]
+            asked = [trial for waiting in made for trial, _ in waiting.proposals]
+            made.append(self.make(number, [*earlier, *asked]))
+            for _, arch in made[-1].proposals:
+                expect(arch)
+            if len(made) > self._ahead:
+                yield made.popleft()
+
+    def make(self, number: int, earlier: Sequence[optuna.Trial | FrozenTrial]) -> Round:
+        """The round with that number, counted from 0, after the trials of all rounds before it."""
+        finished = [t for t in earlier if t.user_attrs["round"] < number - self._ahead and isinstance(t, FrozenTrial)]
+        pending = earlier[len(finished) :]
+        study = optuna.create_study(directions=directions(self._settings), sampler=optuna.samplers.RandomSampler())
+        study.add_trials(finished)
         study.add_trials([_placeholder(trial) for trial in pending])
-        known = {trial.user_attrs["key"] for trial in study.get_trials(deepcopy=False)}
+        known = {trial.user_attrs["key"] for trial in earlier}
         proposals = []
-        for arch, origin in self._wanted(number, earlier, known):
-            if arch is not None:
-                study.enqueue_trial(self._space.params(arch))
+        for arch, origin in self._wanted(number, finished, known):
+            proposals.append(self._ask(study, number, arch, origin))
+        return Round(study, proposals)
+
+    def _ask(
+        self, study: optuna.Study, number: int, arch: ArchConfig | None, origin: str
+    ) -> tuple[optuna.Trial, ArchConfig]:
+        """A trial for `arch`, or for what the sampler proposes."""
+        space, settings = self._settings.space, self._settings
+        if arch is not None:
+            study.enqueue_trial(space.params(arch))
+        else:
             told = len(study.get_trials(deepcopy=False))
-            study.sampler = make(self._settings.sampler, seed=self._settings.seed, told=told, space=self._space)
-            trial = study.ask()
-            proposed = self._space.suggest(trial)
-            attributes = {"key": proposed.key, "arch": proposed.model_dump(mode="json"), "round": number}
-            for name, value in (attributes | {"origin": origin}).items():
-                trial.set_user_attr(name, value)
-            proposals.append((trial, proposed))
-        return Round(number, study, proposals)
+            study.sampler = make(settings.sampler, seed=settings.seed, told=told, space=space)
+        trial = study.ask()
+        proposed = space.suggest(trial)
+        attributes = {"key": proposed.key, "arch": proposed.model_dump(mode="json"), "round": number, "origin": origin}
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        return trial, proposed
 
     def _wanted(
-        self, number: int, earlier: Sequence[FrozenTrial], known: set[str]
+        self, number: int, finished: Sequence[FrozenTrial], known: set[str]
     ) -> Iterator[tuple[ArchConfig | None, str]]:
         """What the round holds; None leaves the choice to the sampler."""
         untried = [(arch, origin) for arch, origin in self._pool if arch.key not in known]
         if untried:
             yield from untried[:TOGETHER]
             return
-        screened = self._screening(earlier, number) if self._screening else []
-        fresh = [arch for arch in screened if arch.key not in known]
-        if fresh:
-            yield from ((arch, "screening") for arch in fresh[:SCREENED])
+        screened = self._screening(finished, number) if self._screening else []
+        if screened:
+            yield from ((arch, "screening") for arch in screened)
         else:
-            yield from [(None, self._settings.sampler)] * (TOGETHER if self.ahead else 1)
+            yield from [(None, self._settings.sampler)] * TOGETHER
 
 
 def _placeholder(trial: optuna.Trial | FrozenTrial) -> FrozenTrial:

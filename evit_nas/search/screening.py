@@ -7,13 +7,14 @@ predictions (regularised by nothing but its budget of candidates) comes first, a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from evit_nas.arch import ArchConfig
 from evit_nas.pareto import non_dominated
-from evit_nas.space import FixedTrial, Param, SearchSpace
+from evit_nas.space import FixedTrial, Param, RandomTrial, SearchSpace
 
 GENERATIONS = 6
 CHILDREN = 500  # in each generation
@@ -21,16 +22,23 @@ PARENTS = 60  # survivors of each generation
 CROSSOVER = 0.3  # share of the children with two parents
 MUTATIONS = (1, 1, 1, 2, 3)  # dimensions that are drawn anew in a child
 
+Answers = Mapping[str, Param]
+"""The parameters of a trial: what makes `SearchSpace.suggest` return an architecture."""
+
 Look = Callable[[Sequence[ArchConfig]], tuple[np.ndarray, np.ndarray]]
 """Predicts (n, m) objectives, lower is better everywhere, and (n,) by how much limits are missed, 0 or less if kept."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    answers: Answers
+    arch: ArchConfig
+    point: tuple[float, ...]
+    excess: float
+
+
 def screen(
-    space: SearchSpace,
-    known: Sequence[ArchConfig],
-    look: Look,
-    count: int,
-    rng: random.Random,
+    space: SearchSpace, known: Iterable[Answers], look: Look, count: int, rng: random.Random
 ) -> list[ArchConfig]:
     """Up to `count` new architectures of the predicted front, spread over it; none once the front stands.
 
@@ -41,53 +49,98 @@ def screen(
         count: how many to return.
         rng: decides everything random.
     """
-    old = {arch.key for arch in known}
-    archs = list({arch.key: arch for arch in (*known, *(space.sample(rng) for _ in range(CHILDREN)))}.values())
-    points, excess = look(archs)
-    seen = {arch.key for arch in archs}
+    seen: set[str] = set()
+
+    def looked_at(proposals: Iterable[Answers]) -> list[_Candidate]:
+        new: dict[str, tuple[Answers, ArchConfig]] = {}
+        for answers in proposals:
+            arch = space.suggest(FixedTrial(answers))
+            if (key := arch.key) not in seen:
+                seen.add(key)
+                new[key] = answers, arch
+        if not new:
+            return []
+        points, excess = look([arch for _, arch in new.values()])
+        predicted = zip(new.values(), points.tolist(), excess.tolist(), strict=True)
+        return [_Candidate(answers, arch, tuple(point), beyond) for (answers, arch), point, beyond in predicted]
+
+    chance = [_drawn(space, rng) for _ in range(CHILDREN)]
+    old = looked_at(known)
+    living = [*old, *looked_at(chance)]
+    front, _ = _split(living)
     for _ in range(GENERATIONS):
-        living = _survivors(points, excess, PARENTS)
-        archs, points, excess = [archs[index] for index in living], points[living], excess[living]
-        parents = [space.params(arch) for arch in archs]
-        born = {child.key: child for child in (_child(space, parents, rng) for _ in range(CHILDREN))}
-        fresh = [child for key, child in born.items() if key not in seen]
-        if not fresh:
+        living = _survivors(living)
+        children = looked_at([_child(living, chance, rng) for _ in range(CHILDREN)])
+        if not children:
             break
-        seen |= born.keys()
-        archs += fresh
-        found, missed = look(fresh)
-        points, excess = np.vstack([points, found]), np.append(excess, missed)
-    feasible = np.flatnonzero(excess <= 0)
-    front = feasible[non_dominated(points[feasible])]
-    return [archs[index] for index in _spread([i for i in front if archs[i].key not in old], points, count)]
+        living += children
+        front, _ = _split([*front, *children])
+    return [candidate.arch for candidate in _spread([c for c in front if c not in old], count)]
 
 
-def _survivors(points: np.ndarray, excess: np.ndarray, count: int) -> list[int]:
-    """Indices of the best: those that keep the limits front by front, then those that miss them least."""
-    found: list[int] = []
-    rest = np.flatnonzero(excess <= 0)
-    while len(rest) and len(found) < count:
-        best = non_dominated(points[rest])
-        found += [int(index) for index in rest[best]]
-        rest = rest[~best]
-    missing = np.flatnonzero(excess > 0)
-    return [*found, *(int(index) for index in missing[np.argsort(excess[missing], kind="stable")])][:count]
+def _split(candidates: Sequence[_Candidate]) -> tuple[list[_Candidate], list[_Candidate]]:
+    """Those that keep the limits and are not beaten, and the others that keep them."""
+    feasible = [candidate for candidate in candidates if candidate.excess <= 0]
+    best = non_dominated(np.array([candidate.point for candidate in feasible]))
+    return (
+        [candidate for candidate, kept in zip(feasible, best, strict=True) if kept],
+        [candidate for candidate, kept in zip(feasible, best, strict=True) if not kept],
+    )
 
 
-def _spread(front: list[int], points: np.ndarray, count: int) -> list[int]:
-    """`count` of the front, evenly along its first objective, the best in it first."""
-    ordered = sorted(front, key=lambda index: tuple(points[index]))
+def _survivors(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """The best of them: those that keep the limits front by front, then those that miss them least."""
+    found: list[_Candidate] = []
+    front, rest = _split(candidates)
+    while front and len(found) < PARENTS:
+        found += _spread(front, PARENTS - len(found))
+        front, rest = _split(rest)
+    missing = sorted((c for c in candidates if c.excess > 0), key=lambda c: c.excess)
+    return [*found, *missing][:PARENTS]
+
+
+def _spread(front: Sequence[_Candidate], count: int) -> list[_Candidate]:
+    """At most `count` of the front, evenly along its first objective, the best in it first."""
+    ordered = sorted(front, key=lambda candidate: candidate.point)
     if len(ordered) <= count:
         return ordered
     return [ordered[round(place)] for place in np.linspace(0, len(ordered) - 1, count)]
 
 
-def _child(space: SearchSpace, parents: Sequence[Mapping[str, Param]], rng: random.Random) -> ArchConfig:
+def _child(parents: Sequence[_Candidate], chance: Sequence[Answers], rng: random.Random) -> Answers:
     """A parent with a few dimensions drawn anew; at times one of its stages is another parent's."""
-    child = dict(rng.choice(parents))
+    child = dict(rng.choice(parents).answers)
     if rng.random() < CROSSOVER:
-        stage = f"stage{rng.randint(1, len(space.stages))}."
-        child |= {name: answer for name, answer in rng.choice(parents).items() if name.startswith(stage)}
-    drawn = space.params(space.sample(rng))
-    changed = rng.sample(sorted(child), min(rng.choice(MUTATIONS), len(child)))
-    return space.suggest(FixedTrial(child | {name: drawn[name] for name in changed}))
+        stage = rng.choice(sorted(child)).partition(".")[0]
+        child |= {n: answer for n, answer in rng.choice(parents).answers.items() if n.partition(".")[0] == stage}
+    drawn = rng.choice(chance)
+    return child | {name: drawn[name] for name in rng.sample(sorted(child), min(rng.choice(MUTATIONS), len(child)))}
+
+
+class _Drawn(RandomTrial):
+    """Answers at random, and remembers the answers."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.answers: dict[str, Param] = {}
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        answer = super().suggest_int(name, low, high, step=step)
+        self.answers[name] = answer
+        return answer
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
+        answer = super().suggest_float(name, low, high, step=step)
+        self.answers[name] = answer
+        return answer
+
+    def suggest_categorical(self, name: str, choices: Sequence[Param]) -> Param:
+        answer: Param = super().suggest_categorical(name, choices)
+        self.answers[name] = answer
+        return answer
+
+
+def _drawn(space: SearchSpace, rng: random.Random) -> Answers:
+    trial = _Drawn(rng)
+    space.suggest(trial)
+    return trial.answers

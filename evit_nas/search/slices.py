@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import EvitNasError, MeasurementError
 from evit_nas.latency import Device, Latency, Protocol
-from evit_nas.latency.predictor import Table, fit
+from evit_nas.latency.predictor import Sample, Table, fit, merged
 from evit_nas.space import SearchSpace
 
 TOLERANCE = 0.1  # half the width of a slice, as a share of its middle
-MAX_DRAWS = 20_000  # random architectures for each place, before a slice is given up
+MAX_DRAWS = 20_000  # random architectures in a row that were of no use, after which the slices are given up
+DRAWS_PER_MEASUREMENT = 100  # what a measurement counts for: it takes so much longer
 REFIT_EVERY = 16  # measurements
 
 
@@ -60,39 +61,44 @@ def sliced_pool(
 
     Raises:
         EvitNasError: the space has not enough architectures in a slice.
+        MeasurementError: the link to the device was lost.
     """
     rng, table = random.Random(seed), Table(device.context(), space)
     wanted = {middle: (count + index) // len(slices_ms) for index, middle in enumerate(sorted(slices_ms, reverse=True))}
     found: dict[float, list[Sliced]] = {middle: [] for middle in sorted(slices_ms)}
     known: set[str] = set()
     samples = table.samples()
-    predictor, fitted_to = fit(samples), len(samples)
-    for _ in range(MAX_DRAWS * count):
-        open_slices = [middle for middle in found if len(found[middle]) < wanted[middle]]
-        if not open_slices:
-            break
+    predictor, effort = fit(samples), 0
+    while open_slices := [middle for middle in found if len(found[middle]) < wanted[middle]]:
+        effort += 1
+        if effort > MAX_DRAWS:
+            few = ", ".join(f"{len(found[middle])} of {wanted[middle]} at {middle:.3g} ms" for middle in open_slices)
+            raise EvitNasError(
+                f"the space has too few architectures of these latencies on {device.conditions.device}: found {few}. "
+                "Ask for fewer, for latencies that it has, or give a --space that has them."
+            )
         arch = space.sample(rng)
         if arch.key in known:
             continue
         if predictor is not None and slice_of(float(predictor.predict_ms([arch])[0]), open_slices) is None:
             continue
         known.add(arch.key)
+        effort += DRAWS_PER_MEASUREMENT
         try:
             latency, _ = device.measure(arch, Protocol())
         except MeasurementError as error:
+            if error.kind == "lost link":
+                raise
             note(f"left out: {arch.key}: {error}")
             continue
         table.add(arch, latency)
+        samples.append(Sample(arch, latency.median_ms, latency.rel_error))
         place = slice_of(latency.median_ms, open_slices)
         if place is not None:
+            effort = 0
             found[place].append(Sliced(arch, latency, place))
             step(sum(map(len, found.values())))
-        if len(known) - fitted_to >= REFIT_EVERY or (predictor is None and len(known) % REFIT_EVERY == 0):
-            predictor, fitted_to = fit(table.samples()), len(known)
-    else:
-        few = ", ".join(f"{len(found[middle])} of {wanted[middle]} at {middle:g} ms" for middle in open_slices)
-        raise EvitNasError(
-            f"the space has too few architectures in a slice: found {few}. Choose other --slices, or fewer --archs."
-        )
+        if len(known) % REFIT_EVERY == 0:
+            predictor = fit(merged(samples))
     turns = max(map(len, found.values()))
     return [members[turn] for turn in range(turns) for members in found.values() if turn < len(members)]

@@ -27,6 +27,7 @@ from evit_nas.space import SearchSpace
 from evit_nas.yamlio import read_yaml
 
 SECOND_SEEDS = 0.25  # share of the networks that are trained twice: they tell the noise
+SLOWEST_PRESET = 1.2  # times the slowest slice: slower ones of the paper's are left out
 
 
 class PoolSettings(BaseModel):
@@ -66,7 +67,8 @@ class TrainedPool:
             other = [name for name in wanted if found.get(name) != wanted[name]]
             if other:
                 raise RunError(
-                    f"{folder} holds another pool: {', '.join(other)} differ. Give the same options, or another --out."
+                    f"{folder} holds another pool, with other {', '.join(other)}. "
+                    "Give the same options, or another --out."
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,8 @@ class TrainedPool:
 
     def train(self, device: Device, workers: int, watch: Watcher) -> LabelTable:
         """Draws the pool, trains what is not trained yet, scores it, and writes table.json.
+
+        Without `workers` nothing is trained, and the table holds what has been so far.
 
         Raises:
             UsageError: the data cannot be used.
@@ -100,7 +104,8 @@ class TrainedPool:
                 f"cross-entropy {score.cross_entropy:.4f}, {label.seconds:.0f} s"
             )
 
-        labels.collect(jobs, workers, step, watch.note)
+        if workers:
+            labels.collect(jobs, workers, step, watch.note)
         return self.table(data.name, labels, archs, latency_ms, watch)
 
     def table(
@@ -142,13 +147,17 @@ class TrainedPool:
                 lambda done: watch.step("architectures in the slices", done, settings.archs),
                 watch.note,
             )
-            found = [(sliced.arch, sliced.latency.median_ms) for sliced in pool]
+            found = {sliced.arch.key: (sliced.arch, sliced.latency.median_ms) for sliced in pool}
             for name in PRESETS:
                 arch = settings.space.adapted(ArchConfig.preset(name))
-                ms = device.measure(arch, STRICT)[0].median_ms
-                if ms <= max(settings.slices_ms) * 1.2:
-                    found.append((arch, ms))
-            write_atomically(path, json.dumps([[arch.model_dump(mode="json"), ms] for arch, ms in found]))
+                try:
+                    ms = device.measure(arch, STRICT)[0].median_ms
+                except MeasurementError as error:
+                    watch.note(f"left out: {name}: {error}")
+                    continue
+                if ms <= SLOWEST_PRESET * max(settings.slices_ms):
+                    found.setdefault(arch.key, (arch, ms))
+            write_atomically(path, json.dumps([[arch.model_dump(mode="json"), ms] for arch, ms in found.values()]))
         read = [(ArchConfig.model_validate(arch), float(ms)) for arch, ms in json.loads(path.read_text())]
         return {arch.key: ms for arch, ms in read}, [arch for arch, _ in read]
 

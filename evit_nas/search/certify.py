@@ -1,0 +1,75 @@
+"""The end of a search: its front is measured strictly until it stands, beside the paper's networks, and written."""
+
+from __future__ import annotations
+
+import optuna
+
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.config import SearchSettings
+from evit_nas.errors import Infeasible, MeasurementError
+from evit_nas.runs import Run
+from evit_nas.search.evaluate import Evaluator, recorded_latencies
+from evit_nas.search.feasibility import nothing_fits
+from evit_nas.search.front import Candidate, excess, write_front
+from evit_nas.search.judges import Judge
+from evit_nas.search.record import Known, certified, give_up, journal_of, named, standing
+from evit_nas.search.status import Watcher
+
+
+def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, watch: Watcher) -> None:
+    """Measures the front strictly until it stands: a member that falls out may let another one in.
+
+    What missed the budget by less than a hurried measurement can tell gets its second visit here. What cannot be
+    measured strictly is given up, for good, so that a resumed search shows the front that was written.
+
+    Raises:
+        Infeasible: nothing keeps the budget.
+        MeasurementError: the link to a device was lost.
+    """
+    watch.note("measuring the front and the paper's networks again, strictly")
+    settings = run.settings
+    while True:
+        candidates = certified(Known(record).candidates, recorded_latencies(journal_of(run), "strict"), settings)
+        members = standing(candidates, settings)
+        open_members = [member for member in members if not member.certified]
+        if not open_members:
+            break
+        for done, member in enumerate(open_members, start=1):
+            watch.step("strict measurement", done, len(open_members))
+            try:
+                evaluator.latencies(member.arch, strict=True)
+            except MeasurementError as error:
+                if error.kind == "lost link":
+                    raise
+                give_up(record, member.arch.key, str(error))
+                watch.note(f"left out of the front: {member.arch.key}: {error}")
+    if not members:
+        nearest = min(candidates, key=lambda candidate: _worst_excess(candidate, settings), default=None)
+        raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, "that was found"))
+    record.set_user_attr("references", _references(settings, evaluator, judge, watch))
+    write_front(run, named(members), judge.origin)
+
+
+def _references(
+    settings: SearchSettings, evaluator: Evaluator, judge: Judge, watch: Watcher
+) -> dict[str, dict[str, object]]:
+    """Estimates of the paper's networks by name, all of which are then measured strictly; those that can be."""
+    found: dict[str, dict[str, object]] = {}
+    for name in PRESETS:
+        arch = settings.space.adapted(ArchConfig.preset(name))
+        try:
+            estimate = judge.estimate(arch)
+            evaluator.latencies(arch, strict=True)
+        except MeasurementError as error:
+            if error.kind == "lost link":
+                raise
+            watch.note(f"without {name} beside the front: {error}")
+        else:
+            found[name] = estimate.model_dump(mode="json")
+    return found
+
+
+def _worst_excess(candidate: Candidate, settings: SearchSettings) -> float:
+    """How far a candidate is beyond the budget where it is furthest, as a share of it."""
+    pairs = zip(candidate.latencies, settings.targets, strict=True)
+    return max(excess(la, candidate.certified, target, settings.budget_stat) for la, target in pairs)

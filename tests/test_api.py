@@ -1,0 +1,194 @@
+"""Searches from Python: the words and defaults of the command line, and results as tables."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import evit_nas
+from evit_nas.accuracy import zero_cost
+from evit_nas.api import Result, Words, load_settings, settings_from
+from evit_nas.cli import app
+from evit_nas.errors import Infeasible, RunError, UsageError
+from evit_nas.latency import DEVICES
+from evit_nas.runs import Run, to_yaml
+from tests.fakes import FakeDevice, fake_proxies
+
+SEARCH = {"device": "fake", "budget": "1.2ms", "space": "efficientvit-tiny", "trials": 12, "pool": 5, "workers": 0}
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
+    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setitem(DEVICES, "fake", FakeDevice)
+        patch.setattr(zero_cost, "score_all", fake_proxies)
+        return evit_nas.search(**SEARCH, out=tmp_path_factory.mktemp("runs") / "run")
+
+
+def options():
+    """The options of `evit-nas search` by name, as click knows them."""
+    return {option.name: option for option in get_command(app).commands["search"].params}
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, evit_nas; evit_nas.search\n"
+        "print([name for name in ('torch', 'optuna', 'pydantic', 'numpy', 'pandas') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_search_stays_callable_and_a_package_whatever_was_imported(result):
+    from evit_nas.search.record import load_front
+
+    assert callable(evit_nas.search)
+    assert load_front(Run.open(result.path)) == result.found
+
+
+def test_the_words_are_the_options_of_the_command_line():
+    only_on_the_command_line = {"out", "dry_run"}
+    assert (options().keys() - only_on_the_command_line) | {"config"} == Words.__annotations__.keys()
+
+
+def test_the_defaults_are_those_of_the_command_line():
+    """Whatever the command line would take by itself, given as a word, changes nothing."""
+    default = settings_from(budget="5ms")
+    shown = {name: option.default for name, option in options().items() if name in Words.__annotations__}
+    shown = {name: value for name, value in shown.items() if value not in (None, (), [])}
+    assert shown.keys() >= {"space", "trials", "pool", "seed", "sampler", "front_size", "labels", "table", "batch"}
+    assert settings_from(**{**shown, "budget": "5ms"}) == default
+    assert default.targets[0].device == "cpu"
+    assert default.workers == max((os.cpu_count() or 1) - 1, 0)
+
+
+def test_words_become_settings():
+    plain = {"sampler": "gp", "workers": 3, "trials": 99, "front_size": 5, "pool": 9, "seed": 7}
+    settings = settings_from(
+        device=["cpu:2", "fake"],
+        budget="cpu:2=3ms,fake=0.02s",
+        budget_stat="p90",
+        max_params="10M",
+        max_memory="64MB",
+        image_size=96,
+        batch=4,
+        time="10m",
+        accuracy="zero-cost",
+        labels_from=[Path("runs/a")],
+        **plain,
+    )
+    assert [(t.device, t.conditions.threads, t.conditions.batch, t.budget_ms) for t in settings.targets] == [
+        ("cpu:2", 2, 4, 3.0),
+        ("fake", 1, 4, 20.0),
+    ]
+    assert (settings.budget_stat, settings.time_s) == ("p90", 600.0)
+    assert settings.model_dump(include=set(plain)) == plain
+    assert settings.limits.model_dump() == {"params": 10_000_000, "macs": None, "memory_mb": 64.0}
+    assert settings.space.image_size == 96
+    assert settings.accuracy.method == "zero-cost"
+    assert settings.accuracy.labels_from == ("runs/a",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"budget": "5ms", "trails": 3}, "no option 'trails'. Did you mean 'trials'"),
+        ({}, "--budget 5ms"),
+        ({"budget": "5"}, "'5'"),
+        ({"budget": "5ms", "trials": 0}, "trials"),
+        ({"budget": "5ms", "trials": "many"}, "trials: input should be a valid integer"),
+        ({"budget": "5ms", "device": "gpu9"}, "'gpu9'"),
+        ({"budget": "5ms", "sampler": "tpee"}, "'tpee'"),
+        ({"budget": "5ms", "space": "nowhere"}, "'nowhere'"),
+        ({"budget": "5ms", "accuracy": "predictor"}, "needs data"),
+        ({"budget": "5ms", "accuracy": "guess"}, "accuracy.method"),
+    ],
+)
+def test_a_wrong_word_is_named_with_the_way_out(words, message):
+    with pytest.raises(UsageError) as error:
+        settings_from(**words)
+    assert message in str(error.value)
+
+
+def test_settings_kept_in_a_file_hold_where_no_word_says_otherwise(tmp_path):
+    before = settings_from(
+        device=["cpu:2", "fake"], budget="cpu:2=3ms,fake=9ms", max_params="3M", batch=4, time="10m", seed=3
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(before))
+    assert load_settings(path) == settings_from(config=path) == before
+    changed = settings_from(config=path, seed=4, max_macs="99M", batch=2)
+    assert changed.model_dump(exclude={"seed", "limits", "targets"}) == before.model_dump(
+        exclude={"seed", "limits", "targets"}
+    )
+    assert changed.limits.model_dump() == {"params": 3_000_000, "macs": 99_000_000, "memory_mb": None}
+    assert [(t.device, t.conditions.batch, t.budget_ms) for t in changed.targets] == [("cpu:2", 2, 3), ("fake", 2, 9)]
+    assert settings_from(config=path, space="efficientvit-tiny").space_name == "efficientvit-tiny"
+    assert settings_from(config=path, device="fake").targets[0].budget_ms == 9
+    with pytest.raises(UsageError, match=r"no latency budget for the device 'fake:2'; add --budget"):
+        settings_from(config=path, device="fake:2")
+
+
+def test_the_settings_of_a_run_make_another_one_with_another_seed(result):
+    again = settings_from(config=result.path, seed=5)
+    assert again == result.run.settings.model_copy(update={"seed": 5})
+
+
+def test_a_search_ends_in_tables(result):
+    assert list(result.front.index) == [member.name for member in result.found.members]
+    assert result.front["latency_ms"].is_monotonic_increasing
+    assert (result.front["latency_ms"] <= 1.2).all()
+    assert len(result.trials) == result.trials["key"].nunique() == 12
+    assert {"score", "latency_ms", "measured", "within_limits", "stage1.width"} <= set(result.trials.columns)
+    assert set(result.front["key"]) <= set(result.trials["key"][result.trials["within_limits"]])
+    assert result.state == "done"
+    assert result.best.score == pytest.approx(result.front["score"].max(), abs=1e-5)
+    assert result.knee.name in result.front.index
+    assert result.run.record["command"].startswith("evit_nas.search(device='fake', budget='1.2ms'")
+
+
+def test_a_result_is_opened_again_and_resumed_to_the_same(result):
+    from evit_nas.api import resume
+
+    assert Result(str(result.path)).front.equals(result.front)
+    assert resume(result.path).front.equals(result.front)
+
+
+def test_a_run_without_trials_is_an_empty_result(result, tmp_path):
+    Run.create(tmp_path / "new", result.run.settings, {}, "")
+    new = Result(tmp_path / "new")
+    assert new.front.empty
+    assert new.state == "interrupted"
+    with pytest.raises(Infeasible):
+        _ = new.best
+
+
+def test_a_run_is_named_after_what_it_searches(monkeypatch, tmp_path):
+    from evit_nas.api import new_run
+
+    monkeypatch.chdir(tmp_path)
+    settings = settings_from(device=["fake", "fake:3"], budget="fake=9ms,fake:3=3ms", space="efficientvit-tiny")
+    for name in ("efficientvit-tiny-fake-9ms-fake-3-3ms", "efficientvit-tiny-fake-9ms-fake-3-3ms-2"):
+        with new_run(settings, None, "") as run:
+            assert run.path == Path("runs") / name
+    with pytest.raises(RunError, match="evit-nas resume"):
+        new_run(settings, run.path, "")
+
+
+def test_a_record_of_another_version_is_said_so(result, tmp_path):
+    old = shutil.copytree(result.path, tmp_path / "old")
+    with sqlite3.connect(old / "study.db") as database:
+        database.execute("update trial_user_attributes set key = 'score' where key = 'estimate'")
+    with pytest.raises(RunError, match=r"not as evit-nas .* writes it.*Read it with that version"):
+        _ = Result(old).found

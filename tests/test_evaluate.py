@@ -1,0 +1,89 @@
+"""Every number once: the journal is the memo, and a worker that dies takes nobody else's number with it."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from evit_nas.accuracy import zero_cost
+from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions
+from evit_nas.errors import MeasurementError
+from evit_nas.runs import Journal
+from evit_nas.search import evaluate
+from evit_nas.search.evaluate import Evaluator
+from evit_nas.space import SearchSpace
+from tests.fakes import FakeDevice, fake_proxies
+
+DEADLY = "EVIT_NAS_TEST_DEADLY"
+
+
+def deadly_proxies(arch: ArchConfig, *, seed: int = 0, names: object = None) -> dict[str, float]:
+    """Ends the process for one architecture."""
+    if arch.key == os.environ[DEADLY]:
+        os._exit(1)
+    return fake_proxies(arch)
+
+
+def forked(count, avoid):
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(count, mp_context=get_context("fork"))
+
+
+@pytest.fixture
+def archs():
+    space, rng = SearchSpace.load("efficientvit-tiny"), random.Random(0)
+    return [space.sample(rng) for _ in range(5)]
+
+
+@pytest.fixture
+def new_evaluator(tmp_path):
+    def create(workers=0):
+        device = FakeDevice(Conditions(device="fake"))
+        return Evaluator([device], Journal(tmp_path / "measurements.jsonl"), seed=0, workers=workers)
+
+    return create
+
+
+def test_a_number_is_computed_once_across_processes(new_evaluator, archs, monkeypatch):
+    FakeDevice.calls.clear()
+    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
+    first = new_evaluator()
+    found = [(first.latencies(arch), first.latencies(arch, strict=True), first.proxies(arch)) for arch in archs]
+    assert len(FakeDevice.calls) == 2 * len(archs)
+
+    monkeypatch.setattr(zero_cost, "score_all", None)
+    again = new_evaluator()
+    assert [(again.latencies(a), again.latencies(a, strict=True), again.proxies(a)) for a in archs] == found
+    assert len(FakeDevice.calls) == 2 * len(archs)
+
+
+def test_another_machines_figure_is_not_taken_for_this_ones(new_evaluator, archs, monkeypatch):
+    FakeDevice.calls.clear()
+    new_evaluator().latencies(archs[0])
+    monkeypatch.setattr(FakeDevice, "machine", {"processor": "another"})
+    new_evaluator().latencies(archs[0])
+    assert len(FakeDevice.calls) == 2
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_the_architecture_that_kills_its_worker_fails_and_no_other_one(new_evaluator, archs, monkeypatch, place):
+    """All are begun together, so that its death breaks off what others are at."""
+    monkeypatch.setattr(zero_cost, "score_all", deadly_proxies)
+    monkeypatch.setattr(evaluate, "worker_pool", forked)
+    monkeypatch.setenv(DEADLY, archs[place].key)
+    failed = []
+    with new_evaluator(workers=2) as evaluator:
+        for arch in archs:
+            evaluator.expect(arch)
+        for arch in archs:
+            try:
+                assert evaluator.proxies(arch) == fake_proxies(arch)
+            except MeasurementError as error:
+                failed.append((arch, error.kind))
+            evaluator.expect(archs[-1])
+    assert failed == [(archs[place], "crashed")]

@@ -1,0 +1,230 @@
+"""Which networks are trained for a predictor: the same however often it is interrupted, and no more than it takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from evit_nas.accuracy import ShortScore
+from evit_nas.accuracy import labels as labels_module
+from evit_nas.accuracy.labels import Label
+from evit_nas.config import Conditions, SearchSettings
+from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.network.cost import cost
+from evit_nas.search import labelling
+from evit_nas.search.labelling import collect_labels
+from evit_nas.search.slices import slice_of
+from evit_nas.space import SearchSpace
+from tests.fakes import FakeDevice
+
+SPACE = SearchSpace.load("efficientvit-tiny")
+BUDGET_MS = 1.2
+LABELS = 18
+
+
+class Died(BaseException):
+    """Stands for a process that ends here and now: nothing may catch it."""
+
+
+class Notes:
+    def __init__(self):
+        self.notes, self.steps = [], []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def step(self, what, done, total):
+        self.steps.append((what, done, total))
+
+
+class Trainer:
+    """Stands for `_train`: how well a network does follows from its attention and size."""
+
+    def __init__(self):
+        self.trained = []
+
+    def __call__(self, data, digest, recipe, job, checkpoint):
+        self.trained.append(job.arch.key)
+        arch = job.arch
+        loss = 2 - 0.02 * cost(arch).params ** 0.25 - 0.1 * sum(stage.mixer == "softmax" for stage in arch.stages)
+        score = ShortScore(accuracy=1 - loss / 3, cross_entropy=loss, curve=(loss,) * recipe.epochs)
+        return Label(arch=arch, seed=job.seed, score=score, seconds=1.0)
+
+
+class OneAtATime(ThreadPoolExecutor):
+    """A process that dies in a training dies as a whole."""
+
+    def submit(self, function, *args):
+        future = super().submit(function, *args)
+        if isinstance(future.exception(), Died):
+            raise Died
+        return future
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    FakeDevice.calls.clear()
+    trainer = Trainer()
+    monkeypatch.setattr(labels_module, "_train", lambda *args: trainer(*args))
+    monkeypatch.setattr(labels_module, "worker_pool", OneAtATime)
+    monkeypatch.setattr(labels_module, "end", lambda pool: pool.shutdown(cancel_futures=True))
+    monkeypatch.setattr(labelling, "load_dataset", lambda *args, **more: SimpleNamespace(name="none", digest="0"))
+    monkeypatch.setattr(labelling, "CANDIDATES", 60)
+    return trainer
+
+
+def collected(folder: Path, watch: Notes | None = None, **wish):
+    """The table of trained networks, and their keys in its order."""
+    accuracy = {"method": "predictor", "data": "none", "labels": LABELS} | wish
+    target = {"conditions": {"device": "fake"}, "budget_ms": BUDGET_MS}
+    fields = {"space_name": "x", "space": SPACE, "targets": [target], "accuracy": accuracy}
+    device = FakeDevice(Conditions(device="fake"))
+    table = collect_labels(folder / "labels", SearchSettings.model_validate(fields), device, watch or Notes())
+    return table, [arch.key for arch in table.archs]
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    """The top never stands, so that as many are trained as are asked for."""
+    monkeypatch.setattr(labelling, "STANDS", 100)
+
+
+def test_as_many_as_asked_for_are_trained_once_each_and_lie_below_the_budget(trainer, restless, tmp_path):
+    watch = Notes()
+    table, keys = collected(tmp_path, watch)
+    assert len(keys) == LABELS
+    assert sorted(trainer.trained) == sorted(set(keys))
+    assert watch.steps[-1] == ("trained on none", LABELS, LABELS)
+    slices_ms = [share * BUDGET_MS for share in labelling.SLICES]
+    for network in table.networks:
+        assert network.latency_ms == pytest.approx(cost(network.arch).macs / 1e6, rel=0.05)
+        assert slice_of(cost(network.arch).macs / 1e6, slices_ms) or network.latency_ms < BUDGET_MS
+    start = [slice_of(ms, slices_ms) for ms in table.latency_ms[: round(labelling.START * LABELS)]]
+    assert max(map(start.count, slices_ms)) - min(map(start.count, slices_ms)) <= 1
+
+
+def test_later_ones_are_better_than_those_it_begins_with(trainer, restless, tmp_path):
+    """They are what the predictor believes in."""
+    table, _ = collected(tmp_path)
+    start = round(labelling.START * LABELS)
+    losses = [network.trainings[0].score.cross_entropy for network in table.networks]
+    assert sum(losses[start:]) / len(losses[start:]) < sum(losses[:start]) / start
+
+
+def test_it_ends_when_the_best_few_stand(trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(labelling, "TOP", 1)
+    monkeypatch.setattr(labelling, "STANDS", 1)
+    watch = Notes()
+    _, keys = collected(tmp_path, watch, labels=60)
+    assert len(keys) < 60
+    assert f"the best 1 stand after {len(keys)} trained networks" in watch.notes
+
+
+def test_interrupted_at_any_training_it_trains_the_very_same(trainer, restless, tmp_path, monkeypatch):
+    whole, keys = collected(tmp_path / "whole")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trainer.trained.clear()
+    train = trainer.__call__
+    deaths = 0
+    while True:
+        calls = itertools.count(1)
+
+        def mortal(*args, calls=calls):
+            if next(calls) == 5:
+                raise Died
+            return train(*args)
+
+        monkeypatch.setattr(labels_module, "_train", mortal)
+        try:
+            table, _ = collected(tmp_path / "mortal")
+        except Died:
+            deaths += 1
+        else:
+            break
+    assert deaths == 4
+    assert table == whole
+    assert sorted(trainer.trained) == sorted(keys)
+
+
+def test_a_finished_table_is_taken_as_it_is(trainer, tmp_path):
+    table, _ = collected(tmp_path)
+    trainer.trained.clear()
+    FakeDevice.calls.clear()
+    assert collected(tmp_path)[0] == table
+    assert trainer.trained == []
+    assert FakeDevice.calls == []
+
+
+def test_networks_that_another_run_trained_count_and_are_not_trained_again(trainer, restless, tmp_path):
+    _, before = collected(tmp_path / "other", labels=12)
+    trainer.trained.clear()
+    watch = Notes()
+    _, keys = collected(tmp_path / "run", watch, labels=LABELS, labels_from=[str(tmp_path / "other")])
+    assert set(before) < set(keys)
+    assert not set(trainer.trained) & set(before)
+    assert len(trainer.trained) == LABELS - len(before)
+    assert f"12 trained networks taken over from {tmp_path / 'other'}" in watch.notes
+
+
+def test_networks_beyond_the_budget_are_not_taken_over(trainer, restless, tmp_path, monkeypatch):
+    _, before = collected(tmp_path / "other", labels=12)
+    monkeypatch.setattr(FakeDevice, "machine", {"processor": "another"})
+    real = FakeDevice.measure
+
+    def slower(self, subject, protocol):
+        latency, samples = real(self, subject, protocol)
+        return latency.model_copy(update={"median_ms": latency.median_ms * 1.8}), samples
+
+    monkeypatch.setattr(FakeDevice, "measure", slower)
+    table, keys = collected(tmp_path / "run", labels_from=[str(tmp_path / "other")])
+    assert max(table.latency_ms) <= BUDGET_MS
+    assert 0 < len(set(before) & set(keys)) < len(before)
+
+
+def test_a_run_without_trained_networks_cannot_give_any(trainer, tmp_path):
+    with pytest.raises(UsageError, match=r"has no trained networks.*--accuracy predictor"):
+        collected(tmp_path / "run", labels_from=[str(tmp_path)])
+
+
+def test_what_cannot_be_trained_is_left_out_and_others_come_instead(trainer, restless, tmp_path, monkeypatch):
+    train, failing = trainer.__call__, list[str]()
+
+    def picky(data, digest, recipe, job, checkpoint):
+        if len(failing) < 2:
+            failing.append(job.arch.key)
+            raise MeasurementError("the loss is not finite")
+        return train(data, digest, recipe, job, checkpoint)
+
+    monkeypatch.setattr(labels_module, "_train", picky)
+    watch = Notes()
+    _, keys = collected(tmp_path, watch)
+    assert len(keys) == LABELS
+    assert not set(keys) & set(failing)
+    assert sum("the loss is not finite" in note for note in watch.notes) == 2
+
+
+def test_too_few_labels_are_an_error(trainer, tmp_path, monkeypatch):
+    def hopeless(*args):
+        raise MeasurementError("the loss is not finite")
+
+    monkeypatch.setattr(labels_module, "_train", hopeless)
+    with pytest.raises(EvitNasError, match="only 0 networks could be trained, a predictor needs 8"):
+        collected(tmp_path)
+
+
+def test_the_candidates_are_drawn_once(trainer, restless, tmp_path):
+    collected(tmp_path)
+    path = tmp_path / "labels" / "candidates.json"
+    plan = json.loads(path.read_text())
+    assert len(plan["start"]) == round(labelling.START * LABELS)
+    assert len(plan["candidates"]) == 60
+    (tmp_path / "labels" / "table.json").unlink()
+    FakeDevice.calls.clear()
+    collected(tmp_path)
+    assert FakeDevice.calls == []
+    assert json.loads(path.read_text()) == plan

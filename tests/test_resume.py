@@ -1,0 +1,234 @@
+"""A search that is killed, at any moment and however often, comes to exactly what an uninterrupted one comes to."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evit_nas.accuracy import ShortScore, zero_cost
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions, SearchSettings, ShortRecipe
+from evit_nas.latency import DEVICES
+from evit_nas.latency.predictor import Table
+from evit_nas.network.cost import cost
+from evit_nas.runs import Run
+from evit_nas.search import evaluate, screening
+from evit_nas.search.record import Front, journal_of, load_front, open_study
+from evit_nas.search.study import Search
+from evit_nas.space import SearchSpace
+from tests.fakes import FakeDevice, fake_proxies, latency_of
+
+SPACE = SearchSpace.load("efficientvit-tiny")
+TRIALS, POOL = 18, 5
+
+
+class Died(BaseException):
+    """Stands for a process that ends here and now: nothing may catch it."""
+
+
+class Silent:
+    def note(self, message): ...
+
+    def step(self, what, done, total): ...
+
+    def update(self, status): ...
+
+
+@dataclass
+class Outcome:
+    """What a finished search left behind."""
+
+    trials: list[tuple[Any, ...]]
+    front: Front
+    measured: list[str]
+    """Ids in the journal."""
+
+
+def outcome(run: Run) -> Outcome:
+    with open_study(run) as study:
+        trials = [(t.number, t.state, t.params, t.values, t.constraints, t.user_attrs) for t in study.get_trials()]
+    return Outcome(trials, load_front(run), [record["id"] for record in journal_of(run).read()])
+
+
+def new_run(folder: Path, budget_ms: float = 0.9, **changes: object) -> Run:
+    target = {"conditions": {"device": "fake"}, "budget_ms": budget_ms}
+    fields = {"space_name": "x", "space": SPACE, "targets": [target], "trials": TRIALS, "pool": POOL, "front_size": 6}
+    return Run.create(folder, SearchSettings.model_validate(fields | changes), {}, "evit-nas search")
+
+
+def search(run: Run) -> Outcome:
+    Search(run, Silent()).run()
+    return outcome(run)
+
+
+def label_table(path: Path) -> Path:
+    """Networks whose accuracy follows from what they are."""
+    rng, networks = random.Random(5), {}
+    while len(networks) < 16:
+        arch = SPACE.sample(rng)
+        loss = 3 - 0.1 * cost(arch).params ** 0.2 - 0.02 * sum(stage.mixer == "softmax" for stage in arch.stages)
+        score = ShortScore(accuracy=1 / loss, cross_entropy=loss, curve=(loss,))
+        networks[arch.key] = TrainedNetwork(
+            arch=arch, latency_ms=1.0, trainings=(Training(seed=0, score=score, seconds=1.0),)
+        )
+    table = LabelTable(data="none", recipe=ShortRecipe(), device="fake", networks=tuple(networks.values()))
+    table.save(path)
+    return path
+
+
+def known_device() -> None:
+    """Puts so many measurements into the cache folder that latencies can be predicted from the first trial on."""
+    rng, table = random.Random(7), Table(FakeDevice(Conditions(device="fake")).context(), SPACE)
+    for _ in range(40):
+        arch = SPACE.sample(rng)
+        table.add(arch, latency_of(cost(arch).macs / 1e6))
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
+    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
+    monkeypatch.setattr(evaluate, "worker_pool", lambda count, avoid: ThreadPoolExecutor(count))
+    monkeypatch.setattr(evaluate, "end", lambda pool: pool.shutdown(cancel_futures=True))
+    monkeypatch.setattr(screening, "CHILDREN", 60)
+    monkeypatch.setattr(screening, "GENERATIONS", 2)
+
+
+@pytest.fixture(scope="module")
+def zero_cost_outcome(tmp_path_factory) -> Iterator[Outcome]:
+    """An uninterrupted search without workers."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setitem(DEVICES, "fake", FakeDevice)
+        patch.setattr(zero_cost, "score_all", fake_proxies)
+        yield search(new_run(folder / "run"))
+
+
+def mortal(monkeypatch: pytest.MonkeyPatch, lifetime: int) -> Iterator[None]:
+    """From now on a process dies at its `lifetime`-th measurement or score; each turn is a new process."""
+    measure, score = FakeDevice.measure, zero_cost.score_all
+    while True:
+        calls = itertools.count(1)
+
+        def once(function, calls=calls):
+            def called(*args, **kwargs):
+                if next(calls) == lifetime:
+                    raise Died
+                return function(*args, **kwargs)
+
+            return called
+
+        monkeypatch.setattr(FakeDevice, "measure", once(measure))
+        monkeypatch.setattr(zero_cost, "score_all", once(score))
+        yield
+
+
+def searched_by_mortals(run: Run, monkeypatch: pytest.MonkeyPatch, lifetime: int) -> tuple[Outcome, int]:
+    """What comes of it in the end, and how often it died."""
+    for deaths, _ in enumerate(mortal(monkeypatch, lifetime)):
+        try:
+            return search(run), deaths
+        except Died:
+            continue
+    raise AssertionError
+
+
+@pytest.mark.parametrize("lifetime", [6, 17])
+def test_a_search_that_dies_again_and_again_evaluates_the_same_in_the_same_order(
+    zero_cost_outcome, tmp_path, monkeypatch, lifetime
+):
+    found, deaths = searched_by_mortals(new_run(tmp_path / "run"), monkeypatch, lifetime)
+    assert deaths >= 3
+    assert found == zero_cost_outcome
+    assert len(found.measured) == len(set(found.measured))
+    assert {state.name for _, state, *_ in found.trials} == {"COMPLETE"}
+
+
+def test_so_does_one_with_workers_and_they_move_nothing(zero_cost_outcome, tmp_path, monkeypatch):
+    run = new_run(tmp_path / "run", workers=2)
+    found, deaths = searched_by_mortals(run, monkeypatch, 17)
+    assert deaths >= 3
+    assert found.trials == zero_cost_outcome.trials
+    assert found.front == zero_cost_outcome.front
+    assert len(found.measured) == len(set(found.measured))
+
+
+def test_so_does_one_that_screens_by_prediction(tmp_path, monkeypatch):
+    wish = {"method": "table", "table": str(label_table(tmp_path / "table.json"))}
+    found = []
+    for name, lifetime in (("whole", 10_000), ("mortal", 14)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        known_device()
+        run = new_run(tmp_path / f"{name} run", accuracy=wish, trials=26, budget_ms=0.6)
+        with monkeypatch.context() as patch:
+            found.append(searched_by_mortals(run, patch, lifetime))
+    (whole, none), (interrupted, deaths) = found
+    assert none == 0
+    assert deaths >= 2
+    assert interrupted == whole
+    origins = [attributes["origin"] for *_, attributes in whole.trials]
+    assert origins.count("screening") >= 8
+
+
+def test_a_torn_line_of_the_journal_is_cut_off_and_kept(zero_cost_outcome, tmp_path, monkeypatch):
+    run = new_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        next(mortal(patch, 30))
+        with pytest.raises(Died):
+            search(run)
+    journal = journal_of(run).path
+    torn = journal.read_bytes()[:-40]
+    journal.write_bytes(torn)
+    assert search(run) == zero_cost_outcome
+    assert journal.with_suffix(".torn").read_bytes() == torn
+
+
+@pytest.mark.slow
+def test_really_killed_twenty_times_at_random_moments_nothing_is_lost_or_done_twice(zero_cost_outcome, tmp_path):
+    run, rng = new_run(tmp_path / "run"), random.Random(0)
+    journal = journal_of(run).path
+    kills = 0
+    while True:
+        process = multiprocessing.get_context("fork").Process(target=search, args=(run,))
+        process.start()
+        lines = _lines(journal) + rng.randint(0, 2)  # it has come on a little, or not at all
+        while process.is_alive() and (kills == 20 or _lines(journal) < lines):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.02))
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert process.exitcode == 0
+    assert kills == 20
+    found = outcome(run)
+    assert found == zero_cost_outcome
+    assert len(found.measured) == len(set(found.measured))
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_finished_search_is_over_however_often_it_is_resumed(tmp_path):
+    """The space is used up: no further hundred proposals, and nothing new on record."""
+    fields = {"image_size": 64, "num_classes": 10}
+    stage = {"width": [16, 32], "depth": 1, "heads": 1, "q_kernels": 3}
+    stages = [stage, stage | {"width": 32}, stage | {"width": 32}]
+    space = SearchSpace.model_validate(fields | {"stages": stages})
+    run = new_run(tmp_path / "run", space=space, pool=4)
+    first = search(run)
+    assert search(run) == first
+    assert len({ArchConfig.model_validate(attributes["arch"]).key for *_, attributes in first.trials}) == 2

@@ -1,0 +1,152 @@
+"""A pool of trained networks: drawn once, kept, gone on with, and never mixed with another one."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from evit_nas.accuracy import labels as labels_module
+from evit_nas.accuracy import zero_cost
+from evit_nas.accuracy.table import LabelTable
+from evit_nas.config import Conditions, ShortRecipe
+from evit_nas.errors import EvitNasError, MeasurementError, RunError
+from evit_nas.network.cost import cost
+from evit_nas.search import trained_pool
+from evit_nas.search.trained_pool import PoolSettings, TrainedPool
+from evit_nas.space import SearchSpace
+from tests.fakes import FakeDevice, fake_proxies
+from tests.test_labelling import Notes, Trainer
+
+ARCHS = 16
+
+
+def settings_of(**changes) -> PoolSettings:
+    fields = {
+        "data": "digits",
+        "space": SearchSpace.load("efficientvit-tiny"),
+        "conditions": Conditions(device="fake"),
+        "slices_ms": (0.6, 1.2),
+        "archs": ARCHS,
+        "recipe": ShortRecipe(images=20, cycles=(1,)),
+        "seed": 0,
+    }
+    return PoolSettings.model_validate(fields | changes)
+
+
+@pytest.fixture(autouse=True)
+def trainer(monkeypatch):
+    FakeDevice.calls.clear()
+    trainer = Trainer()
+    monkeypatch.setattr(labels_module, "_train", lambda *args: trainer(*args))
+    monkeypatch.setattr(labels_module, "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(labels_module, "end", lambda pool: pool.shutdown(cancel_futures=True))
+    monkeypatch.setattr(trained_pool, "load_dataset", lambda *args, **more: SimpleNamespace(name="none", digest="0"))
+    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
+    return trainer
+
+
+def train(folder, watch=None, **changes) -> LabelTable:
+    settings = settings_of(**changes)
+    return TrainedPool(folder, settings).train(FakeDevice(settings.conditions), 1, watch or Notes())
+
+
+def test_the_table_holds_the_pool_with_latency_proxies_and_labels(tmp_path):
+    table = train(tmp_path)
+    assert LabelTable.load(tmp_path / "table.json") == table
+    assert len({network.arch.key for network in table.networks}) == len(table.networks) == ARCHS
+    for network in table.networks:
+        assert network.latency_ms == pytest.approx(cost(network.arch).macs / 1e6)
+        assert network.proxies == fake_proxies(network.arch)
+    middles = [min((0.6, 1.2), key=lambda middle: abs(ms / middle - 1)) for ms in table.latency_ms[:ARCHS]]
+    assert middles == [0.6, 1.2] * (ARCHS // 2)  # in turns, so that a part of the table is balanced too
+
+
+def test_a_quarter_is_trained_with_a_second_seed_and_right_away(tmp_path, trainer):
+    table = train(tmp_path)
+    seeds = [[training.seed for training in network.trainings] for network in table.networks]
+    assert seeds == [[0, 1]] * 4 + [[0]] * 12
+    first = [arch.key for arch in table.archs[:4]]
+    assert trainer.trained[:8] == [key for key in first for _ in range(2)]
+
+
+def test_the_papers_networks_that_are_not_too_slow_belong_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(trained_pool, "SLOWEST_PRESET", 8.0)
+    table = train(tmp_path)
+    assert ARCHS < len(table.networks) < ARCHS + 6
+    assert max(table.latency_ms) <= 8 * 1.2
+
+
+def test_what_is_there_is_gone_on_with(tmp_path, trainer, monkeypatch):
+    whole = train(tmp_path / "whole")
+    monkeypatch.setattr(FakeDevice, "machine", {"processor": "new"})  # nothing known of it: the same pool again
+
+    def dies(arch, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zero_cost, "score_all", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "again")
+    trained, measured = len(trainer.trained), len(FakeDevice.calls)
+    found = train(tmp_path / "again")
+    assert found == whole
+    assert len(trainer.trained) == trained
+    assert len(FakeDevice.calls) == measured
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("data", "procedural"), ("slices_ms", (0.6, 1.1)), ("archs", 20), ("seed", 1), ("recipe", ShortRecipe())],
+)
+def test_a_folder_with_another_pool_is_refused_naming_what_is_other(tmp_path, name, other):
+    TrainedPool(tmp_path, settings_of())
+    TrainedPool(tmp_path, settings_of())
+    with pytest.raises(RunError, match=rf"holds another pool, with other {name}\. Give the same options.*--out"):
+        TrainedPool(tmp_path, settings_of(**{name: other}))
+
+
+def test_a_network_without_finite_proxies_stays_in_the_table_without_them(tmp_path, monkeypatch):
+    def picky(arch, **options):
+        if arch.stages[0].mixer == "linear":
+            raise MeasurementError("no finite value")
+        return fake_proxies(arch)
+
+    monkeypatch.setattr(zero_cost, "score_all", picky)
+    watch = Notes()
+    table = train(tmp_path, watch)
+    without = [network for network in table.networks if not network.proxies]
+    assert without
+    assert all(network.arch.stages[0].mixer == "linear" for network in without)
+    assert sum("without proxies" in note for note in watch.notes) == len(without)
+
+
+def test_a_paper_network_that_cannot_be_measured_costs_nobody_the_pool(tmp_path, monkeypatch):
+    real = FakeDevice.measure
+
+    def picky(self, subject, protocol):
+        if protocol.visits > 1:
+            raise MeasurementError("took too long", "timeout")
+        return real(self, subject, protocol)
+
+    monkeypatch.setattr(FakeDevice, "measure", picky)
+    watch = Notes()
+    assert len(train(tmp_path, watch).networks) == ARCHS
+    assert "left out: m0: took too long" in watch.notes
+
+
+def test_a_pool_of_which_nothing_can_be_trained_is_an_error(tmp_path, monkeypatch):
+    def hopeless(*args):
+        raise MeasurementError("the loss is not finite")
+
+    monkeypatch.setattr(labels_module, "_train", hopeless)
+    with pytest.raises(EvitNasError, match="no network could be trained"):
+        train(tmp_path)
+
+
+def test_the_settings_can_be_read_by_people(tmp_path):
+    TrainedPool(tmp_path, settings_of())
+    assert "slices_ms:\n- 0.6\n- 1.2\n" in (tmp_path / "pool.yaml").read_text()
+    assert json.loads(json.dumps(settings_of().model_dump(mode="json")))["archs"] == ARCHS

@@ -1,0 +1,125 @@
+"""Measurements on one machine take turns, whichever process wants them, and nothing can keep the lock for ever."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from evit_nas.config import Conditions
+from evit_nas.latency import Protocol
+from evit_nas.latency.local import LocalDevice, alone
+from tests.fakes import latency_of
+from tests.networks import tiny_arch
+
+PROTOCOL = Protocol()
+
+
+def hold(begun, end) -> None:
+    with alone():
+        begun.set()
+        end.wait()
+
+
+@pytest.fixture
+def other():
+    """Another process that is measuring, and what ends its measurement."""
+    context = multiprocessing.get_context("fork")
+    begun, end = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(begun, end))
+    process.start()
+    assert begun.wait(30)
+    yield process, end
+    process.kill()
+    process.join()
+
+
+def wanting() -> tuple[threading.Thread, threading.Event]:
+    """Somebody who wants to measure, and whether it has come to that."""
+    measured = threading.Event()
+
+    def measure():
+        with alone():
+            measured.set()
+
+    thread = threading.Thread(target=measure, daemon=True)
+    thread.start()
+    return thread, measured
+
+
+def test_a_measurement_waits_for_that_of_another_process(other):
+    _, end = other
+    thread, measured = wanting()
+    assert not measured.wait(0.2)
+    end.set()
+    assert measured.wait(30)
+    thread.join(30)
+
+
+def test_a_process_that_is_killed_gives_the_lock_back(other):
+    process, _ = other
+    _, measured = wanting()
+    assert not measured.wait(0.2)
+    process.kill()
+    assert measured.wait(30)
+
+
+def test_two_threads_never_measure_together():
+    inside, together = [], []
+
+    def measure():
+        for _ in range(20):
+            with alone():
+                inside.append(1)
+                together.append(len(inside))
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=measure) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert together == [1] * 60
+
+
+def test_a_device_measures_under_the_lock_and_gives_it_back_when_that_fails(monkeypatch):
+    """While it measures, nobody else can; after an error anybody can."""
+    waiting = []
+
+    def exchange(self, line):
+        waiting.append(wanting())
+        assert not waiting[-1][1].wait(0.1)
+        if len(waiting) == 2:
+            raise OSError("the child is gone")
+        return {"latency": latency_of(1.0).model_dump(mode="json"), "samples": {}}
+
+    monkeypatch.setattr(LocalDevice, "_exchange", exchange)
+    device = LocalDevice(Conditions())
+    assert device.measure(tiny_arch(), PROTOCOL)[0].median_ms == 1.0
+    with pytest.raises(OSError, match="gone"):
+        device.measure(tiny_arch(), PROTOCOL)
+    assert all(measured.wait(30) for _, measured in waiting)
+
+
+def test_without_a_folder_to_lock_in_it_measures_all_the_same(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made inside a file
+    with alone():
+        assert not Path(platformdirs.user_cache_dir("evit-nas")).exists()
+
+
+def test_a_lock_that_the_file_system_does_not_know_keeps_nobody_from_measuring(monkeypatch):
+    from evit_nas.latency import local
+
+    def refused(handle, operation):
+        raise OSError(os.strerror(37))
+
+    monkeypatch.setattr(local.fcntl, "flock", refused)
+    with alone():
+        pass

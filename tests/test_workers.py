@@ -1,0 +1,78 @@
+"""Worker processes: one thread each, off the core that measures, and gone when their parent is, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evit_nas.workers import end, worker_pool
+
+pytestmark = pytest.mark.slow
+
+
+def describe() -> tuple[int, set[int], bool]:
+    """Torch's threads, the cores, and whether Ctrl-C is ignored."""
+    import torch
+
+    return torch.get_num_threads(), os.sched_getaffinity(0), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def gone(pid: int, seconds: float = 60) -> bool:
+    until = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_has_one_thread_keeps_off_the_measuring_core_and_leaves_ctrl_c_to_its_parent():
+    cores = os.sched_getaffinity(0)
+    for avoid, allowed in ((frozenset({min(cores)}), cores - {min(cores)} or cores), (frozenset(cores), cores)):
+        pool = worker_pool(1, avoid=avoid)
+        assert pool.submit(describe).result() == (1, allowed, True)
+        end(pool)
+
+
+def sleep_beside(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_workers_end_at_once_in_the_middle_of_what_they_do(tmp_path):
+    pool = worker_pool(1)
+    futures = [pool.submit(sleep_beside, tmp_path / name) for name in ("busy", "waiting", "another")]
+    while not (tmp_path / "busy").exists():
+        time.sleep(0.05)
+    end(pool)
+    assert not Path(f"/proc/{(tmp_path / 'busy').read_text()}").exists()
+    assert all(future.done() for future in futures)
+    assert [path.name for path in tmp_path.iterdir()] == ["busy"]
+
+
+def test_a_pool_that_was_never_used_can_be_ended():
+    end(worker_pool(2))
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_are_gone_when_their_parent_was_killed(tmp_path, by):
+    (tmp_path / "parent.py").write_text(
+        "import os, time\n"
+        "from evit_nas.workers import worker_pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = worker_pool(1)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600).result()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    worker = int(parent.stdout.readline())
+    parent.send_signal(by)
+    parent.wait()
+    assert gone(worker)
