@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 
 import pytest
 
@@ -21,9 +22,10 @@ DEADLY = "EVIT_NAS_TEST_DEADLY"
 
 
 def deadly_proxies(arch: ArchConfig, *, seed: int = 0, names: object = None) -> dict[str, float]:
-    """Ends the process for one architecture."""
+    """Ends the process for one architecture; takes a while for the others, so that they are still at it then."""
     if arch.key == os.environ[DEADLY]:
         os._exit(1)
+    time.sleep(0.2)
     return fake_proxies(arch)
 
 
@@ -70,7 +72,7 @@ def test_another_machines_figure_is_not_taken_for_this_ones(new_evaluator, archs
     assert len(FakeDevice.calls) == 2
 
 
-@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("place", [0, 2])
 def test_the_architecture_that_kills_its_worker_fails_and_no_other_one(new_evaluator, archs, monkeypatch, place):
     """All are begun together, so that its death breaks off what others are at."""
     monkeypatch.setattr(zero_cost, "score_all", deadly_proxies)

@@ -12,6 +12,7 @@ import pytest
 from evit_nas.accuracy import ShortScore, predictor, scorecard
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.accuracy.features import code, size
+from evit_nas.accuracy.predictor import HeldOut
 from evit_nas.accuracy.scorecard import Card, Row, inputs_of, score_card
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
@@ -181,6 +182,24 @@ def test_a_predictor_beats_size_where_choices_decide_and_more_labels_help():
     assert learned.gain.value > 0.2
     assert learned.iso.value > row(card, "predictor (size), 30 labels").iso.value
     assert row(card, "predictor + proxies, 30 labels").iso.value > learned.iso.value
+
+
+@pytest.mark.parametrize("tau", [1, -1])
+def test_predictions_from_few_labels_are_judged_on_the_networks_they_are_for(monkeypatch, tau):
+    """By predictions that are the truth, or its opposite."""
+    worth = np.arange(COUNT, dtype=float)
+
+    def told(labels, features, truth, latency_ms, noise, *, repeats, seed):
+        for draw in range(repeats):
+            unseen = np.random.default_rng(draw).permutation(COUNT)[labels:]
+            yield HeldOut(unseen, tau * truth[unseen], np.ones(len(unseen)))
+
+    monkeypatch.setattr(scorecard, "with_labels", told)
+    monkeypatch.setattr(scorecard, "inputs_of", lambda table: {"predictor": inputs_of(table)["predictor (size)"]})
+    found = row(score_card(table_of(worth), labels=(10,)), "predictor, 10 labels")
+    assert found.overall == pytest.approx(tau)
+    assert found.iso == Interval(pytest.approx(tau), pytest.approx(tau), pytest.approx(tau))
+    assert (found.regret == 0) == (tau == 1)
 
 
 def test_a_predictor_has_no_skill_where_there_is_nothing_to_learn():

@@ -172,7 +172,10 @@ class ShortTraining:
 
     @torch.no_grad()
     def _validate(self, model: EfficientViT) -> tuple[float, float]:
-        """Share of the validation images that are classified right, and their mean cross-entropy in nats."""
+        """Share of the validation images that are classified right, and their mean cross-entropy in nats.
+
+        Leaves the model in eval mode.
+        """
         model.eval()
         right, loss = 0, 0.0
         for start in range(0, len(self._val.labels), EVAL_BATCH):
@@ -181,7 +184,6 @@ class ShortTraining:
             logits = model(x.contiguous(memory_format=torch.channels_last))
             right += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum").double())
-        model.train()
         return right / len(self._val.labels), loss / len(self._val.labels)
 
 

@@ -43,7 +43,7 @@ def score_all(
 ) -> dict[str, float]:
     """Scores of `network` by name of the proxy; higher is better.
 
-    Proxies share their passes: all together cost about twice as much as snip alone. A proxy has the same value
+    Proxies share their passes: all together cost less than twice what snip does alone. A proxy has the same value
     whichever others are asked for, and the same seed gives the same bits on one machine. The network and the
     global random state stay as they are.
 
