@@ -62,6 +62,8 @@ SEARCH = (
     "14",
     "--pool",
     "5",
+    "--workers",
+    "0",
 )
 
 
@@ -186,6 +188,7 @@ def test_search_writes_a_front_and_prints_the_next_command(run, tmp_path):
         "front.csv",
         "latencies-fake.json",
         "measurements.jsonl",
+        "report.html",
         "run.yaml",
         "study.db",
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import time
+from concurrent.futures import ProcessPoolExecutor, wait
+from multiprocessing import get_context
 
 import pytest
 
@@ -30,9 +32,6 @@ def deadly_proxies(arch: ArchConfig, *, seed: int = 0, names: object = None) -> 
 
 
 def forked(count, avoid):
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     return ProcessPoolExecutor(count, mp_context=get_context("fork"))
 
 
@@ -72,11 +71,17 @@ def test_another_machines_figure_is_not_taken_for_this_ones(new_evaluator, archs
     assert len(FakeDevice.calls) == 2
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_the_architecture_that_kills_its_worker_fails_and_no_other_one(new_evaluator, archs, monkeypatch, place):
-    """All are begun together, so that its death breaks off what others are at."""
+@pytest.fixture
+def mortal_workers(monkeypatch):
     monkeypatch.setattr(zero_cost, "score_all", deadly_proxies)
     monkeypatch.setattr(evaluate, "worker_pool", forked)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_the_architecture_that_kills_its_worker_fails_and_no_other_one(
+    new_evaluator, archs, mortal_workers, monkeypatch, place
+):
+    """All are begun together, so that its death breaks off what others are at."""
     monkeypatch.setenv(DEADLY, archs[place].key)
     failed = []
     with new_evaluator(workers=2) as evaluator:
@@ -87,5 +92,15 @@ def test_the_architecture_that_kills_its_worker_fails_and_no_other_one(new_evalu
                 assert evaluator.proxies(arch) == fake_proxies(arch)
             except MeasurementError as error:
                 failed.append((arch, error.kind))
-            evaluator.expect(archs[-1])
     assert failed == [(archs[place], "crashed")]
+
+
+def test_what_is_expected_after_a_worker_died_is_scored_all_the_same(new_evaluator, archs, mortal_workers, monkeypatch):
+    monkeypatch.setenv(DEADLY, archs[0].key)
+    with new_evaluator(workers=1) as evaluator:
+        evaluator.expect(archs[0])
+        wait(evaluator._expected.values())
+        evaluator.expect(archs[1])
+        assert evaluator.proxies(archs[1]) == fake_proxies(archs[1])
+        with pytest.raises(MeasurementError, match="a worker died"):
+            evaluator.proxies(archs[0])

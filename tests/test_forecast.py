@@ -218,7 +218,8 @@ class Outcome:
 
 def new_run(folder: Path, **settings) -> Run:
     target = {"conditions": {"device": "fake"}, "budget_ms": BUDGET_MS}
-    fields = {"space_name": "x", "space": SPACE, "targets": [target], "trials": TRIALS, "pool": POOL} | settings
+    fields = {"space_name": "x", "space": SPACE, "targets": [target], "trials": TRIALS, "pool": POOL}
+    fields |= {"front_size": 1000} | settings  # nothing is thinned out
     return Run.create(folder / "run", SearchSettings.model_validate(fields), {}, "evit-nas search")
 
 

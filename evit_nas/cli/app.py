@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,6 +69,18 @@ def conditions_of(
     from evit_nas.latency import parse_conditions
 
     return parse_conditions(device, threads=threads, batch=batch, precision=precision, entries=session or ())
+
+
+def given(context: typer.Context) -> Any:
+    """The options of `search` that are on the command line, as `settings_from` takes them; not its defaults."""
+    from evit_nas.api import Words
+
+    on_the_line = {
+        name
+        for name in Words.__annotations__
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    return {name: context.params[name] for name in on_the_line}
 
 
 def find_subject(text: str, image_size: int | None = None) -> Subject:

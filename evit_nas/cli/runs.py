@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from evit_nas.cli.app import FormatOption, RunPath, app
+from evit_nas.cli.app import FormatOption, RunPath, app, given
 from evit_nas.console import Format, emit, make_table, progress_view, say
 from evit_nas.errors import EvitNasError, UsageError
 
@@ -144,15 +144,3 @@ def config(context: typer.Context) -> None:
         parsed = get_command(app).commands["search"].make_context("evit-nas config", options)  # type: ignore[attr-defined]
         words = given(parsed) | words
     print(to_yaml(settings_from(**words)), end="")
-
-
-def given(context: typer.Context) -> Any:
-    """The options of `search` that are on the command line, as `settings_from` takes them; not its defaults."""
-    from evit_nas.api import Words
-
-    on_the_line = {
-        name
-        for name in Words.__annotations__
-        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
-    }
-    return {name: context.params[name] for name in on_the_line}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 import sys
 from enum import StrEnum
@@ -23,7 +21,7 @@ from evit_nas.cli.app import (
     SessionOption,
     ThreadsOption,
     app,
-    conditions_of,
+    given,
 )
 from evit_nas.config import SHIPPED
 from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
@@ -52,7 +50,15 @@ class BudgetStat(StrEnum):
 
 @app.command()
 def search(
-    budget: Annotated[str, typer.Option(help="Latency limit with its unit: 5ms. Several devices: cpu=5ms,pi=40ms.")],
+    context: typer.Context,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Latency limit with its unit: 5ms. Several devices: cpu=5ms,pi=40ms.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN|FILE", help="Where nothing else is given: a run's settings, or evit-nas config's."),
+    ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(help="Where latency is measured; may be given several times.", show_default="cpu"),
@@ -92,64 +98,15 @@ def search(
     ] = False,
 ) -> None:
     """Find the architectures with the best score within a latency budget."""
-    from evit_nas.accuracy.coverage import default_method
-    from evit_nas.config import SearchSettings, parse_budgets, parse_duration, parse_quantity
-    from evit_nas.latency.machine import probe
-    from evit_nas.runs import Run, new_run_path
-    from evit_nas.search.samplers import check_sampler
-    from evit_nas.space import SearchSpace
-    from evit_nas.yamlio import validate
+    from evit_nas.api import new_run, settings_from
 
-    found = SearchSpace.load(space)
-    if image_size is not None:
-        found = validate(SearchSpace, found.model_dump(mode="json") | {"image_size": image_size}, "--image-size")
-    all_conditions = [conditions_of(name, threads, batch, precision, session) for name in device or ["cpu"]]
-    budgets = parse_budgets(budget, [conditions.device for conditions in all_conditions])
-    given = {"params": (max_params, "--max-params"), "macs": (max_macs, "--max-macs")}
-    limits: dict[str, float] = {
-        name: round(parse_quantity(text, option)) for name, (text, option) in given.items() if text is not None
-    }
-    if max_memory is not None:
-        limits["memory_mb"] = parse_quantity(max_memory, "--max-memory") / 1e6
-    fields = {
-        "space_name": space,
-        "space": found,
-        "targets": [
-            {"conditions": conditions, "budget_ms": limit}
-            for conditions, limit in zip(all_conditions, budgets, strict=True)
-        ],
-        "budget_stat": budget_stat.value,
-        "limits": limits,
-        "accuracy": {
-            "method": accuracy.value if accuracy else default_method(found, data),
-            "table": table,
-            "data": data,
-            "labels": labels,
-            "labels_from": [str(run) for run in labels_from or ()],
-        },
-        "sampler": check_sampler(sampler),
-        "workers": max((os.cpu_count() or 1) - 1, 0) if workers is None else workers,
-        "time_s": None if time is None else parse_duration(time),
-        "front_size": front_size,
-        "trials": trials,
-        "pool": pool,
-        "seed": seed,
-    }
-    settings = validate(SearchSettings, fields, "search")
+    settings = settings_from(**given(context))
     if dry_run:
         _dry_run(settings)
         return
-    names = [f"{_plain(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
-    path = out or new_run_path(Path("runs"), "-".join([Path(space).stem, *names]))
-    command = shlex.join(["evit-nas", *sys.argv[1:]])
-    with Run.create(path, settings, probe().model_dump(), command).lock() as run:
-        say(f"run folder: {path}")
+    with new_run(settings, out, shlex.join(["evit-nas", *sys.argv[1:]])) as run:
+        say(f"run folder: {run.path}")
         _search(run)
-
-
-def _plain(device: str) -> str:
-    """A device as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", device.removeprefix("remote:")).strip("-")
 
 
 @app.command()
@@ -190,12 +147,17 @@ def front(
     """Show the Pareto front of a run, with the paper's networks measured in the same run."""
     from evit_nas.runs import Run
     from evit_nas.search import picks
+    from evit_nas.search.front import write_front
     from evit_nas.search.record import load_front
 
     opened = Run.open(run)
     found = load_front(opened)
     if pick is not None:
-        print(opened.front_folder / f"{picks.pick(found.members, pick, opened.settings.budget_stat).name}.yaml")
+        path = opened.front_folder / f"{picks.pick(found.members, pick, opened.settings.budget_stat).name}.yaml"
+        if not path.exists():
+            with opened.lock():
+                write_front(opened, found.members, found.origin)
+        print(path)
         return
     if found.done < found.total:
         say(f"{found.done} of {found.total} trials so far. Continue with: evit-nas resume {run}")

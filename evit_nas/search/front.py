@@ -135,11 +135,11 @@ def _header(run: Run, member: Candidate, origin: str) -> str:
 
 
 def score_text(member: Candidate) -> str:
-    """The score, with the interval that holds its true value four times in five where that is known."""
+    """The score, with half the interval that holds its true value four times in five where that is known."""
     if member.interval is None:
         return f"{member.score:.3f}"
     low, high = member.interval
-    return f"{member.score:.2f} ({low:.2f} to {high:.2f})"
+    return f"{member.score:.2f} ± {(high - low) / 2:.2f}"
 
 
 def _provenance(latency: Latency) -> list[str]:
