@@ -101,10 +101,8 @@ class Rounds:
         study.add_trials(finished)
         study.add_trials([_placeholder(trial) for trial in pending])
         known = {trial.user_attrs["key"] for trial in earlier}
-        proposals = []
-        for arch, origin in self._wanted(number, finished, known):
-            proposals.append(self._ask(study, number, arch, origin))
-        return Round(study, proposals)
+        wanted = self._wanted(number, finished, known)
+        return Round(study, [self._ask(study, number, arch, origin) for arch, origin in wanted])
 
     def _ask(
         self, study: optuna.Study, number: int, arch: ArchConfig | None, origin: str

@@ -95,7 +95,7 @@ class Trials:
         return np.column_stack([-self._judge.values(archs), predicted]), np.array(excess)
 
     def _may_reach_front(self, score: float, predicted_ms: np.ndarray, progress: Progress) -> bool:
-        """Whether it may keep every budget and be beaten by none, if predictions are off as far as may well be, in its favour."""
+        """Whether it may keep every budget and be beaten by none, if its predictions are off in its favour."""
         fastest_ms = predicted_ms * (1 - self._forecasts.bands)
         if any(ms > target.budget_ms * NEAR for ms, target in zip(fastest_ms, self._settings.targets, strict=True)):
             return False
