@@ -15,6 +15,7 @@ import argparse
 import io
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,6 +32,7 @@ from evit_nas.config import SHIPPED, SearchSettings
 from evit_nas.latency import STRICT, open_device, parse_conditions
 from evit_nas.latency.machine import probe
 from evit_nas.runs import Run
+from evit_nas.search.judges import Learned
 from evit_nas.search.record import load_front, open_study
 from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
@@ -103,9 +105,8 @@ def plain_search(score: LearnedAccuracy, budget_ms: float, seconds: float, seed:
 def exported_ms(stages: list[tuple[int, int, int, int]]) -> float:
     """Median wall time of the exported network."""
     widths, depths, heads, key_dims = zip(*stages, strict=True)
-    kernels = tuple((5,) * count for count in heads)
     model = EfficientVitMsra(
-        embed_dim=widths, depth=depths, num_heads=heads, key_dim=key_dims, window_size=(7, 7, 7), kernels=kernels
+        embed_dim=widths, depth=depths, num_heads=heads, key_dim=key_dims, window_size=(7, 7, 7), kernels=(5, 5, 5, 5)
     ).eval()
     image, file = torch.randn(1, 3, 224, 224), io.BytesIO()
     torch.onnx.export(model, (image,), file, dynamo=False)
@@ -129,17 +130,15 @@ class Quiet:
 
 def our_search(path: Path, table: str, budget_ms: float, seconds: float, seed: int) -> tuple[Found, int]:
     """What a search of this package measured in that time, and how many candidates it predicted besides."""
-    from evit_nas.search import screening
-
     looked_at = 0
-    look = screening._survivors
+    values = Learned.values
 
-    def counted(points: np.ndarray, excess: np.ndarray, count: int) -> list[int]:
+    def counted(judge: Learned, archs: Sequence[ArchConfig]) -> np.ndarray:
         nonlocal looked_at
-        looked_at += len(points)
-        return look(points, excess, count)
+        looked_at += len(archs)
+        return values(judge, archs)
 
-    screening._survivors = counted
+    Learned.values = counted
     # the same dimensions as timm's class
     stages = [
         {"width": {"from": low, "to": high, "step": 16}, "depth": {"from": 1, "to": deepest}, "heads": HEADS}

@@ -205,7 +205,7 @@ def test_the_format_of_a_label_is_that_of_earlier_runs(tmp_path):
     assert kept(tmp_path).known() == {(ONE.key, 3): label_of(Job(ONE, 3, 1))}
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never happened"

@@ -41,7 +41,7 @@ def bench(
     slices: Annotated[str, typer.Option(help="Middles of the latency slices.")] = "2ms,3.5ms,5ms",
     space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",
     device: DeviceOption = "cpu",
-    image_size: Annotated[int, typer.Option(min=32, help="Side of the training images.")] = 64,
+    image_size: Annotated[int, typer.Option(min=64, help="Side of the training images.")] = 64,
     images: Annotated[int, typer.Option(min=2, help="Training images, class-balanced.")] = 10_000,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 8,
     width: Annotated[float, typer.Option(min=0.1, max=1, help="Share of every width that is trained.")] = 0.5,
@@ -58,7 +58,7 @@ def bench(
 ) -> None:
     """Train networks of about equal latency, and judge every score by how well it ranks them.
 
-    It takes hours and can be stopped at any time: the same command goes on. Shipped networks answer in seconds:
+    It takes hours and can be stopped at any time: the same command goes on. Shipped networks answer within minutes:
     evit-nas proxies bench --from-table fashion-mnist-64
     """
     from evit_nas.accuracy.scorecard import score_card

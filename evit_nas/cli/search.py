@@ -215,7 +215,8 @@ def _dry_run(settings: SearchSettings) -> None:
         found = feasibility(evaluator, settings)
         rng, start = random.Random(settings.seed), time.monotonic()
         for arch in (space.sample(rng) for _ in range(5)):
-            evaluator.proxies(arch)
+            if settings.accuracy.method == "zero-cost":
+                evaluator.proxies(arch)
             evaluator.latencies(arch)
         pace = (time.monotonic() - start) / 5
     measured = {"smallest": found.smallest, **found.presets, "largest": found.largest}
