@@ -9,13 +9,11 @@ import sys
 import pytest
 import yaml
 
-from evit_nas import cli
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.cli.app import find_arch
-from evit_nas.latency import DEVICES
 from evit_nas.space import SearchSpace, shipped_spaces
-from tests.fakes import FakeDevice, fake_proxies
+from tests.fakes import fake_proxies
 from tests.networks import tiny_arch
 
 VERBS = (
@@ -24,29 +22,8 @@ VERBS = (
 )
 
 
-class Result:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process, in an empty folder, on the fake device."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
-    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
-
-    def call(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["evit-nas", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
+def run(call):
     return call
 
 

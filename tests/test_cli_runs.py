@@ -19,32 +19,6 @@ from tests.fakes import FakeDevice, fake_proxies
 OPTIONS = ("--device", "fake", "--budget", "1.2ms", "--space", "efficientvit-tiny", "--trials", "12", "--pool", "5")
 
 
-class Result:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process, in an empty folder, on the fake device."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
-    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
-
-    def call(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["evit-nas", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """A folder of runs: one finished, one interrupted, one that cannot be read."""

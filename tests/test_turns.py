@@ -121,5 +121,7 @@ def test_a_lock_that_the_file_system_does_not_know_keeps_nobody_from_measuring(m
         raise OSError(os.strerror(37))
 
     monkeypatch.setattr(local.fcntl, "flock", refused)
+    entered = False
     with alone():
-        pass
+        entered = True
+    assert entered
