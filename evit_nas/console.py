@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evit_nas.search.status import Status
+from evit_nas.train.status import TrainStatus
 
 PLAIN_EVERY_S = 10.0  # between progress lines when the output is not a terminal
 
@@ -97,6 +98,11 @@ def _summary(status: Status) -> str:
     return f"front {status.front} · best {best} · {status.feasible} in budget{failed}"
 
 
+def _training_line(status: TrainStatus) -> str:
+    best = "" if status.best_top1 is None else f" · best {status.best_top1:.2f} %"
+    return f"{status.name} · loss {status.loss:.3f} · {status.images_per_s:,.0f} img/s{best}"
+
+
 class PlainView:
     """Progress as lines, for logs and pipes."""
 
@@ -119,6 +125,13 @@ class PlainView:
             self._next = time.monotonic() + PLAIN_EVERY_S
             eta = f" · ETA {duration(status.eta_s)}" if status.done < status.total else ""
             say(f"{status.done}/{status.total} · {_summary(status)}{eta}")
+
+    def trained(self, status: TrainStatus) -> None:
+        """See TrainWatcher."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_EVERY_S
+            where = f"epoch {status.epoch + 1}/{status.epochs}, step {status.step}/{status.steps}"
+            say(f"{_training_line(status)} · {where} · ETA {duration(status.eta_s)}")
 
     def __enter__(self) -> PlainView:
         return self
@@ -156,6 +169,17 @@ class LiveView:
             completed=status.done,
             total=status.total,
             description=_summary(status),
+            eta=duration(status.eta_s),
+            visible=True,
+        )
+
+    def trained(self, status: TrainStatus) -> None:
+        """See TrainWatcher."""
+        self._progress.update(
+            self._task,
+            completed=status.epoch * status.steps + status.step,
+            total=status.epochs * status.steps,
+            description=_training_line(status),
             eta=duration(status.eta_s),
             visible=True,
         )

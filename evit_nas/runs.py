@@ -31,7 +31,7 @@ from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.yamlio import read_yaml, validate
 
-_VERSIONED = ("torch", "timm", "optuna", "onnx", "onnxruntime", "numpy")
+_VERSIONED = ("torch", "timm", "accelerate", "optuna", "onnx", "onnxruntime", "numpy")
 
 
 class RunRecord(BaseModel):
@@ -70,7 +70,7 @@ class Run:
             command=command,
             settings=settings,
             space_hash=settings.space.hash,
-            versions=_versions(),
+            versions=installed_versions(),
             machine=machine,
         )
         try:
@@ -110,17 +110,7 @@ class Run:
             RunError: another process writes it, named with its id and host, or the folder cannot be written.
         """
         with explained(self.path):
-            handle = (self.path / ".lock").open("a+")
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.close()
-                owner = self.owner() or "another process"
-                raise RunError(f"{self.path} is being written by {owner}. Wait for it, or end it first.") from None
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-            handle.flush()
-        self._lock = handle
+            self._lock = lock(self.path)
         return self
 
     def owner(self) -> str | None:
@@ -128,15 +118,7 @@ class Run:
 
         The file alone says nothing: it outlives its owner, the lock on it does not.
         """
-        try:
-            with (self.path / ".lock").open() as handle:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return handle.read().strip() or "another process"
-        except OSError:  # nobody has ever locked it, or not on a file system that can
-            pass
-        return None
+        return owner_of(self.path)
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -187,6 +169,41 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise _named(error, self.path) from None
+
+
+def lock(folder: Path) -> IO[str]:
+    """Makes this process the only writer of a folder until the file is closed or the process ends.
+
+    Raises:
+        RunError: another process writes it; names it.
+    """
+    handle = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        owner = owner_of(folder) or "another process"
+        raise RunError(f"{folder} is being written by {owner}. Wait for it, or end it first.") from None
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+    handle.flush()
+    return handle
+
+
+def owner_of(folder: Path) -> str | None:
+    """Who writes a folder at this moment, for example "process 4711 on laptop"; None if nobody does.
+
+    The file alone says nothing: it outlives its owner, the lock on it does not.
+    """
+    try:
+        with (folder / ".lock").open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return handle.read().strip() or "another process"
+    except OSError:  # nobody has ever locked it, or not on a file system that can
+        pass
+    return None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -266,7 +283,8 @@ def _refusal(path: Path, error: BaseException) -> str | None:
     return f"{what}. Put that right; nothing that was evaluated is lost, continue with: evit-nas resume {path}"
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
+    """Of the libraries that move numbers, as far as they are installed."""
     found = {}
     for package in _VERSIONED:
         try:

@@ -1,0 +1,172 @@
+"""Verbs that make a model of an architecture: train."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evit_nas.cli.app import FormatOption, ImageSizeOption, SeedOption, app, find_arch
+from evit_nas.console import Format, emit, make_table, millions, progress_view, say
+from evit_nas.errors import UsageError
+
+if TYPE_CHECKING:
+    from evit_nas.train.plan import Chosen
+    from evit_nas.train.trained import Trained
+
+LOADERS = max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
+@app.command()
+def train(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WHAT...", help="m0..m5, YAML files, RUN/NAME, RUN with --front or --top, training folders."
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")] = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="paper, short, finetune, tiny, or a YAML file.")
+    ] = "paper",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe: epochs=50.")
+    ] = None,
+    image_size: ImageSizeOption = None,
+    init: Annotated[
+        str, typer.Option(metavar="FROM", help="Weights to start from: a training or shipped folder, or a file.")
+    ] = "scratch",
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Distil from a training folder or timm:NAME[@FILE].")
+    ] = None,
+    front: Annotated[bool, typer.Option("--front", help="All members of the RUN's front.")] = False,
+    top: Annotated[int | None, typer.Option(min=1, help="So many of them, by score.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="M", help="Train m0..m5 beside, or the nearest of them in latency.")
+    ] = None,
+    seed: SeedOption = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each network, from --seed on.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Where training folders go.", show_default="RUN/train")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted trainings.")] = False,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that load images.")] = LOADERS,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb or mlflow, if installed.")
+    ] = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Train architectures on your images, and compare them."""
+    from evit_nas.train.compare import compare
+    from evit_nas.train.loop import Hardware, read_record
+    from evit_nas.train.loop import train as run_training
+    from evit_nas.train.plan import How, baselines, begin, plan
+    from evit_nas.train.recipe import load_recipe
+
+    begun = [Path(text) for text in what if (Path(text) / "train.yaml").is_file()]
+    plans = [(folder, read_record(folder).settings) for folder in begun]
+    chosen = _chosen([text for text in what if Path(text) not in begun], front or top is not None, top)
+    beside = baselines(chosen, baseline) if baseline else []
+    if chosen or beside:
+        if data is None:
+            raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
+        how = How(
+            data=data,
+            recipe_name=Path(recipe).stem,
+            recipe=load_recipe(recipe, _changes(changes or [])),
+            image_size=image_size,
+            init=init,
+            teacher=teacher,
+            seeds=range(seed, seed + seeds),
+            out=out,
+        )
+        plans += plan([*chosen, *beside], how)
+    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
+    if first:
+        begin(plans, shlex.join(["evit-nas", *sys.argv[1:]]), resume)
+    hardware, trainings = Hardware(workers=workers, trackers=tuple(track or ())), []
+    with progress_view() if first else nullcontext(_Silence()) as view:
+        for folder, _ in plans:
+            trainings.append(run_training(folder, view, hardware))
+            view.note(f"written: {folder}")
+    if first:
+        rows = compare(trainings, beside[0].name if beside else None)
+        _print_trained(rows, trainings, format_)
+
+
+class _Silence:
+    """Watches in all processes of a training but the first."""
+
+    def note(self, message: str) -> None:
+        """See TrainWatcher."""
+
+    def trained(self, status: Any) -> None:
+        """See TrainWatcher."""
+
+
+def _chosen(what: Sequence[str], whole_front: bool, top: int | None) -> list[Chosen]:
+    from evit_nas.train.plan import Chosen, front_of
+
+    chosen = []
+    for text in what:
+        path = Path(text)
+        if (path / "run.yaml").is_file():
+            if not whole_front:
+                raise UsageError(f"{text} is a run: add --top 1 or --front, or name one member as {text}/NAME.")
+            chosen += front_of(path, top)
+        else:
+            runs = [parent for parent in (path.parent, path.parent.parent) if (parent / "run.yaml").is_file()]
+            chosen.append(Chosen(path.name.removesuffix(".yaml"), find_arch(text), runs[0] if runs else None))
+    return chosen
+
+
+def _changes(pairs: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    changes = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes FIELD=VALUE, got '{pair}'; for example --set epochs=50.")
+        try:
+            changes[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {name}: '{value}' is not a YAML value.") from None
+    return changes
+
+
+def _print_trained(rows: Sequence[dict[str, Any]], trainings: Sequence[Trained], format_: Format) -> None:
+    from evit_nas.network.cost import cost
+
+    archs = {training.name: training.arch for training in trainings}
+    for row in rows:
+        found = cost(archs[row["name"]])
+        row |= {"params": found.params, "macs": found.macs}
+    compared = any(row["gain"] is not None for row in rows)
+    cells = [
+        [
+            row["name"],
+            str(row["seeds"]),
+            f"{row['top1']:.2f}" + ("" if row["top1_sd"] is None else f" ± {row['top1_sd']:.2f}"),
+            "" if row["top5"] is None else f"{row['top5']:.2f}",
+            f"{row['loss']:.3f}",
+            *([_gain(row)] if compared else []),
+            millions(row["params"]),
+            millions(row["macs"]),
+        ]
+        for row in rows
+    ]
+    header = ["network", "seeds", "top-1 %", "top-5 %", "loss", *(["gain"] if compared else []), "params", "MACs"]
+    emit(rows, format_, make_table(f"validated on {trainings[0].data_name}", header, cells))
+    if format_ is Format.table and compared:
+        say("gain: points of top-1 above the baseline, ± the standard error of the difference where there are seeds")
+
+
+def _gain(row: dict[str, Any]) -> str:
+    if row["gain"] is None:
+        return ""
+    return f"{row['gain']:+.2f}" + ("" if row["gain_error"] is None else f" ± {row['gain_error']:.2f}")

@@ -1,0 +1,52 @@
+"""From a stored image to a network's input, as it is deployed: the same for validation, calibration and the card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Preprocessing(BaseModel):
+    """Resize, centre crop, scale to 0..1, normalise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    input_size: tuple[int, int, int]
+    """(channels, height, width)."""
+    mean: tuple[float, ...]
+    """Of each channel, with pixels from 0 to 1."""
+    std: tuple[float, ...]
+    """Of each channel."""
+    interpolation: str = "bicubic"
+    """Of the resize."""
+    crop_pct: float = 0.875
+    """Side of the centre crop as a share of the resized image: 224 of 256."""
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """From an RGB image to its normalised (C, H, W) input."""
+        from timm.data import create_transform
+
+        transform: Callable[[Image.Image], Tensor] = create_transform(
+            self.input_size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            normalize=True,
+        )
+        return gray_first(transform) if self.input_size[0] == 1 else transform
+
+    def timm_config(self) -> dict[str, Any]:
+        """The same under the names of timm's pretrained_cfg."""
+        return self.model_dump(mode="json") | {"fixed_input_size": False}
+
+
+def gray_first(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
+    """`transform` of the image without its colours, for networks of one channel."""
+    return lambda image: transform(image.convert("L"))

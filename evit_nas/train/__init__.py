@@ -1,0 +1,1 @@
+"""Training of selected architectures: recipe, batches, loop, checkpoints, and what a finished training leaves."""

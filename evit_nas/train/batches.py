@@ -1,0 +1,224 @@
+"""Training batches as a function of the seed, the epoch and the number of the step, and of nothing else.
+
+Every image is augmented from a seed of its own, so it does not matter which process does it, how many there are, or
+what was drawn before. A training that was interrupted goes on with the batches it would have seen, and no random state
+has to be kept. A step falls into parts (processes times accumulated parts), which are the same however they are shared
+out: two processes compute what one computes in two parts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from evit_nas.data.cache import UNREADABLE
+from evit_nas.data.images import Images
+from evit_nas.data.preprocessing import Preprocessing, gray_first
+from evit_nas.errors import EvitNasError
+from evit_nas.train.recipe import Recipe
+
+VALIDATION_BATCH = 250
+FINE = -1  # no unreadable image
+TRIES = 100  # unreadable images in a row after which the data cannot be used
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Draw(NamedTuple):
+    """One image of a training epoch."""
+
+    image: int
+    seed: int  # of its augmentation
+
+
+class Batch(NamedTuple):
+    """Images and labels, and the indices of images that could not be read."""
+
+    images: Tensor  # (B, C, H, W)
+    labels: Tensor  # (B,)
+    unreadable: Tensor  # (B,) FINE, or the index of an image that another one stands in for
+
+
+class Augmented(Dataset[tuple[Tensor, int, int]]):
+    """Augmented training images by `Draw`; an unreadable one is replaced by the next that can be read."""
+
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self._images, self._transform = images, transform
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, int, int]:
+        random.seed(draw.seed)  # timm's augmentation draws from all three
+        np.random.seed(draw.seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(draw.seed)
+        for offset in range(TRIES):
+            index = (draw.image + offset) % len(self._images)
+            try:
+                image, label = self._images[index]
+            except UNREADABLE:
+                continue
+            return self._transform(image), label, draw.image if offset else FINE
+        raise EvitNasError(
+            f"{TRIES} images in a row cannot be read, from {self._images.name(draw.image)} on: check the data."
+        )
+
+
+class Plain(Dataset[tuple[Tensor, int, int]]):
+    """Validation images by index; the label of an unreadable one is negative."""
+
+    def __init__(self, images: Images, preprocessing: Preprocessing) -> None:
+        self._images, self._transform = images, preprocessing.transform()
+        self._shape = preprocessing.input_size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        try:
+            image, label = self._images[index]
+            return self._transform(image), label, FINE
+        except UNREADABLE:
+            return torch.zeros(self._shape), -1, index
+
+
+def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Transform:
+    """timm's training transform by the recipe, to normalised (C, H, W) images."""
+    from timm.data import create_transform
+
+    transform: Transform = create_transform(
+        preprocessing.input_size,
+        is_training=True,
+        scale=(recipe.smallest_crop, 1.0),
+        hflip=recipe.flip,
+        color_jitter=recipe.colour_jitter,
+        auto_augment=recipe.auto_augment,
+        interpolation=recipe.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        re_prob=recipe.erasing,
+        re_mode="pixel",
+    )
+    return gray_first(transform) if preprocessing.input_size[0] == 1 else transform
+
+
+def epoch_order(count: int, seed: int, epoch: int, repeats: int) -> np.ndarray:
+    """(count,) indices of an epoch: all images in random order, or a share of them `repeats` times each."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return order.repeat(repeats)[:count]
+
+
+class TrainingBatches:
+    """What one process trains on.
+
+    Args:
+        images: of the training split.
+        transform: augments one image.
+        recipe: batch size, parts and repeats.
+        seed: of the order and of every augmentation.
+        rank: number of this process, out of `processes`.
+        workers: processes that load images for this one; 0 loads them here.
+
+    Raises:
+        EvitNasError: fewer images than a batch, or parts that do not divide a batch.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        transform: Transform,
+        recipe: Recipe,
+        seed: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self._count, self._recipe, self._seed = len(images), recipe, seed
+        self._rank, self._processes = rank, processes
+        self.parts = processes * recipe.accumulate
+        self.steps = self._count // recipe.batch_size
+        if not self.steps:
+            raise EvitNasError(
+                f"a batch has {recipe.batch_size} images, but the training set only {self._count}: make it smaller, "
+                f"for example --set batch_size={max(2, self._count // 8 * 2)}."
+            )
+        if recipe.batch_size % (2 * self.parts):
+            raise EvitNasError(
+                f"batch_size must be a multiple of 2 times {processes} processes times accumulate "
+                f"({recipe.accumulate}), got {recipe.batch_size}."
+            )
+        self._todo = _Todo()
+        self._loader = DataLoader(
+            Augmented(images, transform),
+            batch_sampler=self._todo,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[tuple[int, int, Batch]]:
+        """The number of the step, of the part, and the batch, from step `first` of the epoch on."""
+        places = [
+            (step, part) for step in range(first, self.steps) for part in range(self._rank, self.parts, self._processes)
+        ]
+        self._todo.batches = self._draws(epoch, places)
+        for (step, part), batch in zip(places, self._loader, strict=True):
+            yield step, part, Batch(*batch)
+
+    def _draws(self, epoch: int, places: Sequence[tuple[int, int]]) -> Iterator[list[Draw]]:
+        order = epoch_order(self._count, self._seed, epoch, self._recipe.repeats)
+        size, base = self._recipe.batch_size, mixed_seed(self._seed, epoch)
+        for step, part in places:
+            positions = range(step * size + part, (step + 1) * size, self.parts)  # copies of an image fall to all parts
+            yield [Draw(int(order[position]), base + position) for position in positions]
+
+
+class _Todo:
+    """A batch sampler that is told its batches before each epoch, so that the loader keeps its workers."""
+
+    batches: Iterator[list[Draw]] = iter(())
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return self.batches
+
+
+class Mix:
+    """Mixup and CutMix (timm's) by the recipe: images and labels to images and (B, classes) targets."""
+
+    def __init__(self, recipe: Recipe, classes: int, seed: int) -> None:
+        from timm.data import Mixup
+
+        self._seed = seed
+        self._mixup = Mixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            prob=recipe.mix_chance,
+            label_smoothing=recipe.smoothing,
+            num_classes=classes,
+        )
+
+    def __call__(self, batch: Batch, epoch: int, step: int, part: int) -> tuple[Tensor, Tensor]:
+        np.random.seed(mixed_seed(self._seed, epoch, step, part) % 2**32)  # noqa: NPY002 - where timm draws from
+        mixed: tuple[Tensor, Tensor] = self._mixup(batch.images, batch.labels)
+        return mixed
+
+
+def validation_batches(
+    images: Images, preprocessing: Preprocessing, *, rank: int = 0, processes: int = 1, workers: int = 0
+) -> DataLoader[Any]:
+    """Every image once over all processes, in order."""
+    return DataLoader(
+        Plain(images, preprocessing),
+        batch_size=VALIDATION_BATCH,
+        sampler=range(rank, len(images), processes),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed of several numbers, different for different ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 2)

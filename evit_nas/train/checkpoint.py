@@ -1,0 +1,83 @@
+"""The state of a training on disk: one file, whole or not there, read without unpickling code.
+
+There is no random state in it: batches are a function of seed, epoch and step (`batches.py`), and the networks have no
+dropout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from evit_nas.errors import UsageError
+
+Tensors = dict[str, Tensor]
+
+
+class State(TypedDict):
+    """Everything that a training needs to go on as if it had not been interrupted."""
+
+    model: Tensors
+    average: Tensors | None
+    optimiser: dict[str, Any]
+    scaler: dict[str, Any] | None
+    epoch: int
+    """Epochs that are done."""
+    step: int
+    """Steps of the current epoch that are done."""
+    seconds: float
+    """Spent training and validating so far."""
+    best: dict[str, Any] | None
+    """The metrics of the weights that validated best."""
+    unreadable: list[int]
+    """Indices of the training images that could not be read."""
+    lines: int
+    """Lines of metrics that belong to this state; later ones are written again."""
+
+
+def save_state(path: Path, state: State) -> None:
+    """Sees the whole file to the disk before it takes the place of the last one, which a power cut must not tear."""
+    write_whole(path, lambda scratch: torch.save(dict(state), scratch))
+
+
+def load_state(path: Path) -> State | None:
+    """The last state; None if nothing was saved.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch raises on a damaged file
+        raise UsageError(f"{path}: damaged ({type(error).__name__}). Remove it to train from the start.") from None
+    return state
+
+
+def save_weights(path: Path, weights: Tensors, metadata: dict[str, str]) -> None:
+    """Writes tensors as safetensors, the same way."""
+    from safetensors.torch import save as serialise
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_whole(path, lambda scratch: scratch.write_bytes(serialise(plain, metadata)))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """The whole file or none of it, on the disk: `write` is given a path beside it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(scratch)
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise

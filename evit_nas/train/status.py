@@ -1,0 +1,37 @@
+"""What a training tells whoever watches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class TrainStatus:
+    """Where a training stands."""
+
+    name: str
+    epoch: int
+    """Epochs that are done."""
+    epochs: int
+    step: int
+    """Steps of the current epoch that are done."""
+    steps: int
+    loss: float
+    """Mean training loss since the last status, in nats."""
+    images_per_s: float
+    """Trained images a second, since the last status."""
+    eta_s: float
+    """Seconds to the end, at the speed so far."""
+    best_top1: float | None
+    """Best validation accuracy so far in percent."""
+
+
+class TrainWatcher(Protocol):
+    """Somebody who follows a training."""
+
+    def note(self, message: str) -> None:
+        """Something happened that stays worth knowing."""
+
+    def trained(self, status: TrainStatus) -> None:
+        """A few more steps are done."""

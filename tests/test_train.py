@@ -1,0 +1,376 @@
+"""A training is a function of its settings: interrupted or not, by one process or two."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError
+from evit_nas.network.model import build
+from evit_nas.network.weights import load_weights, read_weights
+from evit_nas.runs import lock
+from evit_nas.train import checkpoint, loop
+from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, epoch_order
+from evit_nas.train.loop import CHECKPOINT, METRICS, Hardware, create, preprocessing_of, read_record, train
+from evit_nas.train.recipe import RECIPES, Recipe, load_recipe
+from evit_nas.train.settings import TrainSettings
+from evit_nas.train.trained import WEIGHTS, Trained
+from tests.networks import tiny_arch
+
+CLASSES = ("dark", "light", "striped")
+QUICK = {"epochs": 6, "batch_size": 16, "warmup_epochs": 1, "repeats": 1, "learning_rate": 1e-1, "clip_mode": "norm"}
+LIVELY = QUICK | {"clip": 1.0, "average": 0.9, "auto_augment": "rand-m3-inc1", "smallest_crop": 0.7, "mixup": 0.1}
+
+
+class Watch:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.statuses = [], []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def trained(self, status):
+        self.statuses.append(status)
+
+
+class Stopped(Watch):
+    """Interrupts the training at the n-th status."""
+
+    def __init__(self, after):
+        super().__init__()
+        self._after = after
+
+    def trained(self, status):
+        super().trained(status)
+        if len(self.statuses) == self._after:
+            raise Interrupted
+
+
+def picture(kind: int, rng: np.random.Generator) -> Image.Image:
+    pixels = rng.integers(0, 60, (40, 40, 3)) + (0, 150, 0)[kind]
+    if kind == 2:
+        pixels[::4] += 150
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 72 training and 18 validation images in three classes."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 6)):
+        for kind, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture(kind, rng).save(root / split / name / f"{number}.png")
+    return root
+
+
+def settings(images, **changes) -> TrainSettings:
+    recipe = load_recipe("paper", changes.pop("recipe", LIVELY))
+    arch = tiny_arch().model_copy(update={"num_classes": 3})
+    return TrainSettings(name="tiny", arch=arch, data=str(images), recipe_name="quick", recipe=recipe, **changes)
+
+
+def begun(folder: Path, images, **changes) -> Path:
+    create(folder, settings(images, **changes), "evit-nas train")
+    return folder
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    """An uninterrupted training, and what it returned."""
+    folder = begun(tmp_path_factory.mktemp("finished") / "a", images)
+    return folder, train(folder, Watch())
+
+
+# --- recipes ---
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_and_warms_up_before_it_ends(name):
+    recipe = load_recipe(name, {})
+    assert 0 < recipe.warmup_epochs < recipe.epochs
+
+
+def test_the_defaults_are_the_papers_recipe():
+    recipe = Recipe()
+    assert (recipe.epochs, recipe.weight_decay, recipe.clip, recipe.clip_mode) == (300, 0.025, 0.02, "agc")
+    assert Recipe(batch_size=2048).peak_rate == pytest.approx(4e-3)
+    assert Recipe(batch_size=2048).peak_rate * recipe.final_rate == pytest.approx(1e-5)
+
+
+def test_the_learning_rate_follows_the_batch_size():
+    assert Recipe(batch_size=512).peak_rate == 2 * Recipe(batch_size=256).peak_rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 15}, "multiple of 2"),
+        ({"batch_size": 64, "accumulate": 64}, "multiple of 2"),
+        ({"epochs": 5, "warmup_epochs": 5}, "fewer than the 5 epochs"),
+        ({"epoch": 5}, "Did you mean 'epochs'"),
+        ({"smoothing": float("nan")}, "smoothing"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_field(changes, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe("paper", changes)
+
+
+def test_a_recipe_can_be_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 7\nwarmup_epochs: 1\n")
+    assert load_recipe(str(tmp_path / "mine.yaml"), {"mixup": 0.5}) == Recipe(epochs=7, warmup_epochs=1, mixup=0.5)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'finetune'"):
+        load_recipe("fine-tune", {})
+
+
+# --- batches ---
+
+
+def batches(images, *, accumulate=1, rank=0, processes=1, workers=0, seed=0, **changes):
+    wish = settings(images, recipe=LIVELY | {"accumulate": accumulate} | changes)
+    source = loop.open_source(wish.data, seed=0)
+    transform = augmentation(wish.recipe, preprocessing_of(wish))
+    return TrainingBatches(source.train, transform, wish.recipe, seed, rank=rank, processes=processes, workers=workers)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_an_epoch_shows_every_image_once():
+    assert sorted(epoch_order(50, seed=1, epoch=3, repeats=1)) == list(range(50))
+
+
+def test_repeated_augmentation_keeps_the_length_of_the_epoch():
+    order = epoch_order(50, seed=1, epoch=3, repeats=3)
+    assert len(order) == 50
+    assert len(set(order)) == 17  # ceil(50 / 3)
+    assert max(np.bincount(order)) == 3
+
+
+def test_epochs_and_seeds_differ():
+    orders = [tuple(epoch_order(50, seed, epoch, 1)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_a_batch_does_not_depend_on_what_came_before_it(images):
+    whole = {step: batch for step, _, batch in batches(images)(epoch=1)}
+    later = {step: batch for step, _, batch in batches(images)(epoch=1, first=2)}
+    assert list(whole) == [0, 1, 2, 3]
+    assert list(later) == [2, 3]
+    assert all(same(whole[step], later[step]) for step in later)
+
+
+def test_a_batch_does_not_depend_on_who_loads_it(images):
+    here = [batch for _, _, batch in batches(images)(epoch=0)]
+    there = [batch for _, _, batch in batches(images, workers=2)(epoch=0)]
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_an_image_is_augmented_anew_in_every_epoch_and_repeat(images):
+    one = batches(images, repeats=4, flip=0.0)
+    first = next(iter(one(epoch=0)))[2].images
+    assert not torch.equal(first[0], first[1])  # the same image, twice
+
+
+def test_two_processes_load_what_one_does_in_two_parts(images):
+    alone = {(step, part): batch for step, part, batch in batches(images, accumulate=2)(epoch=0)}
+    shared = {
+        (step, part): batch for rank in (0, 1) for step, part, batch in batches(images, rank=rank, processes=2)(epoch=0)
+    }
+    assert alone.keys() == shared.keys()
+    assert all(same(alone[place], shared[place]) for place in alone)
+
+
+def test_mixing_is_a_function_of_the_place(images):
+    mix, batch = Mix(settings(images).recipe, 3, seed=0), next(iter(batches(images)(0)))[2]
+    once, again, elsewhere = (mix(batch._replace(images=batch.images.clone()), 0, step, 0) for step in (1, 1, 2))
+    assert torch.equal(once[0], again[0])
+    assert not torch.equal(once[0], elsewhere[0])
+    assert once[1].sum(1).allclose(torch.ones(16))
+
+
+def test_a_batch_larger_than_the_data_is_refused_with_one_that_fits(images):
+    with pytest.raises(EvitNasError, match=r"batch_size=18"):
+        batches(images, batch_size=512)
+
+
+def test_processes_must_divide_a_batch(images):
+    with pytest.raises(EvitNasError, match="3 processes"):
+        batches(images, processes=3)
+
+
+# --- the training ---
+
+
+def test_a_training_learns_and_says_what_it_left(finished, images):
+    folder, trained = finished
+    assert trained.top1 > 60  # three classes
+    assert Trained.load(folder) == trained
+    assert trained.classes == CLASSES
+    assert not (folder / CHECKPOINT).exists()
+    assert (folder / "curve.png").stat().st_size > 10_000
+
+
+def test_the_kept_weights_are_those_that_validated_best(finished, images):
+    folder, trained = finished
+    best = max((row for row in lines(folder) if row["kind"] == "val"), key=lambda row: (row["top1"], -row["loss"]))
+    assert (trained.top1, trained.loss, trained.epoch) == (best["top1"], best["loss"], best["epoch"])
+    model = build(trained.arch).eval()
+    load_weights(model, folder / WEIGHTS)
+    source = loop.open_source(str(images), seed=0)
+    transform = trained.preprocessing.transform()
+    with torch.no_grad():
+        logits = model(torch.stack([transform(source.val[i][0]) for i in range(len(source.val))]))
+    assert float((logits.argmax(1).numpy() == source.val.labels).mean() * 100) == pytest.approx(trained.top1)
+
+
+@pytest.mark.parametrize("after", [1, 6, 14])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, images, finished, after):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    folder = begun(tmp_path / "b", images)
+    with pytest.raises(Interrupted):
+        train(folder, Stopped(after))
+    watch = Watch()
+    trained = train(folder, watch)
+    assert lines(folder) == lines(finished[0])
+    weights, expected = read_weights(folder / WEIGHTS), read_weights(finished[0] / WEIGHTS)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert trained.top1 == finished[1].top1
+
+
+def test_a_finished_training_costs_nothing(finished):
+    watch = Watch()
+    assert train(finished[0], watch) == finished[1]
+    assert not watch.statuses
+
+
+def test_two_seeds_differ(tmp_path, images, finished):
+    folder = begun(tmp_path / "b", images, seed=1)
+    train(folder, Watch())
+    assert lines(folder) != lines(finished[0])
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, images):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    folder = begun(tmp_path / "b", images, recipe=LIVELY | {"learning_rate": 1e25, "clip": None, "average": 0})
+    with pytest.raises(EvitNasError, match=r"--set learning_rate=3\.3e\+24"):
+        train(folder, Watch())
+    state = checkpoint.load_state(folder / CHECKPOINT)
+    assert state is None or all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_full_disk_costs_the_checkpoint_but_not_the_training(tmp_path, monkeypatch, images, finished):
+    def full(path, write):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    folder = begun(tmp_path / "b", images)
+    working = checkpoint.write_whole
+    monkeypatch.setattr(checkpoint, "write_whole", full)
+    watch = Watch()
+
+    def freed(status):
+        if status.epoch == 2:
+            monkeypatch.setattr(checkpoint, "write_whole", working)
+
+    watch.trained = freed
+    trained = train(folder, watch)
+    assert any("No space left" in note for note in watch.notes)
+    assert trained.epoch >= 3
+    assert lines(folder) == lines(finished[0])
+
+
+def test_a_damaged_checkpoint_says_the_way_out(tmp_path, images):
+    folder = begun(tmp_path / "b", images)
+    (folder / CHECKPOINT).write_bytes(b"no zip file")
+    with pytest.raises(UsageError, match="Remove it to train from the start"):
+        train(folder, Watch())
+
+
+def test_unreadable_images_are_named_and_left_out(tmp_path, images):
+    root = tmp_path / "images"
+    subprocess.run(["cp", "-r", str(images), str(root)], check=True)
+    (root / "train" / "dark" / "3.png").write_bytes(b"broken")
+    (root / "val" / "light" / "2.png").write_bytes(b"broken")
+    watch = Watch()
+    trained = train(begun(tmp_path / "b", root), watch)
+    assert trained.top1 > 40
+    assert any("1 training images could not be read" in note and "dark/3.png" in note for note in watch.notes)
+    assert {row["images"] for row in lines(tmp_path / "b") if row["kind"] == "val"} == {17}
+
+
+def test_a_second_process_is_refused(tmp_path, images):
+    folder = begun(tmp_path / "b", images)
+    with lock(folder), pytest.raises(RunError, match=f"process {os.getpid()}"):
+        train(folder, Watch())
+
+
+def test_a_folder_holds_one_training(tmp_path, images):
+    folder = begun(tmp_path / "b", images)
+    with pytest.raises(RunError, match="--resume"):
+        create(folder, settings(images), "")
+
+
+def test_the_record_says_everything(tmp_path, images):
+    folder = begun(tmp_path / "b", images)
+    record = read_record(folder)
+    assert record.settings == settings(images)
+    assert {"torch", "timm", "accelerate"} <= record.versions.keys()
+
+
+def test_accumulated_parts_make_one_step(tmp_path, images):
+    watch = Watch()
+    train(begun(tmp_path / "b", images, recipe=LIVELY | {"accumulate": 2, "epochs": 2}), watch)
+    assert {status.steps for status in watch.statuses} == {4}  # 72 images in batches of 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+def test_two_processes_train_as_one_does_in_two_parts(tmp_path, images, mixup):
+    recipe = LIVELY | {"mixup": mixup, "cutmix": mixup, "average": 0.0, "epochs": 2}
+    train(begun(tmp_path / "one", images, recipe=recipe | {"accumulate": 2}), Watch())
+    begun(tmp_path / "two", images, recipe=recipe)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    subprocess.run(
+        [*command, "evit_nas", "train", str(tmp_path / "two"), "--resume", "--workers", "0"],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
+    alone, shared = (
+        [row["loss"] for row in lines(tmp_path / name) if row["kind"] == "train"] for name in ("one", "two")
+    )
+    assert shared == pytest.approx(alone, rel=1e-4)
+    last = [lines(tmp_path / name)[-1] for name in ("one", "two")]
+    assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_digits_are_learned_in_under_a_minute_of_work(tmp_path):
+    wish = TrainSettings(
+        name="tiny",
+        arch=tiny_arch(),
+        data="digits",
+        recipe_name="tiny",
+        recipe=load_recipe("tiny", {"epochs": 10}),
+    )
+    create(tmp_path / "b", wish, "")
+    assert train(tmp_path / "b", Watch(), Hardware(workers=0)).top1 > 95
