@@ -1,6 +1,6 @@
 """How good is predicted latency? Fits the predictor to random networks, then measures others that it has not seen.
 
-    python benchmarks/predictor.py              # 160 networks for the fit, 40 unseen ones, measured strictly
+    python benchmarks/predictor.py              # 160 networks to fit, 40 unseen ones, measured strictly
 
 Starts from an empty table, whatever was measured before. Prints the machine, how long the calibration takes, the errors
 by number of networks in the fit, and predictions a second.

@@ -41,7 +41,7 @@ def fit(
     precision: PrecisionOption = None,
     session: SessionOption = None,
     space: SpaceOption = "efficientvit-224",
-    networks: Annotated[int, typer.Option(min=32, help="Measured networks that the fit rests on.")] = 160,
+    networks: Annotated[int, typer.Option(min=32, help="Measured networks that the fit rests on.")] = 100,
     import_: Annotated[Path | None, typer.Option("--import", help="First take over an exported table.")] = None,
     seed: SeedOption = 0,
 ) -> None:
