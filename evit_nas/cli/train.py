@@ -1,4 +1,4 @@
-"""Verbs that make a model of an architecture: train."""
+"""Verbs that make a model of an architecture, and judge it: train, eval."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
     from evit_nas.train.plan import Chosen
     from evit_nas.train.trained import Trained
 
+FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
 LOADERS = max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
+class Split(StrEnum):
+    """Images of a data set."""
+
+    val = "val"
+    train = "train"
 
 
 @app.command()
@@ -39,12 +48,8 @@ def train(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe: epochs=50.")
     ] = None,
     image_size: ImageSizeOption = None,
-    init: Annotated[
-        str, typer.Option(metavar="FROM", help="Weights to start from: a training or shipped folder, or a file.")
-    ] = "scratch",
-    teacher: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Distil from a training folder or timm:NAME[@FILE].")
-    ] = None,
+    init: Annotated[str, typer.Option(metavar="MODEL", help=f"First weights. {FROM}")] = "scratch",
+    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from it; named as for --init.")] = None,
     front: Annotated[bool, typer.Option("--front", help="All members of the RUN's front.")] = False,
     top: Annotated[int | None, typer.Option(min=1, help="So many of them, by score.")] = None,
     baseline: Annotated[
@@ -170,3 +175,45 @@ def _gain(row: dict[str, Any]) -> str:
     if row["gain"] is None:
         return ""
     return f"{row['gain']:+.2f}" + ("" if row["gain_error"] is None else f" ± {row['gain_error']:.2f}")
+
+
+@app.command("eval")
+def evaluate_(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Training or shipped folders, .onnx files, timm:NAME@FILE.")
+    ],
+    data: Annotated[str, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")],
+    split: Annotated[Split, typer.Option(help="Which images.")] = Split.val,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that load images.")] = LOADERS,
+    like: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Whose classes and preprocessing a lone .onnx file has.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also show every class.")] = False,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Accuracy, confusions and calibration of trained networks; torch, ONNX and int8 side by side."""
+    from evit_nas.evaluation import class_cells, confusion_cells, evaluate, rows, summary_cells
+
+    with progress_view() as view:
+        found = evaluate(
+            models,
+            data,
+            split=split.value,
+            batch=batch,
+            workers=workers,
+            like=like,
+            note=view.note,
+            step=lambda done, total: view.step("batches", done, total),
+        )
+    title = f"{found[0].data}: {found[0].images} images"
+    emit(rows(found), format_, make_table(title, *summary_cells(found), text=["network", "form"]))
+    if format_ is not Format.table:
+        return
+    if per_class:
+        emit([], format_, make_table("right in each class, %", *class_cells(found)))
+    title = f"taken for another by {found[0].network}"
+    emit([], format_, make_table(title, *confusion_cells(found[0]), text=["class", "taken for"]))
+    say(
+        "ECE: expected calibration error, 15 equal bins (arXiv 1706.04599); images/s: of this run, no certified latency"
+    )

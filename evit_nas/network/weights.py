@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError
 from evit_nas.network.model import EfficientViT, resize_bias_table
 from evit_nas.yamlio import shown
+
+MAX_IMAGE = 512  # side of the largest input: its maps hold every window
 
 # ours -> timm, applied in order to every key
 _TO_TIMM = [
@@ -72,6 +75,58 @@ def official_key(key: str) -> str:
     return _rename(timm_key(key), _TO_OFFICIAL)
 
 
+def names_in(given: Collection[str], keys: Iterable[str]) -> dict[str, str]:
+    """The names of our tensors `keys` in the naming, of the three, that the names `given` follow."""
+    keys = list(keys)
+    tables = ({key: rename(key) for key in keys} for rename in (str, timm_key, official_key))
+    return max(tables, key=lambda table: len(set(table.values()) & set(given)))
+
+
+def fitted(arch: ArchConfig, given: Mapping[str, Tensor]) -> ArchConfig | None:
+    """`arch` with the classes, input channels and attention windows of a checkpoint; None if the rest does not fit.
+
+    Args:
+        given: a whole state dict in any of the three namings.
+    """
+    names = names_in(given, _shapes(arch.model_copy(update={"num_classes": 1})))
+
+    def size(key: str, dim: int) -> int:
+        tensor = given.get(names.get(key, ""))
+        return tensor.shape[dim] if tensor is not None and tensor.ndim > dim else 0
+
+    sides = [math.isqrt(size(f"stages.{i}.blocks.0.mixer.fn.bias.table", 1)) for i in range(len(arch.stages))]
+    own_sides = [arch.window_side(i) if stage.used_q_kernels else 0 for i, stage in enumerate(arch.stages)]
+    changes: dict[str, Any] = {
+        "num_classes": size("head.linear.weight", 0),
+        "in_channels": size("stem.0.conv.weight", 1),
+    }
+    if sides != own_sides:  # trained at another size: one whose maps hold these windows
+        stages = [
+            stage.model_dump() | ({"window": side} if side else {})
+            for stage, side in zip(arch.stages, sides, strict=True)
+        ]
+        changes |= {"image_size": MAX_IMAGE, "stages": stages}
+    try:
+        changed = ArchConfig.model_validate(arch.model_dump() | changes)
+    except ValueError:
+        return None
+    shapes = {names.get(key, key): shape for key, shape in _shapes(changed).items()}
+    return changed if all(name in given and given[name].shape == shape for name, shape in shapes.items()) else None
+
+
+def recognised(given: Mapping[str, Tensor]) -> tuple[str, ArchConfig] | None:
+    """Which of m0 to m5 a checkpoint is of, at any input size and number of classes: its name and architecture."""
+    for name in PRESETS:
+        if arch := fitted(ArchConfig.preset(name), given):
+            return name, arch
+    return None
+
+
+def _shapes(arch: ArchConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {key: value.shape for key, value in EfficientViT(arch).state_dict().items()}
+
+
 def to_timm(model: EfficientViT) -> dict[str, Tensor]:
     """The network's weights under timm's names; a preset's load into timm's model with strict=True.
 
@@ -109,10 +164,7 @@ def load_weights(model: EfficientViT, weights: str | Path | Mapping[str, Tensor]
         source, given = "the state dict", _state_dict(weights, "the state dict")
     given = {k: v for k, v in given.items() if not k.endswith("attention_bias_idxs")}  # derived, not learned
     own = model.state_dict()
-    names = max(
-        ({key: rename(key) for key in own} for rename in (str, timm_key, official_key)),
-        key=lambda table: len(set(table.values()) & set(given)),
-    )
+    names = names_in(given, own)
     missing = [name for name in names.values() if name not in given]
     unknown = sorted(set(given) - set(names.values()))
     if missing or unknown:

@@ -242,7 +242,7 @@ class _Training:
         if self._settings.teacher:
             from evit_nas.train.teacher import open_teacher
 
-            teacher = open_teacher(self._settings.teacher, len(self._source.classes), self._preprocessing)
+            teacher = open_teacher(self._settings.teacher, self._source.classes, self._preprocessing)
             self._teacher = teacher.to(self._accelerator.device)
         self._epoch, self._step, self._lines = 0, 0, 0
         self._loss_sum, self._loss_steps = torch.zeros((), device=self._accelerator.device), 0

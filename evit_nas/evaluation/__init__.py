@@ -1,0 +1,151 @@
+"""How good trained networks are on labelled images, side by side: torch, ONNX and 8 bits on the very same inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.evaluation.figures import Answers, Evaluation, class_cells, confusion_cells, figures, rows, summary_cells
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evit_nas.data.preprocessing import Preprocessing
+    from evit_nas.evaluation.forms import Form
+
+__all__ = ["Evaluation", "class_cells", "confusion_cells", "evaluate", "rows", "summary_cells"]
+
+SPLIT_SEED = 0  # of the tenth that trainings hold out: another one would bring their training images
+
+
+def evaluate(
+    networks: Sequence[str],
+    data: str,
+    *,
+    split: Literal["val", "train"] = "val",
+    batch: int = 64,
+    workers: int = 2,
+    like: str | None = None,
+    note: Callable[[str], None] = lambda message: None,
+    step: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Evaluation]:
+    """The figures of each form of each of `networks`, in their order, on every image that can be read.
+
+    The classes of the data must be those of a network, in any order.
+
+    Args:
+        networks: what `open_forms` takes.
+        data: what `open_source` takes.
+        batch: images at a time; ONNX files with a fixed batch keep theirs.
+        workers: processes that decode images; 0 decodes them here.
+        like: a folder that tells the classes and the preprocessing of files that have none.
+        note: told about skipped images and about classes that have none.
+        step: told how many batches are done, of how many.
+
+    Raises:
+        UsageError: a network or the data cannot be used, or their classes differ.
+        MeasurementError: a network's outputs are not finite.
+    """
+    from torch.utils.data import DataLoader
+
+    from evit_nas.data import open_source
+    from evit_nas.evaluation.forms import open_forms
+    from evit_nas.train.batches import Plain
+
+    if batch < 1 or not networks:
+        raise UsageError(f"give at least one network and a batch of at least 1, got {list(networks)} and {batch}.")
+    source = open_source(data, SPLIT_SEED)
+    images = source.train if split == "train" else source.val
+    forms = [form for text in networks for form in open_forms(text, like)]
+    runs = [_Run(form, _order(source.classes, form, note)) for form in forms]
+    groups: dict[Preprocessing, list[_Run]] = {}
+    for run in runs:  # those that want the same inputs share them
+        groups.setdefault(run.form.preprocessing, []).append(run)
+    batches = -(-len(images) // batch)
+
+    def progress(before: int, done: int) -> None:
+        step(before + done, len(groups) * batches)
+
+    for number, (preprocessing, members) in enumerate(groups.items()):
+        loader = DataLoader(Plain(images, preprocessing), batch, sampler=range(len(images)), num_workers=workers)
+        labels, unreadable = _answer(members, loader, partial(progress, number * batches))
+    if not len(labels):
+        raise UsageError(f"{source.name}: none of its {split} images can be read.")
+    skipped = tuple(images.name(index) for index in unreadable)
+    if skipped:
+        note(f"{source.name}: skipped {len(skipped)} unreadable images: {', '.join(skipped)}")
+    found = [
+        Evaluation(
+            network=run.form.network,
+            form=run.form.form,
+            path=run.form.path,
+            data=f"{source.name} {split}",
+            skipped=skipped,
+            classes=source.classes,
+            images_per_s=run.images_per_s,
+            batch=run.form.batch or batch,
+            **figures(Answers.joined(run.answers), labels, len(source.classes)),
+        )
+        for run in runs
+    ]
+    if empty := found[0].empty_classes:
+        note(f"{source.name} has no {split} images of: {', '.join(empty)}")
+    return found
+
+
+class _Run:
+    """One form of a network on its way through the images."""
+
+    def __init__(self, form: Form, order: list[int]) -> None:
+        self.form, self.order = form, order
+        self.answers: list[Answers] = []
+        self._speeds: list[float] = []
+
+    def answer(self, inputs: Tensor, labels: np.ndarray) -> None:
+        """Takes one batch."""
+        start = time.perf_counter()
+        logits = self.form.run(inputs)
+        self._speeds.append(len(labels) / (time.perf_counter() - start))
+        if logits.shape != (len(labels), len(self.order)):
+            raise UsageError(
+                f"{self.form.path} must have an output for each of the {len(self.order)} classes of the data, "
+                f"got {logits.shape[1]}."
+            )
+        if not np.isfinite(logits).all():
+            raise MeasurementError(f"{self.form.path}: its outputs are not finite; the weights are damaged or diverged")
+        self.answers.append(Answers.of(logits[:, self.order], labels))
+
+    @property
+    def images_per_s(self) -> float:
+        """Of the median batch, so that a slow first one does not count."""
+        return float(np.median(self._speeds))
+
+
+def _answer(
+    runs: Sequence[_Run], loader: Iterable[Sequence[Tensor]], step: Callable[[int], None]
+) -> tuple[np.ndarray, list[int]]:
+    """Puts all images to all runs: the (N,) labels of those that could be read, and the indices of the others."""
+    labels, unreadable = [np.empty(0, np.int64)], []
+    for done, (inputs, truth, missing) in enumerate(loader, start=1):
+        readable = truth >= 0
+        unreadable += missing[~readable].tolist()
+        if readable.any():
+            labels.append(truth[readable].numpy())
+            for run in runs:
+                run.answer(inputs[readable], labels[-1])
+        step(done)
+    return np.concatenate(labels), unreadable
+
+
+def _order(classes: Sequence[str], form: Form, note: Callable[[str], None]) -> list[int]:
+    from evit_nas.network.saved import class_order
+
+    if form.classes is None:
+        note(f"{form.path}: the names of its classes are not known; they are taken in the order of the data")
+        return list(range(len(classes)))
+    return class_order(classes, form.classes, form.path)

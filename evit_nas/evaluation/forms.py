@@ -1,0 +1,102 @@
+"""The forms in which a trained network can be evaluated: in torch, and as the ONNX files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evit_nas.data.preprocessing import Preprocessing
+from evit_nas.errors import UsageError
+from evit_nas.network.saved import Saved, open_saved
+from evit_nas.ship.shipped import FP32, INT8
+
+TORCH = "torch"
+_FILES = {FP32: "onnx", INT8: "int8"}
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """Something that answers images, and how it wants them."""
+
+    network: str
+    form: str
+    path: str
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    run: Callable[[Tensor], np.ndarray]
+    """(B, C, H, W) normalised images to (B, classes) logits."""
+    batch: int | None = None
+    """Images at a time, where that is fixed."""
+
+
+def open_forms(text: str, like: str | None = None) -> list[Form]:
+    """All forms of the network that `text` names: an ONNX file, or whatever `open_saved` takes.
+
+    Args:
+        like: a folder that tells the classes and the preprocessing of a file that has none.
+
+    Raises:
+        UsageError: there is no such network, or nobody knows how it wants its images.
+    """
+    path = Path(text).expanduser()
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise UsageError(f"there is no file {text}.")
+        about = open_saved(like or str(path.resolve().parent))
+        return [_onnx(path, about, _preprocessing(about, text))]
+    saved = open_saved(text)
+    about = open_saved(like) if like and saved.preprocessing is None else saved
+    preprocessing = _preprocessing(about, text)
+    forms = [Form(saved.name, TORCH, text, about.classes, preprocessing, torch_run(saved.model))]
+    return forms + [_onnx(path / name, saved, preprocessing) for name in _FILES if (path / name).is_file()]
+
+
+def torch_run(model: nn.Module) -> Callable[[Tensor], np.ndarray]:
+    """`model` in eval mode, channels last, as a function of a batch."""
+    model = model.eval().to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> np.ndarray:
+        logits: np.ndarray = model(images.contiguous(memory_format=torch.channels_last)).float().numpy()
+        return logits
+
+    return run
+
+
+def _preprocessing(about: Saved, text: str) -> Preprocessing:
+    if about.preprocessing is None:
+        raise UsageError(
+            f"{text}: weights alone do not tell how images are normalised and what the classes are. Name a folder "
+            "that does with --like FOLDER."
+        )
+    return about.preprocessing
+
+
+def _onnx(path: Path, about: Saved, preprocessing: Preprocessing) -> Form:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as the torch network beside it
+    try:
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has many
+        raise UsageError(f"{path}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}") from None
+    entry = session.get_inputs()[0]
+    fixed, *sides = entry.shape
+    if [side for side in sides if isinstance(side, int)] != list(preprocessing.input_size):
+        raise UsageError(f"{path}: takes images of {sides}, but {about.name} wants {list(preprocessing.input_size)}.")
+    batch = fixed if isinstance(fixed, int) else None
+
+    def run(images: Tensor) -> np.ndarray:
+        array = images.numpy()
+        size = batch or len(array)
+        padded = np.concatenate([array, array[:1].repeat(-len(array) % size, axis=0)])
+        parts = [session.run(None, {entry.name: padded[i : i + size]})[0] for i in range(0, len(padded), size)]
+        return np.concatenate(parts)[: len(array)]
+
+    return Form(about.name, _FILES.get(path.name, "onnx"), str(path), about.classes, preprocessing, run, batch)
