@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from wrapt import register_post_import_hook
+
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
@@ -21,3 +23,6 @@ else:
             return search(**words)
 
     search.__class__ = _Search
+
+# timm.create_model("evit_nas", ...) works once both are imported, in either order; neither imports the other
+register_post_import_hook("evit_nas.timm_entry:register", "timm")

@@ -1,61 +1,162 @@
-"""From an ArchConfig, and weights if there are any, to a file that deploys; checked before it is handed over."""
+"""From an ArchConfig, and weights if there are any, to a file that deploys; checked before it is handed over.
+
+Every format holds the folded network (see network/deploy.py). A file is written beside its place, run, and compared
+with the torch network; only then it takes its name.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import EvitNasError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from evit_nas.network.model import EfficientViT
+
 TOLERANCE = 1e-4  # largest output difference to the torch network, relative to the largest output
+
+Run = Callable[["Tensor"], "Tensor"]  # images to outputs, by a written file
 
 
 def export_onnx(
     arch: ArchConfig, path: Path, *, weights: Path | None = None, batch: int | None = 1, seed: int = 0
 ) -> float:
-    """Writes the deploy graph of `arch` and checks it in ONNX Runtime against the torch network.
+    """Writes the deploy graph of `arch` as ONNX.
 
     Args:
-        weights: a checkpoint of this architecture; None exports seeded random weights, good for latency only.
+        weights: a checkpoint of this architecture, or a folder with one, as a training or `ship` leaves it; None
+            exports seeded random weights, good for latency only.
         batch: images per inference, None for a dynamic batch size.
         seed: of the random weights and of the images that are compared.
 
     Returns:
-        The largest output difference, relative to the largest output.
+        The largest output difference to the torch network, relative to the largest output.
 
     Raises:
         UsageError: the weights do not fit the architecture.
         EvitNasError: the outputs differ by more than `TOLERANCE`; nothing is written.
     """
+    return _export(_write_onnx, arch, path, weights, batch, seed)
+
+
+def export_torchscript(
+    arch: ArchConfig, path: Path, *, weights: Path | None = None, batch: int | None = 1, seed: int = 0
+) -> float:
+    """The same as a traced TorchScript module, for `torch.jit.load` and libtorch."""
+    return _export(_write_torchscript, arch, path, weights, batch, seed)
+
+
+def export_pt2(
+    arch: ArchConfig, path: Path, *, weights: Path | None = None, batch: int | None = 1, seed: int = 0
+) -> float:
+    """The same as an exported program, for `torch.export.load` and what starts from one."""
+    return _export(_write_pt2, arch, path, weights, batch, seed)
+
+
+EXPORTERS = {"onnx": export_onnx, "torchscript": export_torchscript, "pt2": export_pt2}
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest expected magnitude."""
     import numpy as np
-    import onnxruntime as ort
+
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def _export(
+    write: Callable[[EfficientViT, Tensor, int | None, Path], Run],
+    arch: ArchConfig,
+    path: Path,
+    weights: Path | None,
+    batch: int | None,
+    seed: int,
+) -> float:
+    """See `export_onnx`; `write` puts a network into a file and returns what runs that file."""
+    import numpy as np
+    import torch
+
+    from evit_nas.network.model import build
+    from evit_nas.network.weights import load_weights
+
+    model = build(arch, seed).eval()
+    if weights is not None:
+        load_weights(model, weights / "model.safetensors" if weights.is_dir() else weights)
+    images = np.random.default_rng(seed).standard_normal((batch or 2, arch.in_channels, *arch.input_size), np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(images))
+        run = write(model, torch.from_numpy(images), batch, scratch)
+        with torch.inference_mode():
+            actual = run(torch.from_numpy(images))
+        error = relative_error(actual.numpy(), expected.numpy())
+        if not error <= TOLERANCE:
+            raise EvitNasError(
+                f"the exported file differs from the torch network by {error:.1e} (allowed: {TOLERANCE:.0e}); "
+                "not written."
+            )
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return error
+
+
+def _write_onnx(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Run:
     import torch
 
     from evit_nas.network.deploy import deploy_weights
-    from evit_nas.network.model import build
     from evit_nas.network.onnx_graph import build_onnx
-    from evit_nas.network.weights import load_weights
 
-    model = build(arch, seed)
-    if weights is not None:
-        load_weights(model, weights)
-    model.eval()
-    graph = build_onnx(arch, deploy_weights(model), batch=batch).SerializeToString()
+    path.write_bytes(build_onnx(model.arch, deploy_weights(model), batch=batch).SerializeToString())
+    session = open_onnx(path)
+    return lambda images: torch.from_numpy(run_onnx(session, images.numpy()))
 
-    images = np.random.default_rng(seed).standard_normal((batch or 2, arch.in_channels, *arch.input_size))
-    images = images.astype(np.float32)
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).numpy()
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    actual = session.run(None, {session.get_inputs()[0].name: images})[0]
-    error = float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12))
-    if not error <= TOLERANCE:
-        raise EvitNasError(
-            f"the ONNX graph differs from the torch network by {error:.1e} (allowed: {TOLERANCE:.0e}); not written."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(graph)
-    scratch.replace(path)
-    return error
+
+def open_onnx(path: Path) -> Any:
+    """`path` in an ONNX Runtime session on the processor."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: Any, images: np.ndarray) -> np.ndarray:
+    """The first output of a session for (B, C, H, W) images."""
+    output: np.ndarray = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return output
+
+
+def _write_torchscript(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Run:
+    import torch
+
+    with warnings.catch_warnings():  # that TorchScript is no longer developed: whoever asks for it knows
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(_folded(model), images), path)  # type: ignore[no-untyped-call]
+        loaded: Run = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    return loaded
+
+
+def _write_pt2(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Run:
+    import torch
+
+    shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
+    torch.export.save(torch.export.export(_folded(model), (images,), dynamic_shapes=shapes), path)
+    loaded: Run = torch.export.load(path).module()
+    return loaded
+
+
+def _folded(model: EfficientViT) -> nn.Module:
+    from evit_nas.network.deploy import fold
+
+    return fold(model)

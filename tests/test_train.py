@@ -21,7 +21,7 @@ from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, ep
 from evit_nas.train.loop import CHECKPOINT, METRICS, Hardware, create, preprocessing_of, read_record, train
 from evit_nas.train.recipe import RECIPES, Recipe, load_recipe
 from evit_nas.train.settings import TrainSettings
-from evit_nas.train.trained import WEIGHTS, Trained
+from evit_nas.trained import WEIGHTS, Trained
 from tests.networks import tiny_arch
 
 CLASSES = ("dark", "light", "striped")

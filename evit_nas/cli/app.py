@@ -113,7 +113,7 @@ def resized(arch: ArchConfig, image_size: int) -> ArchConfig:
 
 
 def find_arch(text: str) -> ArchConfig:
-    """The architecture that a command-line argument names: a preset, a YAML file, or RUN/NAME.
+    """The architecture that an argument names: a preset, a YAML file, RUN/NAME, or a training or shipped folder.
 
     Raises:
         UsageError: it is none of them.
@@ -121,6 +121,8 @@ def find_arch(text: str) -> ArchConfig:
     if text in PRESETS:
         return ArchConfig.preset(text)
     path = Path(text)
+    if (path / "arch.yaml").is_file():
+        return ArchConfig.load(path / "arch.yaml")
     member = path.parent / "front" / f"{path.name.removesuffix('.yaml')}.yaml"
     if not path.exists() and member.exists():
         return ArchConfig.load(member)

@@ -148,32 +148,39 @@ class ExportFormat(StrEnum):
 
     yaml = "yaml"
     onnx = "onnx"
+    torchscript = "torchscript"
+    pt2 = "pt2"
 
 
 @app.command()
 def export(
     arch: Arch,
     to: Annotated[ExportFormat, typer.Option("--to", help="What to write.")],
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="NAME.yaml or NAME.onnx")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint (.safetensors or .pth); random without.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="NAME.onnx, ...")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint (.safetensors or .pth), or its folder.", show_default="ARCH's")
+    ] = None,
     batch: Annotated[int, typer.Option(min=0, help="Images per inference; 0 for a dynamic batch size.")] = 1,
     seed: SeedOption = 0,
 ) -> None:
-    """Write an architecture as YAML, or its deploy graph as ONNX."""
+    """Write an architecture as YAML, or its deploy form as ONNX, TorchScript or an exported program of torch."""
+    from evit_nas.export import EXPORTERS, SUFFIXES
+
     config = find_arch(arch)
-    path = out or Path(f"{Path(arch).name.removesuffix('.yaml')}.{to}")
+    if weights is None and (Path(arch) / "model.safetensors").is_file():
+        weights = Path(arch)
+    path = out or Path(f"{Path(arch).resolve().name.removesuffix('.yaml')}{SUFFIXES.get(to.value, '.yaml')}")
     if to is ExportFormat.yaml:
         from evit_nas.runs import write_atomically
 
         write_atomically(path, config.to_yaml(f"EfficientViT {arch}; key {config.key}"))
         say(f"written: {path}")
         return
-    from evit_nas.export import export_onnx
-
-    error = export_onnx(config, path, weights=weights, batch=batch or None, seed=seed)
+    error = EXPORTERS[to.value](config, path, weights=weights, batch=batch or None, seed=seed)
     kind = "trained weights" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
-    say(f"next:    evit-nas measure {path}")
+    if to is ExportFormat.onnx:
+        say(f"next:    evit-nas measure {path}")
 
 
 @app.command()

@@ -23,6 +23,8 @@ from evit_nas.cli.app import (
 from evit_nas.console import Format, emit, make_table, say
 from evit_nas.errors import EvitNasError, UsageError
 
+UNRELIABLE = "latency cannot be measured here reliably"
+
 
 @app.command()
 def measure(
@@ -173,10 +175,10 @@ def doctor(device: DeviceOption = "cpu", threads: ThreadsOption = None, format_:
     report_findings(examine(conditions_of(device, threads, 1, None, None)), "this machine", format_)
 
 
-def report_findings(findings: list[Any], title: str, format_: Format) -> None:
-    """Prints the findings of an examination; fails if one of them is fatal."""
+def report_findings(findings: list[Any], title: str, format_: Format, verdict: str = UNRELIABLE) -> None:
+    """Prints the findings of an examination; fails with `verdict` if one of them is fatal."""
     rows = [{"check": f.check, "result": f.result, "ok": f.ok} for f in findings]
     cells = [[f.check, f.result, {True: "ok", False: "look", None: ""}[f.ok]] for f in findings]
     emit(rows, format_, make_table(title, ["check", "result", ""], cells, text=["check", "result", ""]))
     if any(f.fatal for f in findings):
-        raise EvitNasError("latency cannot be measured here reliably; see the lines marked 'look'.")
+        raise EvitNasError(f"{verdict}; see the lines marked 'look'.")

@@ -1,11 +1,11 @@
-"""Verbs that make a model of an architecture, and judge it: train, eval."""
+"""Verbs that make a model of an architecture, and judge it: train, ship, verify, eval."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -13,15 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evit_nas.cli.app import FormatOption, ImageSizeOption, SeedOption, app, find_arch
+from evit_nas.cli.app import (
+    DeviceOption,
+    FormatOption,
+    ImageSizeOption,
+    SeedOption,
+    SessionOption,
+    ThreadsOption,
+    app,
+    conditions_of,
+    find_arch,
+)
+from evit_nas.cli.latency import report_findings
 from evit_nas.console import Format, emit, make_table, millions, progress_view, say
 from evit_nas.errors import UsageError
 
 if TYPE_CHECKING:
     from evit_nas.train.plan import Chosen
-    from evit_nas.train.trained import Trained
+    from evit_nas.trained import Trained
 
 FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
+SHIPPED = "shipped"  # in a training folder
 LOADERS = max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
@@ -60,6 +72,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Where training folders go.", show_default="RUN/train")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted trainings.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that load images.")] = LOADERS,
+    ship: Annotated[bool, typer.Option(help="Make a folder that deploys of each, as evit-nas ship does.")] = True,
     track: Annotated[
         list[str] | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb or mlflow, if installed.")
     ] = None,
@@ -92,15 +105,29 @@ def train(
         plans += plan([*chosen, *beside], how)
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
     if first:
-        begin(plans, shlex.join(["evit-nas", *sys.argv[1:]]), resume)
+        begin(plans, typed(), resume)
     hardware, trainings = Hardware(workers=workers, trackers=tuple(track or ())), []
     with progress_view() if first else nullcontext(_Silence()) as view:
         for folder, _ in plans:
             trainings.append(run_training(folder, view, hardware))
             view.note(f"written: {folder}")
+            if first and ship and not (folder / SHIPPED).exists():
+                _ship(folder, folder / SHIPPED, view.note)
     if first:
         rows = compare(trainings, beside[0].name if beside else None)
         _print_trained(rows, trainings, format_)
+
+
+def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any) -> None:
+    from evit_nas.ship.package import ship
+
+    shipped = ship(training, out, command=typed(), note=note, **options)
+    fp32, int8 = shipped.fp32, shipped.int8
+    note(f"written: {out}: top-1 {shipped.top1:.2f} % of {shipped.images} images, {fp32.latency}")
+    if shipped.int8_refusal:
+        note(f"no 8-bit file: {shipped.int8_refusal}")
+    elif int8 is not None:
+        note(f"in 8 bits: top-1 {int8.top1:.2f} %, {int8.latency}")
 
 
 class _Silence:
@@ -111,6 +138,11 @@ class _Silence:
 
     def trained(self, status: Any) -> None:
         """See TrainWatcher."""
+
+
+def typed() -> str:
+    """The command line as it was typed."""
+    return shlex.join(["evit-nas", *sys.argv[1:]])
 
 
 def _chosen(what: Sequence[str], whole_front: bool, top: int | None) -> list[Chosen]:
@@ -175,6 +207,43 @@ def _gain(row: dict[str, Any]) -> str:
     if row["gain"] is None:
         return ""
     return f"{row['gain']:+.2f}" + ("" if row["gain_error"] is None else f" ± {row['gain_error']:.2f}")
+
+
+@app.command()
+def ship(
+    training: Annotated[Path, typer.Argument(metavar="TRAINING", help="A finished training folder.")],
+    out: Annotated[Path | None, typer.Option(help="New folder to write.", show_default="TRAINING/shipped")] = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    session: SessionOption = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Points of top-1 that 8 bits may lose.")] = 1.0,
+    images: Annotated[int, typer.Option(min=1, help="Validation images to compare on, at most.")] = 5000,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images to calibrate 8 bits on, at most.")] = 256,
+) -> None:
+    """Make a folder that deploys of a training: ONNX in 32 and 8 bits, timm's files, a model card; all checked."""
+    conditions = conditions_of(device, threads, 1, None, session)
+    with progress_view() as view:
+        _ship(
+            training,
+            out or training / SHIPPED,
+            view.note,
+            conditions=conditions,
+            tolerance=tolerance,
+            images=images,
+            calibration_images=calibration,
+        )
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shipped folder.")],
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="Also take the accuracy again, on these.")] = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Check a shipped folder: every file, that timm and ONNX Runtime load it, and that they agree."""
+    from evit_nas.ship.verify import verify
+
+    report_findings(verify(folder, data), str(folder), format_, "the folder is not as it was shipped")
 
 
 @app.command("eval")

@@ -44,7 +44,7 @@ class Preprocessing(BaseModel):
 
     def timm_config(self) -> dict[str, Any]:
         """The same under the names of timm's pretrained_cfg."""
-        return self.model_dump(mode="json") | {"fixed_input_size": False}
+        return self.model_dump(mode="json")
 
 
 def gray_first(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:

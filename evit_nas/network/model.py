@@ -351,6 +351,7 @@ class EfficientViT(nn.Module):
         super().__init__()
         self.arch = arch
         self.num_classes = arch.num_classes
+        self.in_chans = arch.in_channels
         self.num_features = self.head_hidden_size = arch.stages[-1].width
         self.grad_checkpointing = False
         self.feature_info = [
@@ -410,15 +411,7 @@ class EfficientViT(nn.Module):
         """
         if output_fmt != "NCHW":
             raise UsageError(f"output_fmt must be 'NCHW', got '{output_fmt}'.")
-        count = len(self.stages)
-        if indices is None or isinstance(indices, int):
-            wanted = list(range(-(count if indices is None else indices), 0))
-        else:
-            wanted = list(indices)
-        if not wanted or not all(-count <= i < count for i in wanted):
-            allowed = f"a number of last stages from 1 to {count}, or stages from {-count} to {count - 1}"
-            raise UsageError(f"indices must be {allowed}, got {indices}.")
-        wanted = [i % count for i in wanted]
+        wanted = self._stage_numbers(indices)
         x = self.forward_stem(x)
         taken = []
         for i, stage in enumerate(self.stages):
@@ -429,6 +422,39 @@ class EfficientViT(nn.Module):
             if i in wanted:
                 taken.append(x)
         return taken if intermediates_only else (x, taken)
+
+    def _stage_numbers(self, indices: int | Sequence[int] | None) -> list[int]:
+        count = len(self.stages)
+        if indices is None or isinstance(indices, int):
+            wanted = list(range(-(count if indices is None else indices), 0))
+        else:
+            wanted = list(indices)
+        if not wanted or not all(-count <= i < count for i in wanted):
+            allowed = f"a number of last stages from 1 to {count}, or stages from {-count} to {count - 1}"
+            raise UsageError(f"indices must be {allowed}, got {indices}.")
+        return [i % count for i in wanted]
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages after the last of `indices`, and the classifier; returns the stages' numbers, as in timm.
+
+        Args:
+            indices: as in `forward_intermediates`.
+            prune_norm: accepted for timm's sake; there is no final norm.
+            prune_head: also without a stage to drop.
+
+        Raises:
+            UsageError: there is no such stage.
+        """
+        wanted = self._stage_numbers(indices)
+        shorter = max(wanted) + 1 < len(self.stages)
+        if prune_head or shorter:
+            self.reset_classifier(0, "")
+        if shorter:
+            self.stages = self.stages[: max(wanted) + 1]
+            self.num_features = self.head_hidden_size = self.arch.stages[max(wanted)].width
+        return wanted
 
     def get_classifier(self) -> nn.Module:
         """The final linear layer (an Identity without classes)."""

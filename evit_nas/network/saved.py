@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.train.trained import ARCH, RECORD, WEIGHTS, Trained
+from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained
 
 if TYPE_CHECKING:
     from torch import nn

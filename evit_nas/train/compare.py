@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from evit_nas.train.trained import Trained
+from evit_nas.trained import Trained
 
 
 def compare(trainings: Sequence[Trained], baseline: str | None = None) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ from evit_nas.train.curve import write_curve
 from evit_nas.train.recipe import Recipe
 from evit_nas.train.settings import TrainRecord, TrainSettings
 from evit_nas.train.status import TrainStatus, TrainWatcher
-from evit_nas.train.trained import WEIGHTS, Trained
+from evit_nas.trained import WEIGHTS, Trained
 from evit_nas.yamlio import read_yaml, validate
 
 RECORD, METRICS, CHECKPOINT, BEST = "train.yaml", "metrics.jsonl", "checkpoint.pt", "best.safetensors"

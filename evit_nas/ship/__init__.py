@@ -1,0 +1,1 @@
+"""Shipping: from a finished training to a folder that deploys, and its re-examination."""

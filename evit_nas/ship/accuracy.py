@@ -1,0 +1,101 @@
+"""Real images through a network and its ONNX files: do they compute the same, and how often are they right?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evit_nas.data.cache import UNREADABLE
+from evit_nas.data.images import ChosenImages, Images
+from evit_nas.data.preprocessing import Preprocessing
+from evit_nas.errors import UsageError
+from evit_nas.export import open_onnx, relative_error, run_onnx
+
+if TYPE_CHECKING:
+    from evit_nas.network.model import EfficientViT
+
+TORCH = "torch"
+BLOCK = 8  # pixels; input sides are multiples of 32
+BATCH = 50  # images the torch network takes at once; ONNX files take them one by one, as they are deployed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a network and its graphs made of the same images."""
+
+    images: int
+    top1s: dict[str, float]
+    """Accuracy in percent, of the network as "torch" and of each graph."""
+    errors: dict[str, float]
+    """Of each graph: largest output difference to the torch network, relative to the largest output of its batch."""
+
+
+def some(images: Images, count: int, seed: int) -> Images:
+    """At most `count` of `images`, chosen at random by `seed`."""
+    return ChosenImages(images, np.random.default_rng(seed).permutation(len(images))[:count])
+
+
+def inputs(images: Images, preprocessing: Preprocessing) -> Iterator[tuple[np.ndarray, int]]:
+    """(1, C, H, W) float32 input and label of every image that can be read."""
+    transform = preprocessing.transform()
+    for index in range(len(images)):
+        try:
+            image, label = images[index]
+        except UNREADABLE:
+            continue
+        yield transform(image).numpy()[None], label
+
+
+def probes(preprocessing: Preprocessing) -> np.ndarray:
+    """(4, C, H, W) inputs that are the same everywhere, for where the data are not at hand: blocks of random colour.
+
+    Their values are those of images. Noise in every pixel is so unlike one that 8 bits calibrated on images compute
+    something else for it.
+    """
+    channels, height, width = preprocessing.input_size
+    colours = np.random.default_rng(0).random((4, channels, height // BLOCK, width // BLOCK))
+    pixels = np.kron(colours, np.ones((BLOCK, BLOCK)))
+    mean, std = (np.array(values).reshape(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    images: np.ndarray = ((pixels - mean) / std).astype(np.float32)
+    return images
+
+
+def difference(model: EfficientViT, graph: Path, images: np.ndarray) -> float:
+    """The largest output difference of an ONNX file to `model` on `images`, relative to the largest output."""
+    import torch
+
+    session = open_onnx(graph)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    return relative_error(np.concatenate([run_onnx(session, image[None]) for image in images]), expected)
+
+
+def compare(model: EfficientViT, graphs: Mapping[str, Any], images: Images, preprocessing: Preprocessing) -> Comparison:
+    """Runs `images` through `model`, in eval mode, and through each of `graphs`, which are ONNX Runtime sessions.
+
+    Raises:
+        UsageError: no image can be read.
+    """
+    import torch
+
+    count, right, errors = 0, dict.fromkeys([TORCH, *graphs], 0), dict.fromkeys(graphs, 0.0)
+    pairs = inputs(images, preprocessing)
+    while chunk := list(islice(pairs, BATCH)):
+        labels = np.array([label for _, label in chunk])
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(np.concatenate([image for image, _ in chunk]))).numpy()
+        outputs = {
+            name: np.concatenate([run_onnx(graph, image) for image, _ in chunk]) for name, graph in graphs.items()
+        }
+        count += len(chunk)
+        for name, output in ({TORCH: expected} | outputs).items():
+            right[name] += int((output.argmax(axis=1) == labels).sum())
+        errors = {name: max(errors[name], relative_error(output, expected)) for name, output in outputs.items()}
+    if not count:
+        raise UsageError("none of the validation images can be read.")
+    return Comparison(count, {name: 100 * found / count for name, found in right.items()}, errors)

@@ -1,0 +1,96 @@
+"""Every exported file computes what the torch network does, or is not handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evit_nas import export
+from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.export import EXPORTERS, SUFFIXES, TOLERANCE, open_onnx, run_onnx
+from tests.networks import VARIANTS, lively_network, relative_error, tiny_arch
+
+READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
+    "onnx": lambda path: lambda images: torch.from_numpy(run_onnx(open_onnx(path), images.numpy())),
+    "torchscript": lambda path: torch.jit.load(path),
+    "pt2": lambda path: torch.export.load(path).module(),
+}
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """A folder with the weights of a lively `tiny_arch`."""
+    save_file(lively_network(tiny_arch()).state_dict(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_every_format_has_a_suffix_and_a_reader() -> None:
+    assert EXPORTERS.keys() == SUFFIXES.keys() == READERS.keys()
+
+
+@pytest.mark.parametrize("to", EXPORTERS)
+def test_a_folders_weights_are_in_the_file(to: str, training: Path) -> None:
+    path = training / f"network{SUFFIXES[to]}"
+    error = EXPORTERS[to](tiny_arch(), path, weights=training)
+    assert error < TOLERANCE
+    model, run = lively_network(tiny_arch()), READERS[to](path)
+    with torch.inference_mode():
+        assert relative_error(run(IMAGES[:1]), model(IMAGES[:1])) < TOLERANCE
+
+
+@pytest.mark.parametrize("to", EXPORTERS)
+def test_a_dynamic_batch_takes_any_number_of_images(to: str, training: Path) -> None:
+    path = training / f"network{SUFFIXES[to]}"
+    EXPORTERS[to](tiny_arch(), path, weights=training / "model.safetensors", batch=None)
+    model, run = lively_network(tiny_arch()), READERS[to](path)
+    with torch.inference_mode():
+        for count in (1, 3):
+            assert relative_error(run(IMAGES[:count]), model(IMAGES[:count])) < TOLERANCE
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_torchscript_holds_every_kind_of_block(variant: str, tmp_path: Path) -> None:
+    assert EXPORTERS["torchscript"](tiny_arch(**VARIANTS[variant]), tmp_path / "network.ts", batch=2) < TOLERANCE
+
+
+@pytest.mark.parametrize("variant", ["linear", "padded window"])  # of those that differ most from the default
+def test_an_exported_program_holds_other_mixers(variant: str, tmp_path: Path) -> None:
+    assert EXPORTERS["pt2"](tiny_arch(**VARIANTS[variant]), tmp_path / "network.pt2") < TOLERANCE
+
+
+@pytest.mark.parametrize("to", EXPORTERS)
+def test_a_file_that_computes_something_else_is_not_handed_over(
+    to: str, training: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evit_nas.network import deploy
+
+    right = deploy._fold_conv
+
+    def wrong(module: torch.nn.Module) -> torch.nn.Conv2d:
+        conv = right(module)
+        conv.bias += 0.01
+        return conv
+
+    monkeypatch.setattr(deploy, "_fold_conv", wrong)
+    path = training / f"network{SUFFIXES[to]}"
+    path.write_text("before")
+    with pytest.raises(EvitNasError, match="differs from the torch network"):
+        EXPORTERS[to](tiny_arch(), path, weights=training)
+    assert path.read_text() == "before"
+    assert {found.name for found in training.iterdir()} == {path.name, "model.safetensors"}
+
+
+def test_weights_of_another_network_are_refused(training: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit this architecture"):
+        export.export_onnx(tiny_arch(cascade=False), training / "network.onnx", weights=training)
+
+
+def test_the_error_is_relative_to_the_largest_output() -> None:
+    assert export.relative_error(np.array([1.0, -4.5]), np.array([1.0, -5.0])) == pytest.approx(0.1)

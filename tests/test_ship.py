@@ -1,0 +1,279 @@
+"""A finished training becomes a folder that deploys, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions
+from evit_nas.data.preprocessing import Preprocessing
+from evit_nas.data.sources import open_source
+from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.latency import DEVICES
+from evit_nas.network.saved import open_saved
+from evit_nas.ship import package
+from evit_nas.ship.accuracy import inputs, probes, some
+from evit_nas.ship.package import ship
+from evit_nas.ship.shipped import Shipped
+from tests.trainings import ARCH, FILES, PREPROCESSING, TRAINED, FileDevice, finished, fitted_weights
+
+WHOLE = {
+    "model.safetensors",
+    "config.json",
+    "arch.yaml",
+    "model.onnx",
+    "model-int8.onnx",
+    "README.md",
+    "shipped.json",
+    "SHA256SUMS",
+}
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> type[FileDevice]:
+    monkeypatch.setitem(DEVICES, "files", FileDevice)
+    return FileDevice
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder shipped from the training on digits."""
+    place = tmp_path_factory.mktemp("ship")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEVICES, "files", FileDevice)
+        ship(finished(place / "training"), place / "out", conditions=FILES, command="evit-nas ship it")
+    return place / "out"
+
+
+def val_inputs() -> tuple[np.ndarray, np.ndarray]:
+    pairs = list(inputs(open_source("digits", 0).val, PREPROCESSING))
+    return np.concatenate([image for image, _ in pairs]), np.array([label for _, label in pairs])
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_folder_holds_the_network_in_every_form_and_nothing_is_left_beside_it(shipped: Path) -> None:
+    assert names_in(shipped) == WHOLE
+    assert names_in(shipped.parent) == {"training", "out"}
+
+
+def test_every_other_file_has_a_check_sum(shipped: Path) -> None:
+    sums = dict(line.split("  ")[::-1] for line in (shipped / "SHA256SUMS").read_text().splitlines())
+    assert sums.keys() == WHOLE - {"SHA256SUMS"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((shipped / name).read_bytes()).hexdigest() == digest
+
+
+def test_accuracies_are_those_of_the_validation_images(shipped: Path) -> None:
+    images, labels = val_inputs()
+    record = Shipped.load(shipped)
+    assert record.images == len(labels)
+    model = open_saved(str(shipped)).model
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    assert record.top1 == pytest.approx(100 * (expected.argmax(1) == labels).mean())
+    assert record.top1 > 80
+    assert record.fp32.top1 == record.top1
+    session = ort.InferenceSession(shipped / "model-int8.onnx")
+    outputs = np.concatenate([session.run(None, {"input": image[None]})[0] for image in images])
+    assert record.int8 is not None
+    assert record.int8.top1 == pytest.approx(100 * (outputs.argmax(1) == labels).mean())
+    assert record.int8.top1 > record.top1 - 1
+
+
+def test_the_onnx_file_holds_the_trained_weights(shipped: Path) -> None:
+    images = val_inputs()[0][:20]
+    model = open_saved(str(shipped.parent / "training")).model
+    session = ort.InferenceSession(shipped / "model.onnx")
+    actual = np.concatenate([session.run(None, {"input": image[None]})[0] for image in images])
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(actual), model(torch.from_numpy(images)), rtol=1e-3, atol=1e-3)
+
+
+def test_both_files_are_measured_under_the_conditions_asked_for(shipped: Path) -> None:
+    record = Shipped.load(shipped)
+    assert record.int8 is not None
+    assert (record.fp32.latency.median_ms, record.int8.latency.median_ms) == (2.0, 1.0)
+    assert record.fp32.latency.conditions == FILES
+
+
+def test_timm_loads_the_folder_with_its_weights_classes_and_preprocessing(shipped: Path) -> None:
+    model = timm.create_model(f"local-dir:{shipped}", pretrained=True).eval()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, fitted_weights()[name]), name
+    assert model.pretrained_cfg["label_names"] == list(TRAINED.classes)
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70), np.uint8))
+    assert torch.equal(transform(image), PREPROCESSING.transform()(image))
+
+
+def test_timm_adapts_the_folder_to_other_classes_channels_sizes_and_to_features(shipped: Path) -> None:
+    source = f"local-dir:{shipped}"
+    assert not torch.equal(timm.create_model(source).stem[0].conv.weight, fitted_weights()["stem.0.conv.weight"])
+    other = timm.create_model(source, pretrained=True, num_classes=3, in_chans=3, img_size=96).eval()
+    assert other(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+    assert (other.in_chans, other.arch.input_size) == (3, (96, 96))
+    features = timm.create_model(source, pretrained=True, features_only=True, out_indices=(1, 2)).eval()
+    assert features.feature_info.reduction() == [32, 64]
+    assert torch.equal(features.model.stem[0].conv.weight, fitted_weights()["stem.0.conv.weight"])
+
+
+def test_the_card_opens_with_what_the_hub_reads(shipped: Path) -> None:
+    _, front, text = (shipped / "README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert facts["library_name"] == "timm"
+    assert facts["pipeline_tag"] == "image-classification"
+    (result,) = facts["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(Shipped.load(shipped).top1 / 100, abs=1e-4)
+    for fact in ("2.00 ms", "1.00 ms", "evit-nas ship it", TRAINED.command, ARCH.key, "imaginary"):
+        assert fact in text
+
+
+def test_the_code_in_the_card_runs(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in names_in(shipped):
+        (tmp_path / name).symlink_to(shipped / name)
+    monkeypatch.chdir(tmp_path)
+    open_source("digits", 0).val.picture(0).convert("RGB").save("image.png")
+    blocks = re.findall(r"```python\n(.*?)```", (shipped / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    found: dict[str, object] = {}
+    with torch.inference_mode():
+        exec("\n".join(blocks), found)
+    assert found["label"] == TRAINED.classes[found["logits"].argmax()]
+    assert found["saved"].preprocessing == PREPROCESSING
+
+
+def test_strange_names_do_not_break_the_front_matter(tmp_path: Path) -> None:
+    training = finished(tmp_path / "training", name="a: [b\n---", data_name="x'\"{}")
+    ship(training, tmp_path / "out", conditions=FILES, images=20, calibration_images=5)
+    front = (tmp_path / "out" / "README.md").read_text().split("\n---\n")[0]
+    assert yaml.safe_load(front)["model-index"][0]["name"] == "a: [b\n---"
+
+
+def test_8_bits_that_are_not_faster_are_not_shipped_and_the_card_says_why(
+    tmp_path: Path, device: type[FileDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(device.ms, "model-int8.onnx", 1.99)  # within the spread of 1 % each
+    record = ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES, images=20, calibration_images=5)
+    assert names_in(tmp_path / "out") == WHOLE - {"model-int8.onnx"}
+    assert "not faster" in record.int8_refusal
+    assert record.int8 is not None  # its figures are kept
+    assert record.int8_refusal in (tmp_path / "out" / "README.md").read_text()
+    assert Shipped.load(tmp_path / "out") == record
+
+
+def test_a_graph_that_cannot_be_quantised_ships_in_fp32_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MeasurementError("no such luck.")
+
+    monkeypatch.setattr(package, "quantise", refuse)
+    record = ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES, images=20, calibration_images=5)
+    assert record.int8 is None
+    assert "There is no 8-bit file: no such luck.\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_part_of_the_validation_images_can_be_enough_and_is_stated(tmp_path: Path) -> None:
+    record = ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES, images=30, calibration_images=5)
+    assert (record.images, record.calibration_images) == (30, 5)
+    assert "Accuracy on 30 validation images of digits" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="exists"):
+        ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES)
+    assert names_in(tmp_path / "out") == set()
+
+
+def test_nothing_is_written_where_latency_cannot_be_measured(
+    tmp_path: Path, device: type[FileDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(device.ms, "model.onnx")
+    with pytest.raises(MeasurementError):
+        ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES, images=20, calibration_images=5)
+    assert names_in(tmp_path) == {"training"}
+
+
+def test_nothing_is_written_where_the_graph_computes_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evit_nas.network import deploy
+
+    right = deploy._affine
+    monkeypatch.setattr(deploy, "_affine", lambda norm: (right(norm)[0] * 1.01, right(norm)[1]))
+    with pytest.raises(EvitNasError, match="differs from the torch network"):
+        ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES, images=20, calibration_images=5)
+    assert names_in(tmp_path) == {"training"}
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device", str(folder / "SHA256SUMS"))
+
+    monkeypatch.setattr(package, "write_sums", full)
+    with pytest.raises(EvitNasError, match=r"SHA256SUMS: No space left on device. Nothing was written to .*out"):
+        ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES, images=20, calibration_images=5)
+    assert names_in(tmp_path) == {"training"}
+
+
+def test_a_device_that_quantises_by_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="quantises by itself"):
+        ship(tmp_path, tmp_path / "out", conditions=Conditions(device="cpu-int8", precision="int8"))
+
+
+def test_data_with_other_classes_are_refused(tmp_path: Path) -> None:
+    training = finished(tmp_path / "training", classes=tuple("abcdefghij"))
+    with pytest.raises(UsageError, match=r"digits must have the classes .*: a, b, c, d, e \(10\), got 0, 1"):
+        ship(training, tmp_path / "out", conditions=FILES)
+
+
+def test_an_unreadable_image_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            Image.new("L", (64, 64), index).save(tmp_path / name / f"{index}.png")
+    source = open_source(str(tmp_path), 0)
+    (tmp_path / source.train.name(0)).write_bytes(b"no image")
+    assert len(list(inputs(source.train, PREPROCESSING))) == len(source.train) - 1
+
+
+def test_chosen_images_are_the_same_every_time_and_fewer_are_part_of_more() -> None:
+    val = open_source("digits", 0).val
+    few, more, again = (some(val, count, 0) for count in (5, 10, 5))
+    assert [few.name(i) for i in range(5)] == [again.name(i) for i in range(5)] == [more.name(i) for i in range(5)]
+    assert len(some(val, 10_000, 0)) == len(val)
+
+
+def test_probes_have_the_values_of_images() -> None:
+    steps = Preprocessing(input_size=(3, 64, 96), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    pixels = probes(steps) * np.array(steps.std).reshape(3, 1, 1) + np.array(steps.mean).reshape(3, 1, 1)
+    assert pixels.shape == (4, 3, 64, 96)
+    assert pixels.min() > -1e-6
+    assert pixels.max() < 1 + 1e-6
+    assert pixels.std() > 0.2
+
+
+@pytest.mark.slow
+def test_a_training_on_digits_ships_with_latencies_of_this_processor(tmp_path: Path) -> None:
+    record = ship(finished(tmp_path / "training"), tmp_path / "out", conditions=Conditions())
+    assert record.fp32.latency.rounds >= 2 * 16
+    assert record.fp32.latency.input_shape == (1, 1, 64, 64)
+    assert bool(record.int8_refusal) != (tmp_path / "out" / "model-int8.onnx").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architecture"] == "evit_nas"
+    assert ArchConfig.load(tmp_path / "out" / "arch.yaml") == ARCH

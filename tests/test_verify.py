@@ -1,0 +1,178 @@
+"""A shipped folder is whole and does what its record says, or the finding names what does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from evit_nas.arch import ArchConfig
+from evit_nas.errors import UsageError
+from evit_nas.export import export_onnx
+from evit_nas.latency import DEVICES
+from evit_nas.network.model import build
+from evit_nas.ship.package import ship
+from evit_nas.ship.shipped import write_sums
+from evit_nas.ship.verify import verify
+from tests.networks import tiny_arch
+from tests.trainings import ARCH, FILES, FileDevice, finished
+
+NAMES = (
+    "README.md",
+    "SHA256SUMS",
+    "arch.yaml",
+    "config.json",
+    "model-int8.onnx",
+    "model.onnx",
+    "model.safetensors",
+    "shipped.json",
+)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("verify")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEVICES, "files", FileDevice)
+        ship(finished(place / "training"), place / "out", conditions=FILES, calibration_images=20)
+    return place / "out"
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "out"))
+
+
+def failed(folder: Path, data: str | None = None) -> dict[str, str]:
+    """What each failed check says; every one of them is fatal and says a way out."""
+    findings = verify(folder, data)
+    for finding in findings:
+        assert finding.ok is not finding.fatal
+        assert finding.ok or "ship the training again" in finding.result
+    return {finding.check: finding.result for finding in findings if not finding.ok}
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_folder_as_it_was_shipped_passes_every_check(folder: Path) -> None:
+    assert failed(folder, data="digits") == {}
+    assert [finding.check for finding in verify(folder)] == [
+        "files",
+        "record",
+        "architecture",
+        "weights",
+        "timm",
+        "ONNX, fp32",
+        "ONNX, 8 bits",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_damaged_bit_in_any_file_is_found(name: str, original: Path, tmp_path: Path) -> None:
+    from evit_nas.ship.verify import _examined, _files
+
+    rng = np.random.default_rng(0)
+    for turn in range(20):
+        folder = Path(shutil.copytree(original, tmp_path / str(turn), copy_function=shutil.copyfile))
+        content = bytearray((folder / name).read_bytes())
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        (folder / name).write_bytes(content)
+        finding = _examined("files", lambda folder=folder: _files(folder))
+        assert finding.fatal, f"turn {turn}"
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_missing_or_cut_off_is_found_and_named(name: str, folder: Path) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-2])
+    assert "files" in failed(folder)
+    (folder / name).unlink()
+    assert name in failed(folder)["files"]
+
+
+def test_a_file_that_the_list_of_check_sums_leaves_out_is_found_and_named(folder: Path) -> None:
+    lines = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (folder / "SHA256SUMS").write_text("".join(line for line in lines if "model.onnx" not in line))
+    assert "model.onnx is not in SHA256SUMS" in failed(folder)["files"]
+
+
+def other_weights(folder: Path) -> None:
+    save_file(build(ARCH, seed=1).state_dict(), folder / "model.safetensors")
+
+
+def weights_of_another_network(folder: Path) -> None:
+    save_file(build(tiny_arch()).state_dict(), folder / "model.safetensors")
+
+
+def other_graph(name: str) -> Callable[[Path], None]:
+    return lambda folder: export_onnx(ARCH, folder / name, seed=1)
+
+
+def other_architecture(folder: Path) -> None:
+    changed = ArchConfig.model_validate(ARCH.model_dump() | {"num_classes": 11})
+    (folder / "arch.yaml").write_text(changed.to_yaml())
+
+
+# each would pass the check sums, which are written anew
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (other_weights, "ONNX, fp32"),
+        (weights_of_another_network, "weights"),
+        (weights_of_another_network, "timm"),
+        (other_graph("model.onnx"), "ONNX, fp32"),
+        (other_graph("model-int8.onnx"), "ONNX, 8 bits"),
+        (other_architecture, "architecture"),
+        (lambda folder: rewrite(folder / "config.json", '"0"', '"zero"'), "architecture"),
+        (lambda folder: rewrite(folder / "config.json", '"evit_nas"', '"resnet18"'), "timm"),
+        (lambda folder: (folder / "model-int8.onnx").unlink(), "record"),
+        (lambda folder: rewrite(folder / "shipped.json", '"images"', '"pictures"'), "record"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_found(
+    change: Callable[[Path], object], check: str, folder: Path
+) -> None:
+    change(folder)
+    (folder / "SHA256SUMS").unlink()
+    write_sums(folder)
+    assert check in failed(folder)
+
+
+def test_a_folder_without_8_bits_passes_with_the_reason(folder: Path) -> None:
+    record = json.loads((folder / "shipped.json").read_text())
+    (folder / "shipped.json").write_text(json.dumps(record | {"int8_refusal": "it is slower"}))
+    (folder / "model-int8.onnx").unlink()
+    (folder / "SHA256SUMS").unlink()
+    write_sums(folder)
+    assert failed(folder) == {}
+    assert verify(folder)[-1].result == "not shipped: it is slower"
+
+
+def test_an_accuracy_that_is_not_reached_is_found_with_both_figures(folder: Path) -> None:
+    record = json.loads((folder / "shipped.json").read_text())
+    (folder / "shipped.json").write_text(json.dumps(record | {"top1": 99.99}))
+    assert "(stated: 99.99 %)" in failed(folder, data="digits")["accuracy"]
+
+
+def test_data_with_other_classes_are_no_recheck(folder: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("L", (64, 64)).save(tmp_path / "pets" / name / f"{index}.png")
+    assert "must have the classes" in failed(folder, data=str(tmp_path / "pets"))["accuracy"]
+
+
+def test_a_folder_that_is_none_is_wrong_use(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a folder"):
+        verify(tmp_path / "gone")
