@@ -18,6 +18,7 @@ from tests.networks import tiny_arch
 
 VERBS = (
     *("search", "resume", "front", "describe", "measure", "score", "space", "export", "schema", "doctor"),
+    *("train", "ship", "verify", "eval", "report", "runs", "replay", "config"),
     *("profile", "devices", "worker", "device check", "latency fit", "latency show", "latency check"),
 )
 

@@ -18,7 +18,7 @@ from evit_nas.network.weights import load_weights, read_weights
 from evit_nas.runs import lock
 from evit_nas.train import checkpoint, loop
 from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, epoch_order
-from evit_nas.train.loop import CHECKPOINT, METRICS, Hardware, create, preprocessing_of, read_record, train
+from evit_nas.train.loop import CHECKPOINT, METRICS, create, preprocessing_of, read_record, train
 from evit_nas.train.recipe import RECIPES, Recipe, load_recipe
 from evit_nas.train.settings import TrainSettings
 from evit_nas.trained import WEIGHTS, Trained
@@ -361,16 +361,3 @@ def test_two_processes_train_as_one_does_in_two_parts(tmp_path, images, mixup):
     assert shared == pytest.approx(alone, rel=1e-4)
     last = [lines(tmp_path / name)[-1] for name in ("one", "two")]
     assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=0.1)
-
-
-@pytest.mark.slow
-def test_digits_are_learned_in_under_a_minute_of_work(tmp_path):
-    wish = TrainSettings(
-        name="tiny",
-        arch=tiny_arch(),
-        data="digits",
-        recipe_name="tiny",
-        recipe=load_recipe("tiny", {"epochs": 10}),
-    )
-    create(tmp_path / "b", wish, "")
-    assert train(tmp_path / "b", Watch(), Hardware(workers=0)).top1 > 95

@@ -26,7 +26,7 @@ from evit_nas.cli.app import (
 )
 from evit_nas.cli.latency import report_findings
 from evit_nas.console import Format, emit, make_table, millions, progress_view, say
-from evit_nas.errors import UsageError
+from evit_nas.errors import EvitNasError, UsageError
 
 if TYPE_CHECKING:
     from evit_nas.train.plan import Chosen
@@ -84,6 +84,7 @@ def train(
     from evit_nas.train.loop import train as run_training
     from evit_nas.train.plan import How, baselines, begin, plan
     from evit_nas.train.recipe import load_recipe
+    from evit_nas.trained import Trained
 
     begun = [Path(text) for text in what if (Path(text) / "train.yaml").is_file()]
     plans = [(folder, read_record(folder).settings) for folder in begun]
@@ -106,16 +107,24 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
     if first:
         begin(plans, typed(), resume)
-    hardware, trainings = Hardware(workers=workers, trackers=tuple(track or ())), []
+    hardware, trainings, failed = Hardware(workers=workers, trackers=tuple(track or ())), list[Trained](), False
     with progress_view() if first else nullcontext(_Silence()) as view:
         for folder, _ in plans:
-            trainings.append(run_training(folder, view, hardware))
-            view.note(f"written: {folder}")
-            if first and ship and not (folder / SHIPPED).exists():
-                _ship(folder, folder / SHIPPED, view.note)
-    if first:
+            try:
+                trainings.append(run_training(folder, view, hardware))
+                view.note(f"written: {folder}")
+                if first and ship and not (folder / SHIPPED).exists():
+                    _ship(folder, folder / SHIPPED, view.note)
+            except EvitNasError as error:
+                if len(plans) == 1:
+                    raise
+                failed = True
+                view.note(f"evit-nas: {folder}: {error}")
+    if first and trainings:
         rows = compare(trainings, beside[0].name if beside else None)
         _print_trained(rows, trainings, format_)
+    if failed:
+        raise EvitNasError("not everything could be trained and shipped, see above; --resume does the rest")
 
 
 def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any) -> None:

@@ -1,0 +1,158 @@
+"""train, ship, verify, eval on the command line: what they take, print and leave."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from evit_nas.latency import DEVICES
+from evit_nas.network.saved import open_saved
+from evit_nas.train.recipe import RECIPES
+from evit_nas.trained import Trained
+from tests.networks import tiny_arch
+from tests.trainings import FileDevice, finished
+
+QUICK = ("--data", "digits", "--recipe", "tiny", "--set", "epochs=1", "--set", "warmup_epochs=0", "--workers", "0")
+
+
+@pytest.fixture
+def tiny(call):
+    """A YAML file in the folder that commands run in."""
+    Path("tiny.yaml").write_text(tiny_arch().to_yaml())
+    return "tiny.yaml"
+
+
+@pytest.fixture
+def shipped(call, monkeypatch):
+    """A training that was shipped on a device that knows its latencies."""
+    monkeypatch.setitem(DEVICES, "files", FileDevice)
+    finished(Path("training"))
+    assert call("ship", "training", "--device", "files").code == 0
+    return Path("training") / "shipped"
+
+
+def test_the_help_names_every_recipe(call):
+    shown = " ".join(call("train", "--help").out.split())
+    assert all(name in shown for name in RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "m0"], ["--data"]),
+        (["train", "m0", "--data", "nowhere"], ["nowhere", "no such data"]),
+        (["train", "m9", "--data", "digits"], ["'m9'", "m0, m1"]),
+        (["train", "m0", "--data", "digits", "--recipe", "papr"], ["Did you mean 'paper'"]),
+        (["train", "m0", "--data", "digits", "--set", "epochs"], ["FIELD=VALUE"]),
+        (["train", "m0", "--data", "digits", "--set", "epochs=[1"], ["not a YAML value"]),
+        (["train", "m0", "--data", "digits", "--set", "epoch=1"], ["Did you mean 'epochs'"]),
+        (["train", "m0", "--data", "digits", "--baseline", "m7"], ["no baseline is called 'm7'"]),
+        (["train", "m0", "--data", "digits", "--baseline", "nearest"], ["needs a member of a run's front"]),
+        (["train", "m0", "--data", "digits", "--image-size", "70"], ["image_size", "70"]),
+        (["ship", "nowhere"], ["nowhere", "no finished training"]),
+        (["verify", "nowhere"], ["nowhere"]),
+        (["eval", "nowhere", "--data", "digits"], ["nowhere"]),
+    ],
+)
+def test_wrong_use_says_the_rule_and_exits_with_2(call, arguments, words):
+    result = call(*arguments)
+    assert result.code == 2
+    assert all(word in " ".join(result.err.split()) for word in words), result.err
+    assert "Traceback" not in result.err
+    assert not result.out
+
+
+def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny):
+    result = call("train", tiny, *QUICK, "--no-ship", "--format", "json")
+    assert result.code == 0, result.err
+    (row,) = json.loads(result.out)
+    trained = Trained.load(Path("runs/train/tiny-digits-tiny-s0"))
+    assert (row["name"], row["top1"]) == ("tiny", trained.top1)
+    assert trained.command.startswith("evit-nas train tiny.yaml --data digits")
+
+
+def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
+    assert call("train", tiny, *QUICK, "--no-ship").code == 0
+    assert "--resume" in call("train", tiny, *QUICK, "--no-ship").err
+    assert call("train", tiny, *QUICK, "--no-ship", "--resume").code == 0
+    other = call("train", tiny, *QUICK, "--set", "flip=1", "--no-ship", "--resume")
+    assert (other.code, "another recipe" in other.err) == (2, True)
+
+
+def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
+    from evit_nas.train import loop
+
+    asked = []
+
+    def recorded(folder, view, hardware):
+        settings = loop.read_record(folder).settings
+        asked.append((settings.name, settings.seed))
+        top1 = {"tiny": 90.0, "m0": 80.0}[settings.name] + settings.seed
+        base = Trained.load(finished(Path(f"base-{len(asked)}")))
+        return base.model_copy(update={"name": settings.name, "seed": settings.seed, "top1": top1})
+
+    monkeypatch.setattr(loop, "train", recorded)
+    result = call("train", tiny, *QUICK, "--no-ship", "--seeds", "2", "--baseline", "m0", "--format", "json")
+    assert sorted(asked) == [("m0", 0), ("m0", 1), ("tiny", 0), ("tiny", 1)]
+    own, baseline = json.loads(result.out)
+    assert (own["top1"], own["gain"], own["gain_error"]) == (90.5, 10.0, pytest.approx(0.5**0.5))
+    assert baseline["gain"] is None
+
+
+def test_a_run_is_trained_only_if_its_front_is_meant(call):
+    Path("run").mkdir()
+    Path("run/run.yaml").write_text("{}")
+    result = call("train", "run", "--data", "digits")
+    assert (result.code, "--top 1" in result.err) == (2, True)
+
+
+def test_a_shipped_folder_verifies_and_a_damaged_one_does_not(call, shipped):
+    assert call("verify", str(shipped)).code == 0
+    (shipped / "model.onnx").write_bytes((shipped / "model.onnx").read_bytes()[:-1] + b"x")
+    result = call("verify", str(shipped))
+    assert result.code == 1
+    assert "model.onnx" in result.out
+    assert "not as it was shipped" in result.err
+
+
+def test_eval_puts_all_forms_side_by_side(call, shipped):
+    rows = json.loads(call("eval", str(shipped), "--data", "digits", "--workers", "0", "--format", "json").out)
+    assert [row["form"] for row in rows] == ["torch", "onnx", "int8"]
+    assert rows[0]["top1"] == rows[1]["top1"]
+
+
+def test_eval_fits_80_columns(call, shipped):
+    out = call("eval", str(shipped), "--data", "digits", "--workers", "0", "--per-class").out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "taken for" in out
+
+
+def test_a_training_folder_is_an_architecture_with_its_weights(call, shipped):
+    result = call("export", "training", "--to", "onnx")
+    assert (result.code, "trained weights" in result.err) == (0, True)
+    assert Path("training.onnx").is_file()
+
+
+def test_a_training_that_fails_does_not_cost_the_others(call, tiny):
+    Path("other.yaml").write_text(tiny_arch().to_yaml())
+    wild = ("--set", "learning_rate=1e30", "--set", "clip=null")
+    assert call("train", tiny, *QUICK, "--no-ship").code == 0
+    result = call("train", "runs/train/tiny-digits-tiny-s0", "other.yaml", *QUICK, *wild, "--no-ship", "--resume")
+    assert result.code == 1
+    assert "the loss is nan in epoch 1" in result.err
+    assert "tiny" in result.out
+
+
+@pytest.mark.slow
+def test_digits_from_a_yaml_file_to_a_network_in_timm(call, tiny):
+    result = call("train", tiny, "--data", "digits", "--recipe", "tiny", "--set", "epochs=8", "--workers", "0")
+    assert result.code == 0, result.err
+    folder = Path("runs/train/tiny-digits-tiny-s0")
+    assert Trained.load(folder).top1 > 95
+    assert call("verify", str(folder / "shipped"), "--data", "digits").code == 0
+    images = torch.randn(2, 3, 64, 64)
+    loaded = timm.create_model(f"local-dir:{folder / 'shipped'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(images), open_saved(str(folder)).model(images), atol=1e-5)
