@@ -83,7 +83,7 @@ def train(
     from evit_nas.train.loop import Hardware, read_record
     from evit_nas.train.loop import train as run_training
     from evit_nas.train.plan import How, baselines, begin, plan
-    from evit_nas.train.recipe import load_recipe
+    from evit_nas.train.recipe import check_names, load_recipe
     from evit_nas.trained import Trained
 
     begun = [Path(text) for text in what if (Path(text) / "train.yaml").is_file()]
@@ -104,6 +104,8 @@ def train(
             out=out,
         )
         plans += plan([*chosen, *beside], how)
+    for _, settings in plans:
+        check_names(settings.recipe, track or ())
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
     if first:
         begin(plans, typed(), resume)

@@ -7,6 +7,7 @@ eight processes 256 images; that is the batch here, and the learning rate follow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,3 +132,29 @@ def load_recipe(text: str, changes: dict[str, Any]) -> Recipe:
     if not Path(text).exists() and Path(text).suffix not in (".yaml", ".yml"):
         raise UsageError(f"no recipe is called '{text}'. {did_you_mean(text, RECIPES)} A YAML file is one, too.")
     return validate(Recipe, read_yaml(Path(text)) | changes, text)
+
+
+def check_names(recipe: Recipe, trackers: Sequence[str] = ()) -> None:
+    """That timm and accelerate know what the recipe and the user call by their names.
+
+    Raises:
+        UsageError: one is not known, or not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from timm.data import create_transform
+    from timm.optim import list_optimizers
+
+    optimisers = list_optimizers()
+    if recipe.optimiser not in optimisers:
+        raise UsageError(f"timm has no optimiser '{recipe.optimiser}'. {did_you_mean(recipe.optimiser, optimisers)}")
+    try:
+        create_transform(64, is_training=True, auto_augment=recipe.auto_augment)
+    except Exception as error:  # timm asserts, and parses numbers
+        policy = recipe.auto_augment
+        raise UsageError(f"timm does not know auto_augment '{policy}': {error}; try rand-m9-mstd0.5-inc1.") from None
+    here = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            raise UsageError(f"no tracker is called '{tracker}'. {did_you_mean(tracker, LOGGER_TYPE_TO_CLASS)}")
+        if tracker not in here:
+            raise UsageError(f"the tracker '{tracker}' is not installed: pip install {tracker}. Installed: {here}.")
