@@ -15,8 +15,8 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from optuna._hypervolume import compute_hypervolume  # the same as in Optuna's plots
 
+from evit_nas.pareto import hypervolume
 from evit_nas.runs import Run
 from evit_nas.search.record import Front, load_front
 
@@ -32,9 +32,7 @@ def main() -> None:
     volumes = []
     for front in fronts:
         points = np.array([[math.log(m.latency.median_ms), -m.score] for m in front.members])
-        reference = np.array([budget, -worst])
-        inside = points[(points <= reference).all(1)]
-        volumes.append(compute_hypervolume(inside, reference))
+        volumes.append(hypervolume(points, (budget, -worst)))
     first = latencies(fronts[0])
     for run, front, volume in zip(runs, fronts, volumes, strict=True):
         here = latencies(front)

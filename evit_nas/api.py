@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 DEFAULT_SPACE = "efficientvit-224"
 
-_as_they_are = ("budget_stat", "sampler", "workers", "trials", "front_size", "pool", "seed")
+_as_they_are = (
+    *("budget_stat", "sampler", "workers", "trials", "patience", "front_size", "pool", "seed", "engine", "together"),
+)
+_of_cluster = ("address", "cpus_per_trial", "gpus_per_trial", "concurrent", "max_failures", "storage_path")
 _log = logging.getLogger(__name__)
 
 
@@ -57,13 +60,23 @@ class Words(TypedDict, total=False):
     labels: int | None
     labels_from: Sequence[str | Path] | None
     table: str | None
+    scheduler: str | None
     sampler: str | None
     workers: int | None
     trials: int | None
     time: str | None
+    patience: int | None
     front_size: int | None
     pool: int | None
     seed: int | None
+    engine: str | None
+    together: int | None
+    address: str | None
+    cpus_per_trial: float | None
+    gpus_per_trial: float | None
+    concurrent: int | None
+    max_failures: int | None
+    storage_path: str | None
 
 
 def settings_from(**words: Unpack[Words]) -> SearchSettings:
@@ -89,11 +102,24 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
     fields["targets"] = _targets(given, base.targets if base else ())
     fields["limits"] = _limits(given, dict(base.limits) if base else {})
     fields["accuracy"] = _accuracy(given, dict(base.accuracy) if base else {}, fields["space"])
+    fields["cluster"] = _cluster(given, dict(base.cluster) if base else {})
     settings = validate(SearchSettings, fields, "search")
     from evit_nas.search.samplers import check_sampler
 
     check_sampler(settings.sampler)
     return settings
+
+
+def elsewhere(run: Run, **words: Unpack[Words]) -> None:
+    """Lets a run go on with another engine or on another cluster, which move no number of it.
+
+    Raises:
+        UsageError: a wrong value.
+    """
+    given: dict[str, Any] = {word: value for word, value in words.items() if value is not None}
+    fields = dict(run.settings) | {"cluster": _cluster(given, dict(run.settings.cluster))}
+    fields |= {word: given[word] for word in ("engine", "workers") if word in given}
+    run.settings = validate(SearchSettings, fields, "resume")
 
 
 def load_settings(path: Path) -> SearchSettings:
@@ -152,12 +178,16 @@ def _limits(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
     from evit_nas.accuracy.coverage import default_method
 
-    before |= {word: given[word] for word in ("table", "data", "labels") if word in given}
+    before |= {word: given[word] for word in ("table", "data", "labels", "scheduler") if word in given}
     if "labels_from" in given:
         before["labels_from"] = [str(run) for run in given["labels_from"]]
     if "accuracy" in given or "method" not in before:
         before["method"] = given.get("accuracy") or default_method(space, before.get("data"))
     return before
+
+
+def _cluster(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    return before | {word: given[word] for word in _of_cluster if word in given}
 
 
 def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> Run:

@@ -226,25 +226,50 @@ class AccuracySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    method: Literal["table", "zero-cost", "predictor"] = "zero-cost"
+    method: Literal["table", "zero-cost", "predictor", "short"] = "zero-cost"
     """table: learned from trained networks that come with the package; zero-cost: ranks of proxies in the run's pool;
-    predictor: learned from networks trained in this run."""
+    predictor: learned from networks trained in this run; short: every candidate is trained."""
     table: str = SHIPPED
     """The table that `table` learns from: one of the package, or a file."""
     data: str | None = None
-    """Images that `predictor` trains on."""
+    """Images that `predictor` and `short` train on."""
     labels: Annotated[int, Field(ge=8, le=10_000)] = 30
     """Networks that `predictor` trains."""
     labels_from: tuple[str, ...] = ()
     """Runs whose trained networks are taken over."""
     recipe: ShortRecipe = ShortRecipe()
-    """How `predictor` trains networks."""
+    """How `predictor` and `short` train networks."""
+    scheduler: Literal["asha", "none"] = "none"
+    """asha: `short` goes on to the next rung with the best third of what has about the same latency; none: it trains
+    all to the end."""
 
     @model_validator(mode="after")
     def _check(self) -> AccuracySettings:
-        if self.method == "predictor" and self.data is None:
+        if self.method in ("predictor", "short") and self.data is None:
             raise ValueError(f"the accuracy method '{self.method}' trains networks and needs data: add --data PATH")
+        if self.scheduler == "asha" and self.recipe.last_rung == 0:
+            raise ValueError("the scheduler 'asha' needs a recipe with several cycles, for example cycles: [1, 2, 6]")
         return self
+
+
+class ClusterSettings(BaseModel):
+    """Where and with what Ray runs trials. Moves no number, but more threads may move the last digits of a score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    address: str | None = None
+    """auto, ray://HOST:10001 or HOST:6379; None starts Ray on this machine for as long as the search takes."""
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    """Cores, and threads, of a trial."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    """GPUs that Ray reserves for a trial."""
+    concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Trials at a time; None for as many as there are cores for when the search starts."""
+    max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
+    """How often a trial begins anew because its process or its node died."""
+    storage_path: str | None = None
+    """Where checkpoints and Tune's own files go: a folder that all nodes share, or the URI of a bucket; None is a
+    folder of the run."""
 
 
 class SearchSettings(BaseModel):
@@ -270,8 +295,17 @@ class SearchSettings(BaseModel):
     """What proposes candidates: a name in SAMPLERS."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that score or train candidates beside the one that measures; 0 does it in turns. Moves no number."""
+    engine: Literal["local", "ray"] = "local"
+    """What runs them: processes of this machine, or Ray. Moves no number."""
+    cluster: ClusterSettings = ClusterSettings()
+    """What Ray should know. Moves no number, so a run may be resumed on another cluster."""
+    together: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Candidates in a round, which know nothing of each other: about as many as are evaluated at a time. None is four,
+    which is enough for eight. Moves the proposals, so it stays with the run."""
     time_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which no new candidate is begun; None leaves that to `trials`."""
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Architectures without growth of the front (in hypervolume, by 0.1 %) after which a search ends."""
     front_size: Annotated[int, Field(ge=1, le=1000)] = 16
     """Most members of the front; a longer one is thinned out evenly."""
     pool: Annotated[int, Field(ge=4, le=10_000)] = 40

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -95,7 +96,22 @@ def duration(seconds: float) -> str:
 def _summary(status: Status) -> str:
     best = "-" if status.best_score is None else f"{status.best_score:.3f}"
     failed = f" · {status.failed} failed" if status.failed else ""
-    return f"front {status.front} · best {best} · {status.feasible} in budget{failed}"
+    return f"front {len(status.front)} · best {best} · {status.feasible} in budget{failed}"
+
+
+def scatter(status: Status, columns: int = 60, lines: int = 8) -> str:
+    """The front so far, score over latency up to the budget; no line has more than `columns` + 9 characters."""
+    grid = [[" "] * columns for _ in range(lines)]
+    low, high = (pick((score for _, score in status.front), default=0.0) for pick in (min, max))
+    for ms, score in status.front:
+        x = min(int(ms / status.budget_ms * columns), columns - 1)
+        y = int((high - score) / (high - low or 1) * (lines - 1))
+        grid[y][x] = "•"
+    labels = [f"{high:8.3g}", *[" " * 8] * (lines - 2), f"{low:8.3g}"]
+    rows = [f"{label}│{''.join(row).rstrip()}" for label, row in zip(labels, grid, strict=True)]
+    limit = f"{status.budget_ms:g} ms"
+    axis = "0".ljust(columns - len(limit)) + limit
+    return "\n".join([*rows, f"{'':8}└{'─' * columns}", f"{'':9}{axis}"])
 
 
 def _training_line(status: TrainStatus) -> str:
@@ -140,7 +156,7 @@ class PlainView:
 
 
 class LiveView:
-    """Progress as one live line, for terminals."""
+    """Progress as a live picture of a few lines, for terminals: the front so far, its latest members, and a bar."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -149,18 +165,18 @@ class LiveView:
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
             TextColumn("ETA {task.fields[eta]}"),
-            console=Console(stderr=True, highlight=False),
-            transient=True,
         )
+        self._live = Live(self._progress, console=Console(stderr=True, highlight=False), transient=True)
         self._task = self._progress.add_task("", total=None, eta="-", visible=False)
 
     def note(self, message: str) -> None:
         """See Watcher."""
-        self._progress.console.print(escape(message))
+        self._live.console.print(escape(message))
 
     def step(self, what: str, done: int, total: int) -> None:
         """See Watcher."""
         self._progress.update(self._task, completed=done, total=total, description=what, eta="-", visible=True)
+        self._live.update(self._progress)
 
     def update(self, status: Status) -> None:
         """See Watcher."""
@@ -172,6 +188,9 @@ class LiveView:
             eta=duration(status.eta_s),
             visible=True,
         )
+        found = "".join(f"\n  {done}: {ms:.2f} ms, score {score:.4g}" for done, ms, score in status.latest)
+        about = f"{status.per_minute:.0f} a minute; latest on the front, after so many:{found or ' none yet'}"
+        self._live.update(Group(scatter(status), about, self._progress))
 
     def trained(self, status: TrainStatus) -> None:
         """See TrainWatcher."""
@@ -185,11 +204,11 @@ class LiveView:
         )
 
     def __enter__(self) -> LiveView:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
 
 def progress_view() -> LiveView | PlainView:

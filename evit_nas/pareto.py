@@ -29,3 +29,19 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
     equal_earlier = np.triu((points[:, None] == points[None]).all(-1), k=1)  # i < j, the same point
     beaten: np.ndarray = ((no_worse & better) | equal_earlier).any(0)
     return ~beaten
+
+
+def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
+    """The area between two-dimensional points and a reference that is worse than them.
+
+    Args:
+        points: (n, 2) finite floats, both columns to be minimised; those beyond the reference count nothing.
+        reference: the worst corner.
+    """
+    inside = points[(points < reference).all(1)]
+    area, height = 0.0, reference[1]
+    for x, y in inside[np.argsort(inside[:, 0], kind="stable")]:  # from left to right, in steps downwards
+        if y < height:
+            area += (reference[0] - x) * (height - y)
+            height = y
+    return float(area)

@@ -142,4 +142,4 @@ def test_a_run_keeps_its_judge(new_run, tmp_path, monkeypatch):
 
 def test_every_method_has_a_judge():
     methods = AccuracySettings.model_fields["method"].annotation.__args__
-    assert set(judges.JUDGES) == set(methods) - {"short"}
+    assert set(judges.JUDGES) == set(methods)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evit_nas.pareto import non_dominated
+from evit_nas.pareto import hypervolume, non_dominated
 
 
 def brute_force(points: np.ndarray) -> list[bool]:
@@ -34,3 +34,20 @@ def test_non_dominated_of_nothing_is_nothing():
 def test_non_dominated_refuses_what_cannot_be_ordered(bad):
     with pytest.raises(ValueError, match="row 1"):
         non_dominated(np.array([[0.0, 1.0], [bad, 1.0]]))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hypervolume_equals_a_count_of_cells(seed):
+    points = np.random.default_rng(seed).integers(0, 24, (12, 2)).astype(float)
+    cells = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1).reshape(-1, 2)
+    covered = (points[:, None] <= cells[None]).all(-1).any(0)  # a cell is what lies right of and above its corner
+    assert hypervolume(points, (20.0, 20.0)) == covered.sum()
+
+
+def test_hypervolume_of_a_staircase():
+    assert hypervolume(np.array([[1.0, 3.0], [2.0, 1.0]]), (4.0, 4.0)) == 3 * 1 + 2 * 2
+
+
+@pytest.mark.parametrize("points", [np.zeros((0, 2)), np.array([[5.0, 1.0]]), np.array([[4.0, 1.0]])])
+def test_what_is_not_better_than_the_reference_counts_nothing(points):
+    assert hypervolume(points, (4.0, 4.0)) == 0.0

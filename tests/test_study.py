@@ -104,7 +104,7 @@ def test_after_every_trial_the_status_is_that_of_the_record(new_run):
     for done in (1, 10, 24):
         front = select(measured[:done], run.settings)
         status = watcher.statuses[done - 1]
-        assert (status.done, status.front, status.failed) == (done, len(front), 0)
+        assert (status.done, len(status.front), status.failed) == (done, len(front), 0)
         assert status.feasible == sum(candidate.latency.median_ms <= 1.2 for candidate in measured[:done])
         assert status.best_score == max((member.score for member in front), default=None)
 
@@ -247,6 +247,16 @@ def test_when_the_time_is_over_the_front_so_far_is_certified_and_a_resumed_searc
     assert all(member.certified for member in front.members)
     Search(run, watcher).run()
     assert len(keys(run)) > done
+
+
+def test_a_search_ends_when_its_front_has_stood_for_so_many_architectures(new_run):
+    run, watcher = new_run(trials=200, patience=5), Silent()
+    Search(run, watcher).run()
+    done = watcher.statuses[-1].done
+    assert 6 + 5 <= done < 200
+    assert any("has not grown by 0.1% over 5 architectures" in note for note in watcher.notes)
+    with open_study(run) as study:
+        assert progress.Progress(run.settings, study).over()  # also when it is read from the record
 
 
 def test_same_seed_same_search_other_seed_other_search(new_run):

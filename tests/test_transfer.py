@@ -15,7 +15,7 @@ from evit_nas.errors import UsageError
 from evit_nas.network.model import EfficientViT, build, resize_bias_table
 from evit_nas.network.transfer import Transfer, copy_common, start_from
 from evit_nas.network.weights import official_key, timm_key
-from evit_nas.train.trained import WEIGHTS, Trained
+from evit_nas.trained import WEIGHTS, Trained
 from tests.networks import VARIANTS, lively_network, relative_error, tiny_arch
 
 CLASSES = tuple("abcdefghij")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,11 +65,16 @@ class Labels:
         data: what `load_dataset` takes, with its default split.
         image_digest: `Dataset.digest` at the recipe's image size.
         recipe: how networks are trained.
+        checkpoints: where those of unfinished trainings lie if other machines are to go on with them: a folder that
+            they share, or the URI of a bucket.
     """
 
-    def __init__(self, folder: Path, data: str, image_digest: str, recipe: ShortRecipe) -> None:
+    def __init__(
+        self, folder: Path, data: str, image_digest: str, recipe: ShortRecipe, checkpoints: str | None = None
+    ) -> None:
         self.folder, self.data, self.recipe = folder, data, recipe
         self._digest = image_digest
+        self._checkpoints = checkpoints or str(folder / "checkpoints")
         self._journal = Journal(folder / "labels.jsonl")
 
     def known(self, rung: int | None = None) -> dict[tuple[str, int], Label]:
@@ -82,7 +89,7 @@ class Labels:
 
     def adopt(self, other: Journal) -> int:
         """Takes over the labels of another journal that are for the same data and recipe; returns their number."""
-        known = self._open()
+        known = self.open()
         before = len(known)
         for record in other.read():
             label = Label.model_validate(record["label"])
@@ -92,8 +99,27 @@ class Labels:
                 known.add(record["id"])
         return len(known) - before
 
+    def training(self, job: Job) -> Callable[[], Label]:
+        """What computes a label, in any process that can read the data."""
+        return partial(_train, self.data, self._digest, self.recipe, job, self._checkpoint(job))
+
+    def keep(self, job: Job, label: Label) -> None:
+        """Writes a label down; the checkpoint of the last rung has done its service."""
+        self._journal.append({"id": self._id(job), "label": label.model_dump(mode="json")})
+        if job.rung == self.recipe.last_rung:
+            self.give_up(job)
+
+    def give_up(self, job: Job) -> None:
+        """Removes the checkpoint: the training is not to go on."""
+        _remove(self._checkpoint(job))
+
     def collect(
-        self, jobs: Sequence[Job], workers: int, step: Callable[[Job, Label], None], note: Callable[[str], None]
+        self,
+        jobs: Sequence[Job],
+        workers: int,
+        step: Callable[[Job, Label], None],
+        note: Callable[[str], None],
+        cluster: Executor | None = None,
     ) -> None:
         """Trains what is not known yet, begun in the order of `jobs`, and writes each label down as it comes.
 
@@ -102,20 +128,23 @@ class Labels:
             workers: trainings at a time, each on one core.
             step: told of each new label.
             note: told which networks could not be trained, and why.
+            cluster: trains them, instead of processes of this machine.
 
         Raises:
-            EvitNasError: a worker process died; the labels so far are kept and unfinished trainings will go on.
+            EvitNasError: a worker process died, or the cluster is gone; the labels so far are kept and unfinished
+                trainings will go on.
             UsageError: the images cannot be read, or are others than the labels are for.
         """
-        known = self._open()
+        known = self.open()
         missing = {self._id(job): job for job in jobs if self._id(job) not in known}  # equal networks once
         waiting, running = iter(missing.values()), dict[Future[Label], Job]()
-        pool = worker_pool(workers)
+        pool = None if cluster else worker_pool(workers)
+        executor = cluster or pool
+        assert executor is not None
         try:
             while True:
                 for job in islice(waiting, workers - len(running)):
-                    future = pool.submit(_train, self.data, self._digest, self.recipe, job, self._checkpoint(job))
-                    running[future] = job
+                    running[executor.submit(self.training(job))] = job
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -126,7 +155,8 @@ class Labels:
                 "run the same command again to go on, with fewer --workers if it dies again."
             ) from None
         finally:
-            end(pool)  # a training in progress has its checkpoint
+            if pool is not None:
+                end(pool)  # a training in progress has its checkpoint
 
     def _finish(
         self, job: Job, future: Future[Label], step: Callable[[Job, Label], None], note: Callable[[str], None]
@@ -136,23 +166,24 @@ class Labels:
         except BrokenProcessPool:
             raise
         except (MeasurementError, RuntimeError, MemoryError) as error:
+            if isinstance(error, MeasurementError) and error.kind == "lost link":
+                raise
             note(f"left out: {job.arch.key}: {error}")
             return
-        self._journal.append({"id": self._id(job), "label": label.model_dump(mode="json")})
-        if job.rung == self.recipe.last_rung:
-            self._checkpoint(job).unlink(missing_ok=True)
+        self.keep(job, label)
         step(job, label)
 
-    def _open(self) -> set[str]:
+    def open(self) -> set[str]:
         """Makes the journal fit for appending; returns the ids of its labels."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._journal.repair()
         return {record["id"] for record in self._journal.read()}
 
-    def _checkpoint(self, job: Job) -> Path:
-        """Where the training goes on, one place for all rungs."""
+    def _checkpoint(self, job: Job) -> Path | str:
+        """Where the training goes on, one place for all rungs: a file, or the URI of one."""
         first = self._id(Job(job.arch, job.seed, 0)).replace(":", "-")
-        return self.folder / "checkpoints" / f"{first}.pt"
+        place = f"{self._checkpoints}/{first}.pt"
+        return place if "://" in place else Path(place)
 
     def _id(self, job: Job) -> str:
         recipe = self.recipe.model_dump(mode="json")
@@ -176,8 +207,43 @@ def _training(data: str, digest: str, recipe: ShortRecipe) -> ShortTraining:
     return ShortTraining(dataset, recipe)
 
 
-def _train(data: str, digest: str, recipe: ShortRecipe, job: Job, checkpoint: Path) -> Label:
+def _train(data: str, digest: str, recipe: ShortRecipe, job: Job, checkpoint: Path | str) -> Label:
     training = _training(data, digest, recipe)
     start = time.monotonic()
-    score = training.run(job.arch, job.seed, rung=job.rung, checkpoint=checkpoint)
+    with _at_hand(checkpoint) as (path, keep):
+        score = training.run(job.arch, job.seed, rung=job.rung, checkpoint=path, step=keep)
     return Label(arch=job.arch, seed=job.seed, score=score, seconds=round(time.monotonic() - start, 1))
+
+
+@contextmanager
+def _at_hand(checkpoint: Path | str) -> Iterator[tuple[Path, Callable[[int], None]]]:
+    """A file to go on from, and what is to be called after every epoch: that of a bucket is copied here, and back."""
+    if isinstance(checkpoint, Path):
+        yield checkpoint, lambda _: None
+        return
+    from pyarrow import fs  # type: ignore[import-untyped]
+
+    bucket, place = fs.FileSystem.from_uri(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        with suppress(FileNotFoundError), bucket.open_input_stream(place) as source:
+            path.write_bytes(source.read())
+
+        def keep(_: int) -> None:
+            bucket.create_dir(place.rpartition("/")[0])
+            with bucket.open_output_stream(f"{place}.partial") as target:
+                target.write(path.read_bytes())
+            bucket.move(f"{place}.partial", place)  # a node that dies while it writes leaves the last one whole
+
+        yield path, keep
+
+
+def _remove(checkpoint: Path | str) -> None:
+    if isinstance(checkpoint, Path):
+        checkpoint.unlink(missing_ok=True)
+        return
+    from pyarrow import fs
+
+    bucket, place = fs.FileSystem.from_uri(checkpoint)
+    with suppress(FileNotFoundError):
+        bucket.delete_file(place)

@@ -39,6 +39,42 @@ class Accuracy(StrEnum):
     table = "table"
     zero_cost = "zero-cost"
     predictor = "predictor"
+    short = "short"
+
+
+class Scheduler(StrEnum):
+    """Which trainings go on."""
+
+    none = "none"
+    asha = "asha"
+
+
+class Engine(StrEnum):
+    """What runs trials."""
+
+    local = "local"
+    ray = "ray"
+
+
+EngineOption = Annotated[Engine | None, typer.Option(help="What runs trials: docs/ray.md.", show_default=False)]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(metavar="auto|ray://HOST:10001", help="The Ray cluster, if not this machine.", show_default=False),
+]
+CpusOption = Annotated[float | None, typer.Option(help="Cores of a trial on Ray, if not 1.", show_default=False)]
+GpusOption = Annotated[float | None, typer.Option(help="GPUs of a trial on Ray, if any.", show_default=False)]
+ConcurrentOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Trials at a time on Ray, if not as many as it has room for.", show_default=False),
+]
+FailuresOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Deaths of a worker that a trial on Ray survives, if not 3.", show_default=False),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Files that all nodes of Ray see, if not the run folder.", show_default=False),
+]
 
 
 class BudgetStat(StrEnum):
@@ -83,15 +119,31 @@ def search(
         list[Path] | None, typer.Option(metavar="RUN", help="Take over the trained networks of another run.")
     ] = None,
     table: Annotated[str, typer.Option(help="Trained networks that --accuracy table learns from.")] = SHIPPED,
+    scheduler: Annotated[
+        Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")
+    ] = Scheduler.none,
     sampler: Annotated[str, typer.Option(help="tpe, nsga2, nsga3, gp, evolution, qmc or random.")] = "tpe",
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that score or train candidates.", show_default="cores - 1")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Distinct architectures to evaluate.")] = 200,
     time: Annotated[str | None, typer.Option(metavar="10m", help="Begin no new candidate after this time.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many architectures without a better front.")
+    ] = None,
     front_size: Annotated[int, typer.Option(min=1, help="Most members of the front.")] = 16,
     pool: Annotated[int, typer.Option(min=4, help="Random ones among them that the others are ranked against.")] = 40,
     seed: SeedOption = 0,
+    engine: EngineOption = None,
+    together: Annotated[
+        int | None, typer.Option(min=1, help="Candidates in a round: about --concurrent.", show_default="4")
+    ] = None,
+    address: AddressOption = None,
+    cpus_per_trial: CpusOption = None,
+    gpus_per_trial: GpusOption = None,
+    concurrent: ConcurrentOption = None,
+    max_failures: FailuresOption = None,
+    storage_path: StorageOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/SPACE-DEVICE-BUDGET")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would happen, and how long it takes.")
@@ -110,11 +162,26 @@ def search(
 
 
 @app.command()
-def resume(run: RunPath) -> None:
-    """Continue a search that was interrupted, to the same total of trials."""
+def resume(
+    context: typer.Context,
+    run: RunPath,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that score candidates.", show_default="as before")
+    ] = None,
+    engine: EngineOption = None,
+    address: AddressOption = None,
+    cpus_per_trial: CpusOption = None,
+    gpus_per_trial: GpusOption = None,
+    concurrent: ConcurrentOption = None,
+    max_failures: FailuresOption = None,
+    storage_path: StorageOption = None,
+) -> None:
+    """Continue a search that was interrupted, to the same total of trials; here, or on another cluster."""
+    from evit_nas.api import elsewhere
     from evit_nas.runs import Run
 
     with Run.open(run).lock() as opened:
+        elsewhere(opened, **given(context))
         _search(opened)
 
 
@@ -133,7 +200,7 @@ def _search(run: Run) -> None:
     best = max(found.members, key=lambda member: member.score)
     say(f"score:   {found.origin}")
     say(f"written: {run.front_folder}/ ({len(found.members)} YAML files), {run.path / 'front.csv'} and {report}")
-    say(f"next:    evit-nas export {run.front_folder / best.name}.yaml --to onnx")
+    say(f"next:    evit-nas train {run.path / best.name} --data PATH")
 
 
 @app.command()

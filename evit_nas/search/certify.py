@@ -12,7 +12,7 @@ from evit_nas.search.evaluate import Evaluator, recorded_latencies
 from evit_nas.search.feasibility import nothing_fits
 from evit_nas.search.front import Candidate, excess, write_front
 from evit_nas.search.judges import Judge
-from evit_nas.search.record import Known, certified, give_up, journal_of, named, standing
+from evit_nas.search.record import Known, certified, give_up, journal_of, named, plain, standing
 from evit_nas.search.status import Watcher
 
 
@@ -65,7 +65,7 @@ def _references(
                 raise
             watch.note(f"without {name} beside the front: {error}")
         else:
-            found[name] = estimate.model_dump(mode="json")
+            found[name] = plain(estimate)
     return found
 
 

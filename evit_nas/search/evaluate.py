@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
@@ -25,6 +26,9 @@ from evit_nas.latency.predictor import Table
 from evit_nas.runs import Journal
 from evit_nas.workers import end, worker_pool
 
+if TYPE_CHECKING:
+    from evit_nas.search.parallel import Cluster
+
 SEARCH = Protocol()
 
 
@@ -32,13 +36,21 @@ class Evaluator:
     """Measures on `devices` and scores with `seed`, remembering everything in `journal`.
 
     With `workers`, proxies are computed in processes of their own, off the core that measures; use it as a context
-    manager then.
+    manager then. With a `cluster`, they are trials there.
     """
 
-    def __init__(self, devices: Sequence[Device], journal: Journal, seed: int, workers: int = 0) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        journal: Journal,
+        seed: int,
+        workers: int = 0,
+        cluster: Cluster | None = None,
+    ) -> None:
         self.devices, self._journal, self._seed, self._workers = devices, journal, seed, workers
+        self._cluster = cluster
         self._pool: ProcessPoolExecutor | None = None
-        self._expected: dict[str, Future[dict[str, float]]] = {}
+        self._expected: dict[str, Future[Any]] = {}
         self._memo: dict[str, dict[str, Any]] = {record["id"]: record["value"] for record in journal.read()}
 
     def repair(self) -> None:
@@ -64,48 +76,65 @@ class Evaluator:
         conditions = self.devices[0].conditions
         memo_id = _memo_id("memory", arch, self.devices[0].context())
         if memo_id not in self._memo:
-            from evit_nas.latency.memory import peak_memory_mb
+            from evit_nas.latency import memory
 
-            self._remember(memo_id, arch, {"memory_mb": peak_memory_mb(arch, conditions)})
+            peak_mb = self._cluster.peak_memory_mb(arch) if self._cluster else memory.peak_memory_mb(arch, conditions)
+            self._remember(memo_id, arch, {"memory_mb": peak_mb})
         value: float | None = self._memo[memo_id]["memory_mb"]
         return value
 
     def expect(self, arch: ArchConfig) -> None:
-        """Begins to compute the proxies in a worker process, if there are any."""
-        if self._workers == 0 or arch.key in self._expected or self._proxies_id(arch) in self._memo:
-            return
-        from evit_nas.accuracy.zero_cost import score_all
-
-        if self._pool is None:
-            self._pool = worker_pool(self._workers, avoid=measuring_core())
-        with contextlib.suppress(BrokenProcessPool):  # it will be scored once those before it are done with
-            self._expected[arch.key] = self._pool.submit(score_all, arch, seed=self._seed, names=NAMES)
+        """Begins to compute the proxies in a worker process or on the cluster, if there are any."""
+        if self._proxies_id(arch) not in self._memo:
+            self.begin(arch.key, *self._scoring(arch))
 
     def proxies(self, arch: ArchConfig) -> dict[str, float]:
         """The zero-cost proxies that the score is made of, by name; higher is better."""
         memo_id = self._proxies_id(arch)
         if memo_id not in self._memo:
-            self._remember(memo_id, arch, self._scored(arch))
+            self._remember(memo_id, arch, self.result(arch.key, *self._scoring(arch)))
         return self._memo[memo_id]
 
-    def _scored(self, arch: ArchConfig) -> dict[str, float]:
-        if self._workers == 0:
-            from evit_nas.accuracy.zero_cost import score_all
+    def begin(self, name: str, function: Callable[..., Any], *args: Any) -> None:
+        """Has a function called in a worker process or on the cluster, if there are any; `result` tells what came."""
+        if (executor := self._executor()) is not None and name not in self._expected:
+            with contextlib.suppress(BrokenProcessPool):  # it will be called once those before it are done with
+                self._expected[name] = executor.submit(function, *args)
 
-            return score_all(arch, seed=self._seed, names=NAMES)
+    def result(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """What the function that was begun by that name returns; it is called here if there are no workers.
+
+        Raises:
+            MeasurementError: its process died again and again.
+        """
+        if self._executor() is None:
+            return function(*args)
         for _ in range(2):  # if a worker dies any of its fellows may be to blame; the second time there are none
-            self.expect(arch)
+            self.begin(name, function, *args)
             try:
-                return self._expected.pop(arch.key).result()
+                return self._expected.pop(name).result()
             except (BrokenProcessPool, KeyError):
-                self._end_workers()
-        raise MeasurementError(f"a worker died while it scored {arch.key}", "crashed")
+                self.rest()
+        raise MeasurementError(f"a worker died while it was at {name}", "crashed")
+
+    def _scoring(self, arch: ArchConfig) -> tuple[Callable[..., dict[str, float]], ArchConfig]:
+        from evit_nas.accuracy.zero_cost import score_all
+
+        return partial(score_all, seed=self._seed, names=NAMES), arch
 
     def _proxies_id(self, arch: ArchConfig) -> str:
         context = {"seed": self._seed, "names": NAMES, "torch": version("torch"), "evit_nas": __version__}
         return _memo_id("proxies", arch, context)
 
-    def _end_workers(self) -> None:
+    def _executor(self) -> Executor | None:
+        if self._cluster is None and self._pool is None and self._workers:
+            self._pool = worker_pool(self._workers, avoid=measuring_core())
+        return self._cluster or self._pool
+
+    def rest(self) -> None:
+        """Ends what was begun and is not needed any more: what comes next is measured beside nothing."""
+        if self._cluster is not None:
+            self._cluster.rest()
         if self._pool is not None:
             end(self._pool)
         self._pool = None
@@ -115,7 +144,7 @@ class Evaluator:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._end_workers()
+        self.rest()
 
     def _remember(self, memo_id: str, arch: ArchConfig, value: dict[str, Any], **details: Any) -> None:
         self._journal.append({"id": memo_id, "key": arch.key, "value": value, **details})

@@ -17,13 +17,14 @@ import optuna
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import ArchConfig
-from evit_nas.errors import EvitNasError, RunError
+from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.runs import Run
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.status import Watcher
 
 if TYPE_CHECKING:
     from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.search.parallel import Cluster
 
 
 class Judge(ABC):
@@ -35,8 +36,13 @@ class Judge(ABC):
     """A clause that says what the values are and where they come from; equal for judges whose values compare."""
 
     @abstractmethod
-    def estimate(self, arch: ArchConfig) -> Estimate:
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
         """What `arch` is thought to be worth.
+
+        Args:
+            arch: a network.
+            latency_ms: what it takes on the first device, as far as is known: a judge may stop early with one that is
+                worse than others of its latency. None asks for the whole effort.
 
         Raises:
             MeasurementError: this network has no finite score.
@@ -75,13 +81,15 @@ class ZeroCost(Judge):
             try:
                 scored.append(self._evaluator.proxies(arch))
             except (EvitNasError, RuntimeError, MemoryError) as error:
+                if isinstance(error, MeasurementError) and error.kind == "lost link":
+                    raise
                 watch.note(f"left out of the pool: {origin} {arch.key}: {error}")
         return RankAggregate.fit(scored)
 
     def expect(self, arch: ArchConfig) -> None:
         self._evaluator.expect(arch)
 
-    def estimate(self, arch: ArchConfig) -> Estimate:
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
         return Estimate(value=self._aggregate.score(self._evaluator.proxies(arch)), method="zero-cost")
 
 
@@ -93,7 +101,7 @@ class Learned(Judge):
     def __init__(self, learned: LearnedAccuracy, origin: str, method: str) -> None:
         self._learned, self.origin, self._method = learned, origin, method
 
-    def estimate(self, arch: ArchConfig) -> Estimate:
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
         value, low, high = (float(column[0]) for column in self._learned.intervals([arch]))
         return Estimate(value=value, low=low, high=high, method=self._method)
 
@@ -111,17 +119,24 @@ class Desk:
     pool: Sequence[tuple[ArchConfig, str]]
     """What a search evaluates first, with where it comes from."""
     watch: Watcher
+    cluster: Cluster | None
+    """Where networks are trained, if not on this machine."""
 
 
 def judge_of(
-    run: Run, evaluator: Evaluator, record: optuna.Study, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher
+    run: Run,
+    evaluator: Evaluator,
+    record: optuna.Study,
+    pool: Sequence[tuple[ArchConfig, str]],
+    watch: Watcher,
+    cluster: Cluster | None = None,
 ) -> Judge:
     """The judge that the settings name, prepared.
 
     Raises:
         RunError: the run began with another judge, for example an earlier version of a table.
     """
-    judge = JUDGES[run.settings.accuracy.method](Desk(run, evaluator, record, pool, watch))
+    judge = JUDGES[run.settings.accuracy.method](Desk(run, evaluator, record, pool, watch, cluster))
     before = record.user_attrs.get("judge")
     if before is None:
         record.set_user_attr("judge", judge.origin)
@@ -142,11 +157,19 @@ def _table(desk: Desk) -> Judge:
     return Learned(LearnedAccuracy.of_table(table), f"accuracy in percent, predicted from {table.origin}", "table")
 
 
+def _short(desk: Desk) -> Judge:
+    from evit_nas.search.halving import ShortTrainings
+
+    return ShortTrainings(desk)
+
+
 def _predictor(desk: Desk) -> Judge:
     from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.search.labelling import collect_labels
 
-    table = collect_labels(desk.run.path / "labels", desk.run.settings, desk.evaluator.devices[0], desk.watch)
+    table = collect_labels(
+        desk.run.path / "labels", desk.run.settings, desk.evaluator.devices[0], desk.watch, desk.cluster
+    )
     origin = f"accuracy in percent, predicted from {table.origin}"
     return Learned(LearnedAccuracy.of_table(table), origin, "predictor")
 
@@ -154,5 +177,6 @@ def _predictor(desk: Desk) -> Judge:
 JUDGES: dict[str, Callable[[Desk], Judge]] = {
     "table": _table,
     "predictor": _predictor,
+    "short": _short,
     "zero-cost": lambda desk: ZeroCost(desk.evaluator, desk.record, desk.pool, desk.watch),
 }

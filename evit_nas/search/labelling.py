@@ -14,7 +14,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,15 +33,20 @@ from evit_nas.runs import Journal, write_atomically
 from evit_nas.search.slices import slice_of, sliced_pool
 from evit_nas.search.status import Watcher
 
+if TYPE_CHECKING:
+    from evit_nas.search.parallel import Cluster
+
 SLICES = (0.45, 0.7, 0.9)  # middles, as shares of the budget
 START = 0.6  # share of the labels that is spread over the slices
-BATCH = 4  # networks trained between two fits
+BATCH = 4  # networks trained between two fits, if the settings say nothing else
 CANDIDATES = 1000  # random networks in the slices that draws choose from
 TOP, STANDS = 5, 2  # the best few, and the fits in a row after which they count as standing
 MAX_DRAWS = 200  # random networks for each candidate
 
 
-def collect_labels(folder: Path, settings: SearchSettings, device: Device, watch: Watcher) -> LabelTable:
+def collect_labels(
+    folder: Path, settings: SearchSettings, device: Device, watch: Watcher, cluster: Cluster | None = None
+) -> LabelTable:
     """Trains the networks that the settings ask for, and goes on where an earlier call was interrupted.
 
     Args:
@@ -49,6 +54,7 @@ def collect_labels(folder: Path, settings: SearchSettings, device: Device, watch
         settings: data, recipe, number of labels, workers, seed, and the budget on the first device.
         device: that device.
         watch: told what happens.
+        cluster: trains them, instead of processes of this machine.
 
     Raises:
         UsageError: the data cannot be used, or a run in `labels_from` has no labels.
@@ -59,9 +65,9 @@ def collect_labels(folder: Path, settings: SearchSettings, device: Device, watch
         return LabelTable.load(path)
     assert wish.data is not None
     data = load_dataset(wish.data, wish.recipe.image_size, note=watch.note)
-    labels = Labels(folder, wish.data, data.digest, wish.recipe)
+    labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
     start, candidates = _plan(labels, settings, device, watch)
-    workers = max(settings.workers, 1)
+    workers = cluster.concurrent if cluster else max(settings.workers, 1)
     watch.note(f"training up to {wish.labels} networks on {data.name}, {workers} at a time")
     asked: dict[str, Timed] = {}
     done: set[str] = set()
@@ -76,7 +82,7 @@ def collect_labels(folder: Path, settings: SearchSettings, device: Device, watch
         found = _trainings(labels)
         done.update(asked.keys() & found.keys())
         jobs = [Job(arch, settings.seed, wish.recipe.last_rung) for arch, _ in more if arch.key not in found]
-        labels.collect(jobs, workers, step, watch.note)
+        labels.collect(jobs, workers, step, watch.note, cluster)
         found = _trainings(labels)
         return [
             TrainedNetwork(arch=arch, latency_ms=ms, trainings=found[key])
@@ -93,7 +99,9 @@ def collect_labels(folder: Path, settings: SearchSettings, device: Device, watch
             break
         rng = np.random.default_rng([settings.seed, len(tops)])
         untried = np.array([arch.key not in asked for arch, _ in candidates])
-        chosen = _chosen(predictor.sample(features, BATCH, rng), untried)[: wish.labels - len(networks)]
+        chosen = _chosen(predictor.sample(features, settings.together or BATCH, rng), untried)[
+            : wish.labels - len(networks)
+        ]
         if not chosen:
             break
         networks = trained([candidates[index] for index in chosen])

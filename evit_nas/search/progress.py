@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
 from evit_nas.config import SearchSettings
-from evit_nas.search.front import keeps_limits, select, unbeaten
+from evit_nas.pareto import hypervolume, non_dominated
+from evit_nas.search.front import Candidate, keeps_limits, select, unbeaten
 from evit_nas.search.record import Known
 from evit_nas.search.status import Status
 
 MAX_REPEATS = 100  # proposals in a row that were known already: the space is used up
 PACE_OVER = 20  # evaluations that the estimated time to go looks back on
+LATEST = 3  # new members that a status names
+STALLED = 0.001  # a smaller growth of the hypervolume is none
 
 
 class Progress:
@@ -26,6 +31,10 @@ class Progress:
         measured = list(self.known.candidates.values())
         self._feasible = sum(keeps_limits(candidate, settings) for candidate in measured)
         self.front = select(measured, settings)
+        self._latest: deque[tuple[int, float, float]] = deque(maxlen=LATEST)
+        self._stall = Stall(settings)
+        for done, key in enumerate(self.known.by_key, start=1):
+            self._stall.add(done, self.known.candidates.get(key))
         latest = reversed(record.get_trials(deepcopy=False))
         self._repeats = sum(1 for _ in itertools.takewhile(_is_repeat, latest))
         self._begun = time.monotonic()
@@ -38,10 +47,13 @@ class Progress:
         if self._repeats:
             return
         self._moments.append(time.monotonic())
-        candidate = self.known.candidates.get(trial.user_attrs["key"])
+        done, candidate = len(self.known.by_key), self.known.candidates.get(trial.user_attrs["key"])
+        self._stall.add(done, candidate)
         if candidate and keeps_limits(candidate, self._settings):
             self._feasible += 1
             self.front = unbeaten([*self.front, candidate], self._settings.budget_stat)
+            if candidate in self.front:
+                self._latest.append((done, candidate.latency.median_ms, candidate.score))
 
     def over(self) -> str:
         """Why the search ends here; empty if it goes on."""
@@ -50,6 +62,8 @@ class Progress:
             return f"all {total} trials are done"
         if self._repeats >= MAX_REPEATS:
             return f"{self._repeats} proposals in a row were known already: the space is used up"
+        if self._settings.patience is not None and done - self._stall.grew_at >= self._settings.patience:
+            return f"the front has not grown by {STALLED:.1%} over {self._settings.patience} architectures"
         if time_s is not None and time.monotonic() - self._begun >= time_s:
             return f"the time is over after {done} of {total} trials"
         return ""
@@ -61,10 +75,39 @@ class Progress:
             total=self._settings.trials,
             failed=self.known.failed,
             feasible=self._feasible,
-            front=len(self.front),
-            best_score=max((candidate.score for candidate in self.front), default=None),
+            front=tuple((candidate.latency.median_ms, candidate.score) for candidate in self.front),
+            latest=tuple(self._latest),
+            budget_ms=self._settings.targets[0].budget_ms,
             pace_s=(self._moments[-1] - self._moments[0]) / max(len(self._moments) - 1, 1),
         )
+
+
+class Stall:
+    """When the front last grew, by the hypervolume of latency on the first device and score.
+
+    It counts from the budget, and from the lowest score in the pool, once that has been evaluated.
+    """
+
+    def __init__(self, settings: SearchSettings) -> None:
+        self._settings, self._worst, self._volume = settings, math.inf, 0.0
+        self._points: list[tuple[float, float]] = []
+        self.grew_at = 0
+        """Architectures that had been evaluated then."""
+
+    def add(self, done: int, candidate: Candidate | None) -> None:
+        """The architecture that was evaluated as number `done`, if it was measured."""
+        if candidate is not None and keeps_limits(candidate, self._settings):
+            self._points.append((candidate.latency.stat_ms(self._settings.budget_stat), -candidate.score))
+            if done <= self._settings.pool:
+                self._worst = min(self._worst, candidate.score)
+        if done < self._settings.pool or not self._points or self._worst == math.inf:
+            self.grew_at = done
+            return
+        points = np.array(self._points)
+        self._points = [self._points[index] for index in np.flatnonzero(non_dominated(points))]
+        volume = hypervolume(np.array(self._points), (self._settings.targets[0].budget_ms, -self._worst))
+        if volume > self._volume * (1 + STALLED):
+            self._volume, self.grew_at = volume, done
 
 
 def _is_repeat(trial: FrozenTrial) -> bool:

@@ -102,13 +102,19 @@ class Known:
         key = trial.user_attrs["key"]
         self.by_key[key] = trial
         self.failed += trial.state is TrialState.FAIL
-        if trial.state is TrialState.COMPLETE and trial.user_attrs["latencies"] and key not in self._given_up:
+        whole = trial.state is TrialState.COMPLETE and trial.constraints.get("unfinished", 0) <= 0
+        if whole and trial.user_attrs["latencies"] and key not in self._given_up:
             arch = ArchConfig.model_validate(trial.user_attrs["arch"])
             latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
             estimate = Estimate.model_validate(trial.user_attrs["estimate"])
             self.candidates[key] = _candidate(
                 arch, estimate, latencies, trial=trial.number, memory_mb=trial.user_attrs["memory_mb"]
             )
+
+
+def plain(estimate: Estimate) -> dict[str, object]:
+    """An estimate as it goes on record, without what its judge may have added for itself."""
+    return estimate.model_dump(mode="json", include=set(Estimate.model_fields))
 
 
 def give_up(study: optuna.Study, key: str, reason: str) -> None:

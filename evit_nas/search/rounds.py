@@ -23,7 +23,7 @@ from evit_nas.config import SearchSettings
 from evit_nas.search.record import directions
 from evit_nas.search.samplers import make
 
-TOGETHER = 4  # proposals in a round of the pool or of a sampler
+TOGETHER = 4  # proposals in a round of the pool or of a sampler, if the settings say nothing else
 SCREENED = 16  # best candidates of a screening, measured before the next one
 MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
 
@@ -74,6 +74,7 @@ class Rounds:
     def __init__(self, settings: SearchSettings, pool: Pool, screening: Screening | None) -> None:
         self._settings, self._pool, self._screening = settings, pool, screening
         self._ahead = 0 if screening else 1
+        self._together = settings.together or TOGETHER
 
     def follow(self, record: optuna.Study, first: int, expect: Callable[[ArchConfig], None]) -> Iterator[Round]:
         """The rounds from number `first` on; whoever takes one puts its trials on record before taking the next.
@@ -127,13 +128,13 @@ class Rounds:
         """What the round holds; None leaves the choice to the sampler."""
         untried = [(arch, origin) for arch, origin in self._pool if arch.key not in known]
         if untried:
-            yield from untried[:TOGETHER]
+            yield from untried[: self._together]
             return
         screened = self._screening(finished, number) if self._screening else []
         if screened:
             yield from ((arch, "screening") for arch in screened)
         else:
-            yield from [(None, self._settings.sampler)] * TOGETHER
+            yield from [(None, self._settings.sampler)] * self._together
 
 
 def _placeholder(trial: optuna.Trial | FrozenTrial) -> FrozenTrial:

@@ -14,11 +14,24 @@ class Status:
     total: int
     failed: int
     feasible: int
-    front: int
-    best_score: float | None
-    """Highest score within the budget so far."""
+    front: tuple[tuple[float, float], ...]
+    """Latency on the first device in milliseconds, and score, of the members so far."""
+    latest: tuple[tuple[int, float, float], ...]
+    """The last new members: after how many architectures, latency and score."""
+    budget_ms: float
+    """On the first device."""
     pace_s: float
     """Seconds for each new architecture, lately."""
+
+    @property
+    def best_score(self) -> float | None:
+        """Highest score within the budget so far."""
+        return max((score for _, score in self.front), default=None)
+
+    @property
+    def per_minute(self) -> float:
+        """New architectures a minute, lately."""
+        return 60 / self.pace_s if self.pace_s else 0.0
 
     @property
     def eta_s(self) -> float:

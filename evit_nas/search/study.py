@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import optuna
 
@@ -28,6 +29,9 @@ from evit_nas.search.rounds import Pool, Rounds, pool_of
 from evit_nas.search.status import Watcher
 from evit_nas.search.trials import Trials
 
+if TYPE_CHECKING:
+    from evit_nas.search.parallel import Cluster
+
 
 class Search:
     """One search in one run folder; `run()` takes it from wherever it stands to the written front."""
@@ -44,17 +48,19 @@ class Search:
         """
         settings, journal = self._settings, journal_of(self._run)
         with (
-            open_devices(settings) as devices,
+            open_cluster(self._run, self._watch) as cluster,
+            open_devices(settings, cluster) as devices,
             open_study(self._run) as record,
-            Evaluator(devices, journal, settings.seed, settings.workers) as evaluator,
+            Evaluator(devices, journal, settings.seed, _workers(settings), cluster) as evaluator,
         ):
             evaluator.repair()
             check_same_conditions(record, [device.context() for device in devices], self._run)
             self._announce(feasibility(evaluator, settings))
             pool = pool_of(settings)
-            judge = judge_of(self._run, evaluator, record, pool, self._watch)
+            judge = judge_of(self._run, evaluator, record, pool, self._watch, cluster)
             forecasts = Forecasts(devices, settings, self._run.path, self._watch.note)
             self._loop(record, evaluator, judge, forecasts, pool)
+            evaluator.rest()  # the rounds ahead, which nobody needs any more, would disturb what is measured now
             certify(self._run, record, evaluator, judge, self._watch)
         return load_front(self._run)
 
@@ -100,8 +106,29 @@ class Search:
                 forecasts.learn(told)
 
 
+def _workers(settings: SearchSettings) -> int:
+    """Trainings need a process of one thread, or they would not come to the same on every machine."""
+    return max(settings.workers, 1) if settings.accuracy.method == "short" else settings.workers
+
+
 @contextmanager
-def open_devices(settings: SearchSettings) -> Iterator[list[Device]]:
-    """Every device of a search, ready to measure; all are closed at the end."""
+def open_cluster(run: Run, watch: Watcher) -> Iterator[Cluster | None]:
+    """Ray, for as long as a search takes; None for a search on this machine alone."""
+    if run.settings.engine == "local":
+        yield None
+        return
+    from evit_nas.search.parallel import Cluster
+
+    with Cluster(run.settings, run.path, watch.note) as cluster:
+        watch.note(f"Ray runs {cluster.concurrent} trials at a time; what it says is in {run.path / 'ray.log'}")
+        yield cluster
+
+
+@contextmanager
+def open_devices(settings: SearchSettings, cluster: Cluster | None = None) -> Iterator[list[Device]]:
+    """Every device of a search, ready to measure: those of the cluster, or of this machine, closed at the end."""
+    if cluster is not None:
+        yield [*cluster.devices]
+        return
     with ExitStack() as stack:
         yield [stack.enter_context(open_device(target.conditions)) for target in settings.targets]

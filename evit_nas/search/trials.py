@@ -16,9 +16,10 @@ from evit_nas.latency import Latency
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.forecast import Forecasts
 from evit_nas.search.front import NEAR, limit_excess
+from evit_nas.search.halving import Trained
 from evit_nas.search.judges import Judge
 from evit_nas.search.progress import Progress
-from evit_nas.search.record import metric_names
+from evit_nas.search.record import metric_names, plain
 from evit_nas.search.rounds import SCREENED
 from evit_nas.search.screening import screen
 
@@ -54,12 +55,16 @@ class Trials:
             return _repeated(trial, earlier)
         try:
             _survive(self._record, arch)
-            estimate = self._judge.estimate(arch)
             predicted = self._forecasts.predict_ms([arch])
-            doubted = trial.number % DOUBT_EVERY == 0
             latencies: tuple[Latency, ...] = ()
-            if predicted is None or doubted or self._may_reach_front(estimate.value, predicted[0], progress):
+            if predicted is None or trial.number % DOUBT_EVERY == 0:
                 latencies = self._evaluator.latencies(arch)
+                estimate = self._judge.estimate(arch, latencies[0].median_ms)
+            else:
+                estimate = self._judge.estimate(arch, float(predicted[0, 0]))
+                finished = not isinstance(estimate, Trained) or not estimate.unfinished
+                if finished and self._may_reach_front(estimate.value, predicted[0], progress):
+                    latencies = self._evaluator.latencies(arch)
             memory_mb = self._evaluator.memory_mb(arch) if self._settings.limits.memory_mb else None
         except (EvitNasError, RuntimeError, MemoryError) as error:
             if isinstance(error, MeasurementError) and error.kind == "lost link":
@@ -68,13 +73,17 @@ class Trials:
             trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split()))
             return None
         predicted_ms: list[float] | None = None if predicted is None else predicted[0].tolist()
-        trial.set_user_attr("estimate", estimate.model_dump(mode="json"))
+        trial.set_user_attr("estimate", plain(estimate))
         trial.set_user_attr("predicted_ms", predicted_ms)
         trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in latencies])
         trial.set_user_attr("memory_mb", memory_mb)
         best_known = [latency.stat_ms(self._settings.budget_stat) for latency in latencies] or predicted_ms or []
-        for name, beyond in self._constraints(arch, best_known, memory_mb).items():
-            trial.set_constraint(name, beyond)
+        beyond = self._constraints(arch, best_known, memory_mb)
+        if isinstance(estimate, Trained):
+            trial.set_user_attr("trained", estimate.model_dump(mode="json"))
+            beyond["unfinished"] = estimate.unfinished
+        for name, excess in beyond.items():
+            trial.set_constraint(name, excess)
         return [estimate.value, *best_known]
 
     def screened(self, earlier: Sequence[FrozenTrial], number: int) -> list[ArchConfig]:

@@ -1,0 +1,234 @@
+"""What attention is worth at equal latency: accuracy against its share of the layers (arXiv 2305.07027, figure 3).
+
+The variants of one network differ in the number of FFNs around each layer of attention and in the stages that have
+attention at all. Each is then made wider or narrower until it has the latency of the network itself
+as measured on the device, and is trained briefly. As in the paper the share counts layers: attention among attention
+and FFNs, those of the blocks alone, for the downsamplings are the same in all variants.
+
+A folder keeps what was measured and trained: an interrupted study goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from evit_nas.accuracy.labels import Job, Label, Labels
+from evit_nas.arch import ArchConfig, round_to
+from evit_nas.config import ShortRecipe
+from evit_nas.data import load_dataset
+from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.runs import write_atomically
+from evit_nas.search.status import Watcher
+
+FFN_COUNTS = (0, 1, 2, 3)
+TOLERANCE = 0.05  # of the latency; a variant that cannot be brought so near is left out
+NEAR = 0.02  # near enough not to look on
+NARROWEST, WIDEST = 0.25, 3.0  # times the widths of the network
+TRIES = 8  # halvings of the range of widths
+WIDTH_STEP = 16
+
+
+class Variant(BaseModel):
+    """A network of about the latency that the study is for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """What sets it apart: FFNs on each side of the mixer, and the stages with attention."""
+    arch: ArchConfig
+    latency: Latency
+
+    @property
+    def share(self) -> float:
+        """See `attention_share`."""
+        return attention_share(self.arch)
+
+
+class Point(BaseModel):
+    """A variant and what it has learned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    variant: Variant
+    accuracy: tuple[float, ...]
+    """In percent, for each seed that is trained."""
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.accuracy))
+
+
+class Proportion(BaseModel):
+    """A study, finished or not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    data: str
+    """Name of the data set."""
+    recipe: ShortRecipe
+    target_ms: float
+    """Latency of the network itself."""
+    points: tuple[Point, ...]
+    """Variants with at least one training, by share."""
+
+
+def attention_share(arch: ArchConfig) -> float:
+    """Layers of attention as a share of those of attention and FFNs in the blocks, from 0 to 1."""
+    attention = sum(stage.depth for stage in arch.stages if stage.mixer != "none")
+    ffns = sum(2 * stage.ffn_count * stage.depth for stage in arch.stages)
+    return attention / (attention + ffns)
+
+
+def variants(arch: ArchConfig) -> Iterator[tuple[str, ArchConfig]]:
+    """Names and architectures of all variants of `arch`, at its own widths, those with most attention first."""
+    attending = [index for index, stage in enumerate(arch.stages) if stage.mixer != "none"]
+    for count in FFN_COUNTS:
+        for without in range(len(attending)):  # the paper's stages lose their attention from the first on
+            stages = [stage.model_dump() | {"ffn_count": count} for stage in arch.stages]
+            if without and not count:  # a block must hold something
+                continue
+            for index in attending[:without]:
+                stages[index]["mixer"] = "none"
+            left = ", ".join(str(index + 1) for index in attending[without:])
+            name = f"{count} FFN{'s' if count != 1 else ''} a side, attention in {left}"
+            yield name, ArchConfig.model_validate(arch.model_dump() | {"stages": stages})
+
+
+def widened(arch: ArchConfig, factors: Sequence[float]) -> ArchConfig:
+    """`arch` with the width of each stage times its factor, rounded to a multiple of 16 and of the heads."""
+    stages = [
+        stage.model_dump() | {"width": round_to(stage.width * factor, math.lcm(WIDTH_STEP, stage.heads))}
+        for stage, factor in zip(arch.stages, factors, strict=True)
+    ]
+    return ArchConfig.model_validate(arch.model_dump() | {"stages": stages})
+
+
+def matched(device: Device, arch: ArchConfig, target_ms: float) -> tuple[ArchConfig, Latency] | None:
+    """The width of `arch` that takes `target_ms` on the device; None if none comes near enough.
+
+    All stages are made wider alike as long as that is too fast still; the last one makes up for the rest, for a step
+    in the width of the first is a large one.
+
+    Raises:
+        MeasurementError: a network could not be measured.
+    """
+    measured: dict[str, tuple[ArchConfig, Latency]] = {}
+
+    def widest(low: float, factors: Callable[[float], Sequence[float]]) -> float:
+        """The largest factor from `low` on that is too fast still, to a few percent."""
+        high = WIDEST
+        for _ in range(TRIES):
+            factor = math.sqrt(low * high)  # latency grows about as a power of the width
+            wide = widened(arch, factors(factor))
+            if wide.key not in measured:
+                measured[wide.key] = wide, device.measure(wide, Protocol())[0]
+            low, high = (factor, high) if measured[wide.key][1].median_ms < target_ms else (low, factor)
+        return low
+
+    def off(found: tuple[ArchConfig, Latency]) -> float:
+        return abs(found[1].median_ms / target_ms - 1)
+
+    alike = widest(NARROWEST, lambda factor: (factor, factor, factor))
+    if off(min(measured.values(), key=off)) > NEAR:
+        widest(alike, lambda factor: (alike, alike, factor))
+    best = min(measured.values(), key=off)
+    return best if off(best) <= TOLERANCE else None
+
+
+def study(
+    folder: Path,
+    arch: ArchConfig,
+    data: str,
+    device: Device,
+    watch: Watcher,
+    *,
+    recipe: ShortRecipe | None = None,
+    seeds: Sequence[int] = (0,),
+    workers: int = 1,
+) -> Proportion:
+    """Trains all variants of `arch` with all seeds, as far as that has not been done, and returns what is there.
+
+    Args:
+        folder: of this study alone.
+        arch: at the input that its latency is measured for; trained at the recipe's.
+        data: what `load_dataset` takes.
+        device: where latency is kept constant.
+        watch: told what happens.
+        recipe: how they are trained; None for the one that searches train by.
+        seeds: of the trainings.
+        workers: trainings at a time; 0 trains nothing more.
+
+    Raises:
+        UsageError: the data cannot be used, or the folder is of another study.
+        EvitNasError: a training process died, or nothing could be measured or trained.
+    """
+    recipe = recipe or ShortRecipe()
+    images = load_dataset(data, recipe.image_size, note=watch.note)
+    target_ms, found = _variants(folder, arch, device, watch)
+    labels = Labels(folder, data, images.digest, recipe)
+    jobs = [Job(variant.arch, seed, recipe.last_rung) for seed in seeds for variant in found]
+    done = len({(job.arch.key, job.seed) for job in jobs} & labels.known().keys())
+
+    def step(job: Job, label: Label) -> None:
+        nonlocal done
+        done += 1
+        watch.step(f"trained on {images.name}", done, len(jobs))
+
+    if workers:
+        labels.collect(jobs, workers, step, watch.note)
+    known = labels.known()
+    points = [
+        Point(
+            variant=variant,
+            accuracy=tuple(
+                100 * known[variant.arch.key, seed].score.accuracy
+                for seed in seeds
+                if (variant.arch.key, seed) in known
+            ),
+        )
+        for variant in sorted(found, key=lambda variant: variant.share)
+    ]
+    points = [point for point in points if point.accuracy]
+    if not points:
+        raise EvitNasError("none of the variants is trained; what went wrong is said above.")
+    return Proportion(data=images.name, recipe=recipe, target_ms=target_ms, points=tuple(points))
+
+
+def _variants(folder: Path, arch: ArchConfig, device: Device, watch: Watcher) -> tuple[float, list[Variant]]:
+    """The latency of the network, and its variants of that latency; each is looked for once and kept."""
+    path = folder / "variants.json"
+    about: dict[str, Any] = {"arch": arch.key, "device": device.context()}
+    if path.exists():
+        plain = json.loads(path.read_text())
+        if plain["about"] != about:
+            raise UsageError(f"{folder} holds the study of another network or device. Choose another folder.")
+    else:
+        plain = {"about": about, "target_ms": device.measure(arch, Protocol())[0].median_ms, "variants": {}}
+    target_ms, found, plans = float(plain["target_ms"]), plain["variants"], list(variants(arch))
+    folder.mkdir(parents=True, exist_ok=True)
+    for done, (name, variant) in enumerate(plans, start=1):
+        if name in found:
+            continue
+        try:
+            match = matched(device, variant, target_ms)
+        except MeasurementError as error:
+            if error.kind == "lost link":
+                raise
+            watch.note(f"left out: {name}: {error}")
+            continue
+        if match is None:
+            watch.note(f"left out: {name}: no width of it comes within {TOLERANCE:.0%} of {target_ms:.2f} ms")
+        one = match and Variant(name=name, arch=match[0], latency=match[1]).model_dump(mode="json")
+        found[name] = one
+        write_atomically(path, json.dumps(plain))
+        watch.step(f"variants of {target_ms:.2f} ms", done, len(plans))
+    return target_ms, [Variant.model_validate(one) for one in found.values() if one]

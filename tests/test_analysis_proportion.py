@@ -1,0 +1,167 @@
+"""The study of attention's share: equal latency on a device whose figures are known, shares counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from evit_nas.accuracy.short import ShortTraining
+from evit_nas.analysis import proportion
+from evit_nas.analysis.proportion import TOLERANCE, Variant, attention_share, matched, study, variants, widened
+from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions, ShortRecipe
+from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.latency import Protocol
+from tests.fakes import FakeDevice, latency_of
+from tests.networks import tiny_arch
+
+BASE = ArchConfig.preset("m0")
+RECIPE = ShortRecipe(images=40, cycles=(1,), batch_size=20)
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+    def step(self, what: str, done: int, total: int) -> None: ...
+
+    def update(self, status: object) -> None: ...
+
+
+@pytest.fixture
+def device():
+    FakeDevice.calls.clear()
+    return FakeDevice(Conditions(device="fake"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({"ffn_count": 0}, 1),
+        ({"ffn_count": 1}, 1 / 3),
+        ({"ffn_count": 2}, 1 / 5),
+        ({"ffn_count": 3, "depth": 4}, 1 / 7),
+        ({"mixer": "none"}, 0),
+    ],
+)
+def test_the_share_counts_layers(changes, share):
+    assert attention_share(tiny_arch(**changes)) == pytest.approx(share)
+
+
+def test_stages_count_by_their_depth():
+    stages = [stage.model_dump() for stage in tiny_arch().stages]
+    stages[0] |= {"mixer": "none", "depth": 3}
+    assert attention_share(ArchConfig.model_validate(tiny_arch().model_dump() | {"stages": stages})) == 2 / (2 + 10)
+
+
+def test_variants_differ_in_ffns_and_in_the_stages_that_attend_and_in_nothing_else():
+    found = dict(variants(BASE))
+    assert len(found) == 10  # without FFNs every stage must attend
+    assert sorted({round(attention_share(arch), 3) for arch in found.values()})[-1] == 1
+    plain = {"ffn_count": 1, "mixer": "softmax"}
+    for arch in found.values():
+        assert [stage.model_copy(update=plain) for stage in arch.stages] == list(BASE.stages)
+    assert found["1 FFN a side, attention in 1, 2, 3"] == BASE
+    assert [stage.mixer for stage in found["2 FFNs a side, attention in 3"].stages] == ["none", "none", "softmax"]
+
+
+def test_every_variant_is_brought_to_the_latency_of_the_network(device):
+    target_ms = device.measure(BASE, Protocol())[0].median_ms
+    for _, arch in variants(BASE):
+        found, latency = matched(device, arch, target_ms)
+        assert abs(latency.median_ms / target_ms - 1) <= TOLERANCE
+        assert attention_share(found) == attention_share(arch)
+
+
+def test_a_network_that_no_width_brings_near_is_not_matched(device):
+    assert matched(device, BASE, 1e4) is None
+    assert matched(device, BASE, 0.01) is None
+
+
+def test_widths_stay_multiples_of_16_and_of_the_heads():
+    for factor in (0.3, 0.77, 1.9):
+        for stage in widened(ArchConfig.preset("m2"), (factor, 1.0, factor)).stages:
+            assert stage.width % 16 == stage.width % stage.heads == 0
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Trainings that answer at once: half of the share of attention is right; `dies` is a key that cannot be."""
+    seen: list[tuple[str, int]] = []
+
+    def run(self: ShortTraining, arch: ArchConfig, seed: int, **how: object) -> object:
+        from evit_nas.accuracy import ShortScore
+
+        seen.append((arch.key, seed))
+        return ShortScore(accuracy=attention_share(arch) / 2, cross_entropy=1.0, curve=(1.0,))
+
+    monkeypatch.setattr(ShortTraining, "run", run)
+    return seen
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Trains in this process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from evit_nas.accuracy import labels
+
+    monkeypatch.setattr(labels, "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(labels, "end", lambda pool: pool.shutdown())
+
+
+def test_a_study_trains_each_variant_once_and_goes_on_where_it_was(tmp_path, device, trainings, here):
+    gray = ArchConfig.model_validate(BASE.model_dump() | {"num_classes": 10})
+    first = study(tmp_path / "s", gray, "digits", device, Silent(), recipe=RECIPE)
+    assert len(trainings) == len(first.points) == 10
+    assert [point.mean for point in first.points] == pytest.approx([50 * p.variant.share for p in first.points])
+    assert sorted(point.variant.share for point in first.points) == [point.variant.share for point in first.points]
+
+    measured = len(device.calls)
+    again = study(tmp_path / "s", gray, "digits", device, Silent(), recipe=RECIPE, seeds=(0, 1))
+    assert len(device.calls) == measured
+    assert len(trainings) == 20
+    assert all(len(point.accuracy) == 2 for point in again.points)
+    assert study(tmp_path / "s", gray, "digits", device, Silent(), recipe=RECIPE, seeds=(0, 1), workers=0) == again
+
+
+def test_a_study_that_is_interrupted_while_it_measures_goes_on(tmp_path, device, trainings, here, monkeypatch):
+    tries = []
+
+    def matched_until_it_is_stopped(*asked: object) -> object:
+        tries.append(asked[1])
+        if len(tries) == 5:
+            raise KeyboardInterrupt
+        return matched(*asked)
+
+    monkeypatch.setattr(proportion, "matched", matched_until_it_is_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
+    assert len(study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE).points) == 10
+    assert len(tries) == 4 + 1 + 6
+
+
+def test_the_folder_of_another_network_is_refused(tmp_path, device, trainings, here):
+    study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
+    with pytest.raises(UsageError, match="study of another network or device"):
+        study(tmp_path, ArchConfig.preset("m1"), "digits", device, Silent(), recipe=RECIPE)
+
+
+def test_nothing_trained_is_an_error_not_an_empty_picture(tmp_path, device):
+    with pytest.raises(EvitNasError, match="none of the variants is trained"):
+        study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE, workers=0)
+
+
+def test_variants_out_of_reach_are_named(tmp_path, device, trainings, here, monkeypatch):
+    monkeypatch.setattr(proportion, "WIDEST", 0.26)
+    watch = Silent()
+    with pytest.raises(EvitNasError):
+        study(tmp_path, BASE, "digits", device, watch, recipe=RECIPE)
+    assert sum("no width of it comes within 5%" in line for line in watch.said) == 10
+
+
+def test_a_variant_travels_through_json():
+    one = Variant(name="x", arch=BASE, latency=latency_of(3.0))
+    assert Variant.model_validate_json(one.model_dump_json()) == one

@@ -1,0 +1,134 @@
+"""Short training as a score: who goes on, who may enter a front, and that nothing is trained twice."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from evit_nas.accuracy import ShortScore, labels
+from evit_nas.accuracy.labels import Job, Label
+from evit_nas.config import AccuracySettings
+from evit_nas.latency import DEVICES
+from evit_nas.network.cost import cost
+from evit_nas.search import evaluate
+from evit_nas.search.halving import REDUCTION, Halving, Trained
+from evit_nas.search.record import Known, load_front, open_study
+from tests.fakes import FakeDevice
+from tests.test_resume import Died, new_run, outcome, search
+
+WISH = {"method": "short", "data": "digits", "scheduler": "asha", "recipe": {"images": 20, "cycles": [1, 2, 6]}}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands for training: a loss that follows from the network, and a record of what was asked."""
+    jobs: list[Job] = []
+
+    def train(data, digest, recipe, job, checkpoint):
+        jobs.append(job)
+        heads = sum(stage.heads * stage.qk_dim for stage in job.arch.stages)
+        loss = 3 - 0.1 * cost(job.arch).params ** 0.2 - heads / 1000 - 0.1 * job.rung
+        curve = (loss,) * recipe.end_of(job.rung)
+        score = ShortScore(accuracy=1 / (1 + loss), cross_entropy=loss, curve=curve)
+        return Label(arch=job.arch, seed=job.seed, score=score, seconds=1.0)
+
+    class Here:
+        """Calls at once what it is given."""
+
+        def submit(self, function, *args):
+            future = evaluate.Future()
+            future.set_result(function(*args))
+            return future
+
+    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
+    monkeypatch.setattr(labels, "_train", train)
+    monkeypatch.setattr(evaluate, "worker_pool", lambda count, avoid: Here())
+    monkeypatch.setattr(evaluate, "end", lambda pool: None)
+    return jobs
+
+
+def test_about_a_third_of_a_slice_goes_on_and_the_first_one_always_does():
+    rng, halving = random.Random(0), Halving()
+    went_on = [halving.goes_on(0, 0, rng.random()) for _ in range(300)]
+    assert went_on[0]
+    assert sum(went_on[30:]) == pytest.approx(270 / REDUCTION, rel=0.3)
+
+
+def test_networks_compete_with_those_of_their_latency_and_their_rung_alone():
+    halving = Halving()
+    assert halving.goes_on(0, 0, 1.0)
+    assert halving.goes_on(1, 0, 2.0)
+    assert halving.goes_on(0, 1, 3.0)
+    assert not halving.goes_on(0, 0, 2.0)
+
+
+def test_what_comes_later_does_not_matter_and_what_came_before_is_taken_from_the_record():
+    def done(loss):
+        return Trained(value=0, method="short", slice=2, losses=(loss,), unfinished=0.5)
+
+    halving = Halving([done(1.0), done(0.5), done(2.0)])
+    assert not halving.goes_on(2, 0, 0.7)
+    assert halving.goes_on(2, 0, 0.4)
+
+
+def test_only_what_was_trained_to_the_end_enters_the_front(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=30)
+    search(run)
+    with open_study(run) as study:
+        trials, known = study.get_trials(), Known(study)
+    stopped = [t for t in trials if t.constraints["unfinished"] > 0]
+    whole = [t for t in trials if t.constraints["unfinished"] == 0]
+    assert stopped
+    assert whole
+    assert all(len(t.user_attrs["trained"]["losses"]) == 3 for t in whole)
+    assert not {t.user_attrs["key"] for t in stopped} & set(known.candidates)
+    to_the_end = {job.arch.key for job in trained if job.rung == 2}
+    assert {member.arch.key for member in load_front(run).members} <= to_the_end
+
+
+def test_what_is_beyond_the_budget_is_trained_for_the_first_rung_alone(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH, budget_ms=0.5, trials=20)
+    search(run)
+    with open_study(run) as study:
+        beyond = [t for t in study.get_trials() if t.constraints["latency_ms"] > 0.05]
+    assert beyond
+    assert all(len(t.user_attrs["trained"]["losses"]) == 1 for t in beyond)
+
+
+def test_no_rung_is_trained_twice_and_a_search_that_dies_comes_to_the_same(tmp_path, trained, monkeypatch):
+    whole = search(new_run(tmp_path / "whole", accuracy=WISH))
+    once = [(job.arch.key, job.rung) for job in trained]
+    assert len(once) == len(set(once))
+    trained.clear()
+    run, measure, lives = new_run(tmp_path / "run", accuracy=WISH), FakeDevice.measure, [9, 7, 5, 1000]
+
+    def mortal(self, *args):
+        lives[0] -= 1
+        if lives[0] < 0:
+            lives.pop(0)
+            raise Died
+        return measure(self, *args)
+
+    monkeypatch.setattr(FakeDevice, "measure", mortal)
+    while len(lives) > 1:
+        with pytest.raises(Died):
+            search(run)
+    search(run)
+    assert outcome(run).trials == whole.trials
+    assert outcome(run).front == whole.front
+    written = [line["id"] for line in labels.Journal(run.path / "labels" / "labels.jsonl").read()]
+    assert len(written) == len(set(written))
+
+
+def test_without_a_scheduler_every_candidate_is_trained_to_the_end_at_once(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH | {"scheduler": "none"}, trials=10)
+    search(run)
+    assert {job.rung for job in trained} == {2}
+
+
+def test_halving_needs_rungs_and_training_needs_data():
+    with pytest.raises(ValueError, match="needs a recipe with several cycles"):
+        AccuracySettings.model_validate(WISH | {"recipe": {}})
+    with pytest.raises(ValueError, match="add --data"):
+        AccuracySettings.model_validate(WISH | {"data": None})
