@@ -38,7 +38,7 @@ SCRATCH = "evit-nas-ray-"
 
 
 class Cluster(Executor):
-    """Ray, connected: an executor whose calls are trials, and the devices of the search. Use as a context manager.
+    """Ray, connected: an executor whose calls trials answer, and the devices of the search. Use as a context manager.
 
     Args:
         settings: targets, and what Ray should know.
@@ -62,9 +62,9 @@ class Cluster(Executor):
             self._stack = stack.pop_all()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Runs a function, which other machines can import, as a trial.
+        """Has a trial call a function that other machines can import.
 
-        Its error is the call's. A trial whose process or node died too often is a MeasurementError that "crashed"; if
+        Its error is the call's. One that its process or node died of too often is a MeasurementError that "crashed"; if
         the cluster is gone, the kind is "lost link".
         """
         from evit_nas.search.parallel.trials import Call

@@ -21,7 +21,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +190,7 @@ def _work(config: dict[str, Any]) -> None:
     settle()
     experiment, me = ray.get_actor(config["experiment"]), tune.get_context().get_trial_id()
     reported, answered = time.monotonic(), 0
-    calls: Iterator[Call] = iter(lambda: ray.get(experiment.take.remote(me)), None)
-    for call in calls:
+    while (call := _next(experiment, me)) is not None:
         outcome = _outcome(call)
         ray.get(experiment.give.remote(me, outcome))
         answered += 1
@@ -199,6 +198,11 @@ def _work(config: dict[str, Any]) -> None:
             tune.report({"answered": answered, **_figures(outcome.value)})
             reported = time.monotonic()
     tune.report({"answered": answered})
+
+
+def _next(experiment: Any, worker: str) -> Call | None:
+    call: ray.ObjectRef[Call | None] = experiment.take.remote(worker)
+    return ray.get(call)
 
 
 def _outcome(call: Call) -> Outcome:
