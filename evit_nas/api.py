@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from pydantic import ValidationError
 
 from evit_nas import __version__
-from evit_nas.config import Conditions, SearchSettings, Target, parse_budgets, parse_duration, parse_quantity
+from evit_nas.config import (
+    Conditions,
+    SearchSettings,
+    ShortRecipe,
+    Target,
+    parse_budgets,
+    parse_duration,
+    parse_quantity,
+)
 from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.space import SearchSpace
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from evit_nas.search.status import Status, Watcher
 
 DEFAULT_SPACE = "efficientvit-224"
+RUNGS = (1, 2, 6)  # epochs of the cycles of `--scheduler asha`: three times as much training at each rung
 
 _as_they_are = (
     *("budget_stat", "sampler", "workers", "trials", "patience", "front_size", "pool", "seed", "engine", "together"),
@@ -179,6 +188,9 @@ def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace)
     from evit_nas.accuracy.coverage import default_method
 
     before |= {word: given[word] for word in ("table", "data", "labels", "scheduler") if word in given}
+    recipe = before.get("recipe", ShortRecipe())
+    if given.get("scheduler") == "asha" and recipe.last_rung == 0:
+        before["recipe"] = recipe.model_copy(update={"cycles": RUNGS})
     if "labels_from" in given:
         before["labels_from"] = [str(run) for run in given["labels_from"]]
     if "accuracy" in given or "method" not in before:

@@ -192,3 +192,15 @@ def test_a_record_of_another_version_is_said_so(result, tmp_path):
         database.execute("update trial_user_attributes set key = 'score' where key = 'estimate'")
     with pytest.raises(RunError, match=r"not as evit-nas .* writes it.*Read it with that version"):
         _ = Result(old).found
+
+
+def test_asha_has_three_rungs_of_thrice_the_training():
+    settings = settings_from(budget="5ms", accuracy="short", scheduler="asha", data="digits")
+    recipe = settings.accuracy.recipe
+    assert [recipe.end_of(rung) for rung in range(3)] == [1, 3, 9]
+
+
+def test_words_of_a_cluster_are_settings():
+    settings = settings_from(budget="5ms", engine="ray", address="auto", concurrent=8, together=8)
+    assert (settings.engine, settings.together) == ("ray", 8)
+    assert (settings.cluster.address, settings.cluster.concurrent) == ("auto", 8)
