@@ -131,3 +131,11 @@ class TestSuggestion:
     def test_without_importance_there_is_nothing_to_go_by(self):
         with pytest.raises(UsageError, match="needs data it knows"):
             suggest_space("tiny", tiny_arch(), [], SearchSpace.load("efficientvit-96"))
+
+
+def test_a_part_that_does_nothing_is_the_fault_of_the_image_and_narrows_nothing():
+    space, channels = SearchSpace.load("efficientvit-tiny"), [part("ffn", 0, 5, 6), part("ffn", 1, 5, 6)]
+    idle = [part("q", 2, 0.0, 0.0), part("k", 2, 0.0, 0.0)]
+    assert suggest_space("a", tiny_arch(), [*channels, *idle], space) == suggest_space(
+        "a", tiny_arch(), channels, space
+    )

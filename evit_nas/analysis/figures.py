@@ -13,7 +13,7 @@ from evit_nas.analysis.proportion import Proportion
 from evit_nas.analysis.results import INNER, Analysis, Kind
 from evit_nas.analysis.suggest import kept
 from evit_nas.latency.profile import Profile, memory_bound
-from evit_nas.report.figures import _layout as layout
+from evit_nas.report.figures import layout
 
 BOUND, COMPUTE = "var(--reference)", "var(--front)"
 NETWORKS = ("var(--front)", "var(--reference)", "var(--budget)", "var(--muted)")

@@ -135,7 +135,9 @@ def suggest_space(
     """
     if not channels:
         raise UsageError(f"{network}: a space is narrowed by the importance of channels, which needs data it knows.")
-    left = kept(channels, cut)
+    # Where the map is a single token queries and keys do nothing: the image's size is to blame, not theirs.
+    used = {(each.stage, each.kind) for each in channels if any(each.importance)}
+    left = kept([each for each in channels if (each.stage, each.kind) in used], cut)
     reasons: list[tuple[float, Narrowing]] = []
     for index, (stage, own) in enumerate(zip(space.stages, arch.stages, strict=True)):
         for field, kinds in _FIELDS.items():

@@ -49,7 +49,7 @@ def pareto(found: Findings, index: int) -> go.Figure:
     on_front = {member.arch.key for member in found.front.members}
     shown_apart = on_front | {reference.arch.key for reference in found.front.references}
     others = [candidate for candidate in found.measured if candidate.arch.key not in shown_apart]
-    figure = go.Figure(layout=_layout(height=520))
+    figure = go.Figure(layout=layout(height=520))
     if found.predicted:
         figure.add_scatter(
             name="predicted only",
@@ -155,7 +155,7 @@ def _hover(candidate: Candidate, index: int) -> str:
 def convergence(found: Findings) -> go.Figure:
     """Hypervolume of the feasible front over evaluations."""
     evaluations, share = zip(*found.convergence, strict=True)
-    figure = go.Figure(layout=_layout(height=320, showlegend=False))
+    figure = go.Figure(layout=layout(height=320, showlegend=False))
     figure.add_scatter(
         x=evaluations, y=share, mode="lines", line={"shape": "hv", "color": "var(--front)", "width": 2}, hoverinfo="x+y"
     )
@@ -171,7 +171,7 @@ def convergence(found: Findings) -> go.Figure:
 def importance(shares: dict[str, float]) -> go.Figure:
     """The parameters that matter most for the front."""
     top = list(shares.items())[:SHOWN_PARAMS][::-1]
-    figure = go.Figure(layout=_layout(height=90 + 24 * len(top), showlegend=False))
+    figure = go.Figure(layout=layout(height=90 + 24 * len(top), showlegend=False))
     figure.add_bar(
         x=[share for _, share in top],
         y=[name for name, _ in top],
@@ -202,7 +202,7 @@ def parallel(found: Findings) -> go.Figure:
     ]
     dimensions.append({"label": "score", "values": scores, "tickformat": ".2f"})
     dimensions += [_axis(name, [one.get(name) for one in chosen]) for name in names[:AXES]]
-    figure = go.Figure(layout=_layout(height=400, margin={"l": 40, "r": 64, "t": 64, "b": 24}))
+    figure = go.Figure(layout=layout(height=400, margin={"l": 40, "r": 64, "t": 64, "b": 24}))
     figure.add_parcoords(
         dimensions=dimensions,
         line={"color": scores, "colorscale": [[0, "var(--low)"], [1, "var(--front)"]]},
@@ -232,7 +232,7 @@ def _axis(name: str, values: list[Any]) -> dict[str, Any]:
 def forecast(one: Forecast) -> go.Figure:
     """Latency predicted against measured; on the diagonal they agree."""
     ends = [min(one.predicted_ms + one.measured_ms), max(one.predicted_ms + one.measured_ms)]
-    figure = go.Figure(layout=_layout(height=400, showlegend=False))
+    figure = go.Figure(layout=layout(height=400, showlegend=False))
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": "var(--muted)", "width": 1, "dash": "dot"}, hoverinfo="skip"
     )
@@ -258,7 +258,7 @@ def _ticks(values_ms: Iterable[float]) -> dict[str, Any]:
     return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _layout(**more: Any) -> go.Layout:
+def layout(**more: Any) -> go.Layout:
     ink, muted = {"color": "var(--ink)"}, {"color": "var(--muted)"}
     axis = {
         "gridcolor": "var(--rule)",

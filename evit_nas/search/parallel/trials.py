@@ -190,9 +190,9 @@ def _work(config: dict[str, Any]) -> None:
     settle()
     experiment, me = ray.get_actor(config["experiment"]), tune.get_context().get_trial_id()
     reported, answered = time.monotonic(), 0
-    while (call := _next(experiment, me)) is not None:
+    while (call := _ask(experiment.take, me)) is not None:
         outcome = _outcome(call)
-        ray.get(experiment.give.remote(me, outcome))
+        _ask(experiment.give, me, outcome)
         answered += 1
         if time.monotonic() - reported >= REPORT_S:
             tune.report({"answered": answered, **_figures(outcome.value)})
@@ -200,9 +200,9 @@ def _work(config: dict[str, Any]) -> None:
     tune.report({"answered": answered})
 
 
-def _next(experiment: Any, worker: str) -> Call | None:
-    call: ray.ObjectRef[Call | None] = experiment.take.remote(worker)
-    return ray.get(call)
+def _ask(method: Any, *args: Any) -> Any:
+    answer: ray.ObjectRef[Any] = method.remote(*args)
+    return ray.get(answer)
 
 
 def _outcome(call: Call) -> Outcome:
