@@ -1,12 +1,12 @@
-"""What a search with many workers waits for: simulated workers, the real search loop, and what Tune costs a trial.
+"""What a search with many workers waits for: simulated workers, the real search loop, and what a call costs.
 
     PYTHONPATH=. python benchmarks/ray_scale.py --workers 1 8 64 512 --rounds 4
 
 The workers are simulated: a score takes as long as a real one does (log-normal around `--score-s`), a measurement
 `--measure-s`, but nothing is computed. The search around them is the real one and runs in real time: proposals, record,
 journal and forecasts cost what they cost. For each number of workers it prints candidates a minute, what the driver
-spent on one candidate, and how long it waited for scores. Then real trials that do nothing tell how many of them a
-second Tune can start and end; that bounds any cluster, however many workers it has.
+spent on one candidate, and how long it waited for scores. Then calls that do nothing, answered by real trials, tell how
+many of them a second one driver can hand out; that bounds any cluster, however many workers it has.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--score-s", type=float, default=1.6)
     parser.add_argument("--measure-s", type=float, default=0.35)
     parser.add_argument("--sampler", default="tpe")
-    parser.add_argument("--tune", type=int, nargs="*", default=[2, 8], help="places in which Tune runs real trials")
+    parser.add_argument("--tune", type=int, nargs="*", default=[2, 8], help="real trials that answer calls which do nothing")
     wish = parser.parse_args()
     print(
         f"machine: {probe()}\nscores take {wish.score_s} s, measurements {wish.measure_s} s, sampler {wish.sampler}\n"
@@ -94,7 +94,7 @@ def main() -> None:
     for workers in wish.workers:
         simulate(workers, wish)
     for places in wish.tune:
-        tune_overhead(places)
+        call_overhead(places)
 
 
 def simulate(workers: int, wish: argparse.Namespace) -> None:
@@ -151,8 +151,8 @@ def cumulative(profile: cProfile.Profile) -> dict[str, float]:
     return found
 
 
-def tune_overhead(places: int, trials: int = 200) -> None:
-    """Prints what a trial costs that does nothing."""
+def call_overhead(places: int, calls: int = 500) -> None:
+    """Prints what a call costs that does nothing."""
     from evit_nas.search.parallel import Cluster
 
     DEVICES["fake"] = FakeDevice
@@ -162,10 +162,10 @@ def tune_overhead(places: int, trials: int = 200) -> None:
             for answer in [cluster.submit(os.getpid) for _ in range(2 * places)]:
                 answer.result()
             start = time.monotonic()
-            for answer in [cluster.submit(os.getpid) for _ in range(trials)]:
+            for answer in [cluster.submit(os.getpid) for _ in range(calls)]:
                 answer.result()
-            each = (time.monotonic() - start) / trials
-    print(f"Tune, {places} places: {1000 * each:.0f} ms for a trial that does nothing, {1 / each:.0f} trials a second")
+            each = (time.monotonic() - start) / calls
+    print(f"{places} trials: {1000 * each:.1f} ms for a call that does nothing, {1 / each:.0f} calls a second")
 
 
 if __name__ == "__main__":

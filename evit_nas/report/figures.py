@@ -259,6 +259,7 @@ def _ticks(values_ms: Iterable[float]) -> dict[str, Any]:
 
 
 def layout(**more: Any) -> go.Layout:
+    """Of every figure on our pages: colours are the page's own, light or dark."""
     ink, muted = {"color": "var(--ink)"}, {"color": "var(--muted)"}
     axis = {
         "gridcolor": "var(--rule)",
