@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--score-s", type=float, default=1.6)
     parser.add_argument("--measure-s", type=float, default=0.35)
     parser.add_argument("--sampler", default="tpe")
-    parser.add_argument("--tune", type=int, nargs="*", default=[2, 8], help="real trials that answer calls which do nothing")
+    parser.add_argument("--tune", type=int, nargs="*", default=[2, 8], help="real trials, for calls that do nothing")
     wish = parser.parse_args()
     print(
         f"machine: {probe()}\nscores take {wish.score_s} s, measurements {wish.measure_s} s, sampler {wish.sampler}\n"

@@ -79,7 +79,10 @@ def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny):
 
 def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
     assert call("train", tiny, *QUICK, "--no-ship").code == 0
-    assert "--resume" in call("train", tiny, *QUICK, "--no-ship").err
+    assert "epoch 1/1" not in call("train", tiny, *QUICK, "--no-ship").err  # it is finished
+    Path("runs/train/tiny-digits-tiny-s0/model.safetensors").unlink()
+    unfinished = call("train", tiny, *QUICK, "--no-ship")
+    assert (unfinished.code, "--resume" in unfinished.err) == (2, True)
     assert call("train", tiny, *QUICK, "--no-ship", "--resume").code == 0
     other = call("train", tiny, *QUICK, "--set", "flip=1", "--no-ship", "--resume")
     assert (other.code, "another recipe" in other.err) == (2, True)

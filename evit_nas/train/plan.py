@@ -11,6 +11,7 @@ from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.train.loop import RECORD, create, read_record
 from evit_nas.train.recipe import Recipe
 from evit_nas.train.settings import TrainSettings
+from evit_nas.trained import WEIGHTS
 from evit_nas.yamlio import validate
 
 NEAREST = "nearest"  # as a baseline: the paper's network of the nearest latency
@@ -114,11 +115,12 @@ def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: boo
     """Makes the folders that are not there yet.
 
     Raises:
-        RunError: one holds a training already and `resume` is not said, or it cannot be written.
+        RunError: one holds an unfinished training and `resume` is not said, or it cannot be written.
         UsageError: one was begun with other settings.
     """
     for folder, settings in plans:
-        if not resume or not (folder / RECORD).exists():
+        finished = (folder / WEIGHTS).exists()
+        if not (folder / RECORD).exists() or not (resume or finished):
             create(folder, settings, command)
             continue
         before, now = read_record(folder).settings.model_dump(), settings.model_dump()
