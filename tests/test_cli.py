@@ -159,7 +159,7 @@ def test_search_writes_a_front_and_prints_the_next_command(run, tmp_path):
     result = run(*SEARCH, "--out", "r")
     assert result.code == 0
     assert "14/14" in result.err
-    assert "evit-nas export r/front/evit-" in result.err.replace("\n", "")
+    assert "evit-nas train r/evit-" in result.err.replace("\n", "")
     assert "m0" in result.out
     assert sorted(p.name for p in (tmp_path / "r").iterdir() if p.name[0] != ".") == [
         "front",

@@ -31,6 +31,8 @@ EVIDENCE = {
     "that your own training will reach.",
     "predictor": "It was learned from networks that were trained briefly for this run: it is meant to put networks in "
     "order, and says little about the accuracy of a full training.",
+    "short": "Every network was trained briefly, once: two that are close may be in the wrong order, and a full "
+    "training may bring another one.",
 }
 """What kind of evidence each accuracy method gives."""
 
