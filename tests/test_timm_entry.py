@@ -88,7 +88,8 @@ def test_a_wrong_argument_is_refused_with_what_is_allowed(arguments: dict[str, o
 
 
 def test_settings_that_timms_scripts_always_pass_are_accepted() -> None:
-    create(arch=tiny_arch(), drop_rate=0.0, drop_path_rate=None, drop_block_rate=None, global_pool=None)
+    model = create(arch=tiny_arch(), drop_rate=0.0, drop_path_rate=None, drop_block_rate=None, global_pool=None)
+    assert model.arch == tiny_arch()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
