@@ -203,6 +203,26 @@ def scratch():
         yield Path(folder)
 
 
+CONNECTED = """
+import sys
+from pathlib import Path
+from evit_nas.runs import Run
+from evit_nas.search.parallel.cluster import _connected
+with _connected(Run.open(Path(sys.argv[1])).settings, print):
+    pass
+"""
+
+
+def test_a_first_worker_that_never_comes_up_does_not_keep_the_search_from_ray(tmp_path, scratch):
+    run = new_run(tmp_path / "run", engine="ray")
+    environment = os.environ | {"TMPDIR": str(scratch), "RAY_worker_register_timeout_seconds": "0"}
+    driver = subprocess.Popen([sys.executable, "-c", CONNECTED, run.path], env=environment)
+    try:
+        assert driver.wait(timeout=120) == 0
+    finally:
+        driver.kill()
+
+
 def measured(run: Path) -> int:
     journal = run / "measurements.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import ipaddress
+import itertools
 import logging
 import math
 import os
@@ -53,6 +54,7 @@ class Cluster(Executor):
         self._settings, self._folder = settings.cluster, folder
         self._experiment: Any = None
         self._open: set[Future[Any]] = set()
+        self._numbers = itertools.count()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_logged(folder / LOG))
             stack.enter_context(_connected(settings, note))
@@ -62,7 +64,7 @@ class Cluster(Executor):
             self._stack = stack.pop_all()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Has a trial call a function that other machines can import.
+        """Has a trial call a function that other machines can import; calls are begun in the order of submission.
 
         Its error is the call's. One that its process or node died of too often is a MeasurementError that "crashed"; if
         the cluster is gone, the kind is "lost link".
@@ -72,7 +74,7 @@ class Cluster(Executor):
         result: Future[Any] = Future()
         self._open.add(result)
         result.add_done_callback(self._open.discard)
-        answer = self._started().answer.remote(Call(function, args, kwargs)).future()
+        answer = self._started().answer.remote(next(self._numbers), Call(function, args, kwargs)).future()
         answer.add_done_callback(lambda done: _pass_on(done, result))
         return result
 
@@ -219,10 +221,16 @@ def _peaceful() -> Iterator[None]:
 
     It listens there on systems where it knows no clusters; any other way to say so it takes for a slip, and puts an
     address there that others reach. Its processes give way to all others (nice 15), which would hold up measurements.
+    And it answers its driver when a first worker has come up; one that takes a minute it ends, and then never answers.
     """
     from ray._private import ray_constants
 
-    own = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    own = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_prestart_worker_first_driver": "0",
+    }
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     variables = {name: os.environ.get(name) for name in own}
     os.environ.update(own)

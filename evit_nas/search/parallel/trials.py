@@ -13,6 +13,8 @@ Ray's own tools find what ran. What Ray 2.60 does that shapes this file:
 * A killed Tuner never gives back the cores that it reserved; one that is told to stop does, after ten seconds.
 * The error of a call is an answer: the network is to blame, and would be on another node. What Tune calls a failure is
   the death of a process or a node, and the call is then given to another worker.
+* An actor that answers many calls at a time is brought them in any order: of a thousand that waited for its start, up
+  to a hundred came before the first. So the driver numbers them, and the lowest number goes first.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -63,13 +65,14 @@ class Outcome:
     error: Exception | None = None
 
 
-@dataclass(eq=False)
+@dataclass(order=True)
 class _Asked:
-    """A call that the driver waits for, and how often it died."""
+    """A call that the driver waits for, and how often it died; what was submitted first sorts first."""
 
-    call: Call
-    answer: asyncio.Future[Outcome]
-    deaths: int = 0
+    number: int
+    call: Call = field(compare=False)
+    answer: asyncio.Future[Outcome] = field(compare=False)
+    deaths: int = field(default=0, compare=False)
 
 
 class Experiment:
@@ -85,7 +88,7 @@ class Experiment:
     def __init__(self, name: str, cluster: ClusterSettings, storage: str, workers: int) -> None:
         os.environ.update(QUIETLY, TUNE_MAX_PENDING_TRIALS_PG=str(workers))
         self._max_failures, self._loop, self.over = cluster.max_failures, asyncio.get_event_loop(), False
-        self._waiting: deque[_Asked] = deque()
+        self._waiting: list[_Asked] = []  # a heap
         self._begun: dict[str, _Asked] = {}
         self._idle: dict[str, asyncio.Future[Call | None]] = {}
         hook = _Hook(self)
@@ -104,10 +107,10 @@ class Experiment:
         )
         self._running = asyncio.ensure_future(asyncio.to_thread(tuner.fit))
 
-    async def answer(self, call: Call) -> Outcome:
+    async def answer(self, number: int, call: Call) -> Outcome:
         """What the call came to, once a worker has answered it; raises what Tune died of."""
-        asked = _Asked(call, self._loop.create_future())
-        self._waiting.append(asked)
+        asked = _Asked(number, call, self._loop.create_future())
+        heappush(self._waiting, asked)
         self._hand_out()
         either: list[asyncio.Future[Any]] = [asked.answer, self._running]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +145,7 @@ class Experiment:
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
             worker, idle = self._idle.popitem()
-            asked = self._waiting.popleft()
+            asked = heappop(self._waiting)
             self._begun[worker] = asked
             idle.set_result(asked.call)
 
@@ -153,7 +156,7 @@ class Experiment:
             return
         asked.deaths += 1
         if asked.deaths <= self._max_failures:
-            self._waiting.appendleft(asked)
+            heappush(self._waiting, asked)
             self._hand_out()
         else:
             lost = f"its process or its node died {asked.deaths} times (--max-failures {self._max_failures})"

@@ -1,0 +1,52 @@
+"""What an experiment hands to its workers; the test stands for them, for Tune, and for what brings the calls."""
+
+from __future__ import annotations
+
+import asyncio
+from threading import Event
+
+import pytest
+
+from evit_nas.config import ClusterSettings
+
+pytest.importorskip("ray")
+
+from evit_nas.search.parallel import trials
+from evit_nas.search.parallel.trials import Call, Experiment, Outcome
+
+
+class Idle:
+    """In the place of a Tuner: runs no trials, until it is told to end."""
+
+    over = Event()
+
+    def __init__(self, trainable, **options): ...
+
+    def fit(self):
+        self.over.wait()
+
+
+async def begun(experiment: Experiment) -> list[int]:
+    """Which of five calls that come in another order each worker takes: one that dies, then one that answers all."""
+    answers = [asyncio.create_task(experiment.answer(number, Call(abs, (number,), {}))) for number in (3, 1, 4, 0, 2)]
+    await asyncio.sleep(0)
+    taken = [await experiment.take("dies")]
+    experiment.died("dies")
+    await asyncio.sleep(0)
+    for _ in answers:
+        taken.append(await experiment.take("lives"))
+        await experiment.give("lives", Outcome(taken[-1].args[0]))
+    assert [outcome.value for outcome in await asyncio.gather(*answers)] == [3, 1, 4, 0, 2]
+    return [call.args[0] for call in taken]
+
+
+def test_calls_begin_in_the_order_of_submission_in_whichever_ray_brings_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(trials.tune, "Tuner", Idle)
+
+    async def found() -> list[int]:
+        try:
+            return await begun(Experiment("name", ClusterSettings(), str(tmp_path), 1))
+        finally:
+            Idle.over.set()  # else the thread that runs it keeps the loop from closing
+
+    assert asyncio.run(found()) == [0, 0, 1, 2, 3, 4]
