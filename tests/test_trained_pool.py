@@ -48,9 +48,9 @@ def trainer(monkeypatch):
     return trainer
 
 
-def train(folder, watch=None, **changes) -> LabelTable:
+def train(folder, watch=None, seeds=1, **changes) -> LabelTable:
     settings = settings_of(**changes)
-    return TrainedPool(folder, settings).train(FakeDevice(settings.conditions), 1, watch or Notes())
+    return TrainedPool(folder, settings).train(FakeDevice(settings.conditions), 1, watch or Notes(), seeds)
 
 
 def test_the_table_holds_the_pool_with_latency_proxies_and_labels(tmp_path):
@@ -70,6 +70,16 @@ def test_a_quarter_is_trained_with_a_second_seed_and_right_away(tmp_path, traine
     assert seeds == [[0, 1]] * 4 + [[0]] * 12
     first = [arch.key for arch in table.archs[:4]]
     assert trainer.trained[:8] == [key for key in first for _ in range(2)]
+
+
+def test_further_seeds_come_when_every_network_has_been_trained(tmp_path, trainer):
+    once = train(tmp_path)
+    trained = len(trainer.trained)
+    thrice = train(tmp_path, seeds=3)
+    assert [[training.seed for training in network.trainings] for network in thrice.networks] == [[0, 1, 2]] * ARCHS
+    assert thrice.archs == once.archs
+    keys = [arch.key for arch in once.archs]
+    assert trainer.trained[trained:] == keys[4:] + keys  # what had two seeds already is not trained again
 
 
 def test_the_papers_networks_that_are_not_too_slow_belong_to_it(tmp_path, monkeypatch):

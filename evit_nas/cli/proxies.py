@@ -45,6 +45,7 @@ def bench(
     images: Annotated[int, typer.Option(min=2, help="Training images, class-balanced.")] = 10_000,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 8,
     width: Annotated[float, typer.Option(min=0.1, max=1, help="Share of every width that is trained.")] = 0.5,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each network; a quarter has two anyway.")] = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time.", show_default="cores")] = None,
     so_far: Annotated[bool, typer.Option("--so-far", help="Train nothing more: judge on what is trained.")] = False,
     from_table: Annotated[
@@ -72,7 +73,7 @@ def bench(
         assert data is not None
         cores = os.cpu_count() or 1
         recipe = {"image_size": image_size, "images": images, "cycles": (epochs,), "width": width}
-        table = _train(data, archs, slices, space, device, recipe, 0 if so_far else workers or cores, seed, out)
+        table = _train(data, archs, slices, space, device, recipe, 0 if so_far else workers or cores, seeds, seed, out)
     if export is not None:
         table.save(export)
         say(f"written: {export} ({len(table.networks)} networks)")
@@ -93,6 +94,7 @@ def _train(
     device: str,
     recipe: dict[str, object],
     workers: int,
+    seeds: int,
     seed: int,
     out: Path | None,
 ) -> LabelTable:
@@ -115,7 +117,7 @@ def _train(
     pool = TrainedPool(folder, settings)
     say(f"pool: {folder}")
     with open_device(settings.conditions) as opened, progress_view() as view:
-        return pool.train(opened, workers, view)
+        return pool.train(opened, workers, view, seeds)
 
 
 def _print(card: Card, format_: Format) -> None:

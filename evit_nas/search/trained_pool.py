@@ -74,23 +74,24 @@ class TrainedPool:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, width=110))
 
-    def train(self, device: Device, workers: int, watch: Watcher) -> LabelTable:
+    def train(self, device: Device, workers: int, watch: Watcher, seeds: int = 1) -> LabelTable:
         """Draws the pool, trains what is not trained yet, scores it, and writes table.json.
 
-        Without `workers` nothing is trained, and the table holds what has been so far.
+        Args:
+            device: measures the latencies of the slices.
+            workers: trainings at a time; without any, the table holds what has been trained so far.
+            watch: told how it goes.
+            seeds: trainings of every network; a quarter has two in any case, which tell the noise.
 
         Raises:
             UsageError: the data cannot be used.
             EvitNasError: a slice cannot be filled, or a worker died; what was done is kept.
         """
-        recipe, seed = self._settings.recipe, self._settings.seed
+        recipe = self._settings.recipe
         data = load_dataset(self._settings.data, recipe.image_size, note=watch.note)
         latency_ms, archs = self._pool(device, watch)
         labels = Labels(self._folder, self._settings.data, data.digest, recipe)
-        twice = archs[: round(SECOND_SEEDS * len(archs))]
-        once = [Job(arch, seed, recipe.last_rung) for arch in archs]
-        again = [Job(arch, seed + 1, recipe.last_rung) for arch in twice]
-        jobs = [job for pair in zip(once, again, strict=False) for job in pair] + once[len(again) :]
+        jobs = self._jobs(archs, seeds)
         watch.note(f"training {len(jobs)} networks on {data.name}, {workers} at a time; it goes on where it stopped")
         done = len(labels.known())
 
@@ -107,6 +108,14 @@ class TrainedPool:
         if workers:
             labels.collect(jobs, workers, step, watch.note)
         return self.table(data.name, labels, archs, latency_ms, watch)
+
+    def _jobs(self, archs: list[ArchConfig], seeds: int) -> list[Job]:
+        """All trainings of the pool, in an order that gives a balanced table early: further seeds come last."""
+        rung, first = self._settings.recipe.last_rung, self._settings.seed
+        once, *further = [[Job(arch, first + turn, rung) for arch in archs] for turn in range(max(seeds, 2))]
+        again = further[0][: round(SECOND_SEEDS * len(archs))]
+        jobs = [job for pair in zip(once, again, strict=False) for job in pair] + once[len(again) :]
+        return jobs + [job for turn in further[: seeds - 1] for job in turn if job not in again]
 
     def table(
         self, data: str, labels: Labels, archs: list[ArchConfig], latency_ms: dict[str, float], watch: Watcher
