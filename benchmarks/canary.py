@@ -21,7 +21,7 @@ from repeat import HOG
 from evit_nas.config import Conditions
 from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.machine import pin_to_one_core, probe
-from evit_nas.latency.protocol import SAMPLE_NS, TIMED_RUNS, Canary, cpu_time, enclosing, rewarming_runs
+from evit_nas.latency.protocol import TIMED_RUNS, Canary, cpu_time, enclosing, sample
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.space import SearchSpace
 
@@ -35,12 +35,6 @@ LOADS = {
 }
 
 
-def sample(run: Callable[[], object], run_ns: float) -> float:
-    for _ in range(rewarming_runs(run_ns)):
-        run()
-    return cpu_time(run, max(TIMED_RUNS, int(SAMPLE_NS / run_ns)))
-
-
 def main() -> None:
     print(f"machine: {probe()}\n{ARCHS} architectures, two shuffled visits of {ROUNDS} rounds", flush=True)
     pin_to_one_core()
@@ -52,7 +46,7 @@ def main() -> None:
     canaries = []
     for run in runs:
         cpu_time(run, 30)
-        canaries.append(Canary([run], float(np.median([sample(run, 1e6) for _ in range(30)]))))
+        canaries.append(Canary([run], float(np.median([sample(run, 1e6, cpu_time) for _ in range(30)]))))
     print("canaries, ms: " + ", ".join(f"{n} {c.quiet_ns / 1e6:.2f}" for n, c in zip(NAMES, canaries, strict=True)))
     for load, commands in LOADS.items():
         others = [subprocess.Popen([sys.executable, "-c", *command]) for command in commands]
@@ -83,7 +77,7 @@ def visit(candidate: Callable[[], object], canaries: list[Canary]) -> dict[str, 
             run, ns = (
                 (candidate, candidate_ns) if index < 0 else (canaries[index].sessions[0], canaries[index].quiet_ns)
             )
-            taken[index] = sample(run, ns)
+            taken[index] = sample(run, ns, cpu_time, TIMED_RUNS if index < 0 else 1)
         slow = [taken[i] / canary.quiet_ns for i, canary in enumerate(canaries)]
         share = {id(canary): weight for canary, weight in enclosing(canaries, candidate_ns)}
         weights = [share.get(id(canary), 0.0) for canary in canaries]

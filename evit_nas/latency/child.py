@@ -33,7 +33,7 @@ from evit_nas.latency.protocol import (
     cpu_time,
     measure_rounds,
     pool,
-    rewarming_runs,
+    sample,
     visits_error,
     wall_time,
 )
@@ -89,7 +89,7 @@ class Bench:
         samples: dict[str, Any] = {
             "visits": [{"candidate_ns": v.candidate_ns.tolist(), "slowdown": v.slowdown.tolist()} for v in visits]
         }
-        if self._meter is not None and protocol.visits > 1:
+        if self._meter is not None and protocol.energy:
             samples["energy_mj"] = self._energy(loaded)
         return latency, samples
 
@@ -114,15 +114,13 @@ class Bench:
 
     def _learn(self, loaded: list[list[Network]]) -> list[float]:
         """Median milliseconds of each canary, all sessions sampled in turn for `LEARNING_S`."""
-        samples: list[list[float]] = [[] for _ in loaded]
+        samples = [[self._stopwatch(run, 3) for run in sessions] for sessions in loaded]  # nanoseconds a run
         end, turn = time.monotonic() + LEARNING_S, 0
-        while time.monotonic() < end or turn < 4 * SESSIONS:
+        while time.monotonic() < end or turn < 3 * SESSIONS:
             for sessions, taken in zip(loaded, samples, strict=True):
-                run = sessions[turn % SESSIONS]
-                self._stopwatch(run, rewarming_runs(taken[-1]) if taken else 3)  # refills its caches
-                taken.append(self._stopwatch(run, 1))
+                taken.append(sample(sessions[turn % SESSIONS], taken[-1], self._stopwatch))
             turn += 1
-        return [float(np.median(taken[SESSIONS:])) / 1e6 for taken in samples]  # without each session's first run
+        return [float(np.median(taken[SESSIONS:])) / 1e6 for taken in samples]  # without each session's first runs
 
     def _identity(self) -> str:
         graphs = b"".join(build_onnx(arch).SerializeToString() for arch in CANARIES)

@@ -30,7 +30,8 @@ Network = Callable[[], object]  # one inference, finished when it returns
 Stopwatch = Callable[[Network, int], float]  # nanoseconds a run, over that many runs
 
 SAMPLE_NS = 1_000_000  # a shorter run is repeated inside its sample: the clock and the call cost too much of it
-TIMED_RUNS = 2  # in each sample at least: the untimed runs before it cost more
+TIMED_RUNS = 2  # in each sample of the candidate at least: the untimed runs before it cost more
+CANARY_RUNS = 1  # in each of a canary at least, as when its quiet time was learnt
 REWARM_NS = 4_000_000  # of untimed runs before each sample: how long a small network takes to refill its caches
 REWARM_RUNS = 3  # at least: after one run networks of 2 to 6 ms are still 14 to 41 % slow, after three at most 7 %
 MEDIAN_SE = 1.2533  # standard error of a median, in standard errors of a mean: sqrt(pi / 2)
@@ -145,9 +146,9 @@ def measure_rounds(
     samples: list[tuple[float, float]] = []
     while True:
         turn = len(samples)
-        taken = _sample(candidate, candidate_ns, stopwatch)
+        taken = sample(candidate, candidate_ns, stopwatch, TIMED_RUNS)
         slowdown = math.prod(
-            (_sample(canary.sessions[turn % len(canary.sessions)], canary.quiet_ns, stopwatch) / canary.quiet_ns)
+            (sample(canary.sessions[turn % len(canary.sessions)], canary.quiet_ns, stopwatch) / canary.quiet_ns)
             ** weight
             for canary, weight in beside
         )
@@ -158,16 +159,11 @@ def measure_rounds(
             return rounds
 
 
-def _sample(network: Network, run_ns: float, stopwatch: Stopwatch) -> float:
-    """Nanoseconds a run, of a network that takes about `run_ns`, with its caches refilled."""
-    for _ in range(rewarming_runs(run_ns)):
+def sample(network: Network, run_ns: float, stopwatch: Stopwatch, runs: int = CANARY_RUNS) -> float:
+    """Nanoseconds a run, of a network that takes about `run_ns`, with its caches refilled; of `runs` at least."""
+    for _ in range(max(REWARM_RUNS, math.ceil(REWARM_NS / run_ns))):
         network()
-    return stopwatch(network, max(TIMED_RUNS, math.ceil(SAMPLE_NS / run_ns)))
-
-
-def rewarming_runs(run_ns: float) -> int:
-    """Untimed runs that refill the caches for a network that takes about `run_ns`."""
-    return max(REWARM_RUNS, math.ceil(REWARM_NS / run_ns))
+    return stopwatch(network, max(runs, math.ceil(SAMPLE_NS / run_ns)))
 
 
 def _warm_up(network: Network, warmup_ms: float, stopwatch: Stopwatch) -> float:
