@@ -31,9 +31,11 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import SHIPPED, SearchSettings
 from evit_nas.latency import STRICT, open_device, parse_conditions
 from evit_nas.latency.machine import probe
+from evit_nas.pareto import hypervolume
 from evit_nas.runs import Run
 from evit_nas.search.judges import Learned
-from evit_nas.search.record import load_front, open_study
+from evit_nas.search.record import load_front
+from evit_nas.search.storage import open_study
 from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
 
@@ -65,7 +67,7 @@ def main() -> None:
             print(
                 f"{name}: {len(found)} measured, {60 * len(found) / seconds:.1f} a minute; front of {len(front)}, "
                 f"of which {len(held)} keep the budget when measured again; "
-                f"hypervolume {hypervolume(held, score, args.budget):.2f}"
+                f"hypervolume {volume(held, score, args.budget):.2f}"
             )
     print(f"evit-nas looked at {looked_at} candidates by prediction")
 
@@ -178,15 +180,13 @@ def best(found: Found, score: LearnedAccuracy) -> Found:
     return kept
 
 
-def hypervolume(found: Found, score: LearnedAccuracy, budget_ms: float) -> float:
+def volume(found: Found, score: LearnedAccuracy, budget_ms: float) -> float:
     """Of accuracy above WORST_PERCENT and time below the budget, in percent times milliseconds."""
-    volume, level = 0.0, WORST_PERCENT
-    for arch, ms in best(found, score):
-        accuracy = float(score.intervals([arch])[0][0])
-        if accuracy > level:
-            volume += (accuracy - level) * (budget_ms - ms)
-            level = accuracy
-    return volume
+    if not found:
+        return 0.0
+    accuracy = score.intervals([arch for arch, _ in found])[0]
+    points = np.column_stack([-accuracy, [ms for _, ms in found]])
+    return hypervolume(points, (-WORST_PERCENT, budget_ms))
 
 
 if __name__ == "__main__":

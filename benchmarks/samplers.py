@@ -27,7 +27,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.latency.machine import probe
 from evit_nas.latency.predictor import Predictor, fit, read_samples
 from evit_nas.network.cost import cost
-from evit_nas.pareto import non_dominated
+from evit_nas.pareto import hypervolume
 from evit_nas.search.samplers import SAMPLERS, make
 from evit_nas.space import SearchSpace
 
@@ -109,16 +109,6 @@ def search(args: argparse.Namespace, sampler: str, seed: int, evaluations: int) 
     return np.array(rows)
 
 
-def hypervolume(rows: np.ndarray, budget_ms: float) -> float:
-    """Area between the front of (n, 2) scores and latencies, `WORST_SCORE` and the budget, in score times ms."""
-    within = rows[rows[:, 1] <= budget_ms]
-    points = np.stack([-within[:, 0], within[:, 1]], 1)
-    front = points[non_dominated(points)]
-    front = front[front[:, 1].argsort()]  # fastest first, so the scores rise
-    gained = np.diff(-front[:, 0], prepend=WORST_SCORE)
-    return float((gained * (budget_ms - front[:, 1])).sum())
-
-
 def table(found: dict[tuple[str, int], np.ndarray], args: argparse.Namespace) -> str:
     """Each sampler's hypervolume against random search from the same pool: the mean over the seeds, its standard error.
 
@@ -131,7 +121,7 @@ def table(found: dict[tuple[str, int], np.ndarray], args: argparse.Namespace) ->
 
     def volumes(sampler: str, evaluations: list[int]) -> np.ndarray:
         runs = [found[sampler, seed][:n, :2] for seed, n in zip(seeds, evaluations, strict=True)]
-        return np.array([hypervolume(run, args.budget_ms) for run in runs])
+        return np.array([hypervolume(run * (-1, 1), (-WORST_SCORE, args.budget_ms)) for run in runs])
 
     def gain(sampler: str, own: list[int], random: int) -> str:
         percent = 100 * (volumes(sampler, own) / volumes("random", [random] * args.seeds) - 1)

@@ -23,6 +23,7 @@ from evit_nas.config import (
     Target,
     parse_budgets,
     parse_duration,
+    parse_energy,
     parse_quantity,
 )
 from evit_nas.errors import RunError, UsageError, did_you_mean
@@ -55,9 +56,12 @@ class Words(TypedDict, total=False):
     budget: str | None
     device: str | Sequence[str] | None
     budget_stat: str | None
+    objective: str | Sequence[str] | None
+    min_score: float | None
     max_params: str | None
     max_macs: str | None
     max_memory: str | None
+    max_energy: str | None
     space: str | Path | None
     image_size: int | None
     threads: int | None
@@ -86,6 +90,7 @@ class Words(TypedDict, total=False):
     concurrent: int | None
     max_failures: int | None
     storage_path: str | None
+    storage: str | None
 
 
 def settings_from(**words: Unpack[Words]) -> SearchSettings:
@@ -108,6 +113,10 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
         fields["space"] = validate(SearchSpace, resized, "--image-size")
     if "time" in given:
         fields["time_s"] = parse_duration(given["time"])
+    if "storage" in given:  # a journal must be found from other folders as well
+        fields["storage"] = given["storage"] if "://" in given["storage"] else str(Path(given["storage"]).absolute())
+    if "objective" in given:
+        fields["objectives"] = [given["objective"]] if isinstance(given["objective"], str) else given["objective"]
     fields["targets"] = _targets(given, base.targets if base else ())
     fields["limits"] = _limits(given, dict(base.limits) if base else {})
     fields["accuracy"] = _accuracy(given, dict(base.accuracy) if base else {}, fields["space"])
@@ -181,6 +190,10 @@ def _limits(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
             before[name] = round(parse_quantity(given[f"max_{name}"], f"--max-{name}"))
     if "max_memory" in given:
         before["memory_mb"] = parse_quantity(given["max_memory"], "--max-memory") / 1e6
+    if "max_energy" in given:
+        before["energy_mj"] = parse_energy(given["max_energy"])
+    if "min_score" in given:
+        before["score"] = given["min_score"]
     return before
 
 
@@ -280,16 +293,17 @@ class Result:
     def found(self) -> Front:
         """The front's members and the paper's networks, each with its architecture, score and latencies."""
         from evit_nas.search.record import Front, load_front
+        from evit_nas.search.storage import begun
 
-        if not (self.path / "study.db").exists():
-            return Front([], [], 0, self.run.settings.trials, "")
         with explained(self.path):
+            if not begun(self.run):
+                return Front([], [], 0, self.run.settings.trials, "")
             try:
                 return load_front(self.run)
             except (KeyError, ValidationError) as error:
                 raise RunError(
-                    f"{self.path / 'study.db'} is not as evit-nas {__version__} writes it ({error!r:.60}); the run was "
-                    f"made with {self.run.record['evit_nas']}. Read it with that version."
+                    f"the record of {self.path} is not as evit-nas {__version__} writes it ({error!r:.60}); "
+                    f"the run was made with {self.run.record['evit_nas']}. Read it with that version."
                 ) from None
 
     @property
@@ -306,7 +320,9 @@ class Result:
         """A row for each distinct architecture in the order of evaluation, by number, with its parameters."""
         import pandas as pd
 
-        from evit_nas.search.record import Known, metric_names, open_study
+        from evit_nas.search.objectives import metric_names
+        from evit_nas.search.record import Known
+        from evit_nas.search.storage import open_study
 
         with explained(self.path), open_study(self.run) as study:
             trials = list(Known(study).by_key.values())
@@ -353,7 +369,7 @@ class Result:
         """
         from evit_nas.search.picks import pick
 
-        return pick(self.found.members, what, self.run.settings.budget_stat)
+        return pick(self.found.members, what, self.run.settings)
 
     def __repr__(self) -> str:
         return f"Result({str(self.path)!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -78,6 +79,23 @@ def parse_duration(text: str) -> float:
     return float(total)
 
 
+_ENERGY = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>uJ|µJ|mJ|J)\s*")
+_UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3}
+
+
+def parse_energy(text: str) -> float:
+    """A limit on energy such as "40mJ" or "0.04J" in millijoules.
+
+    Raises:
+        UsageError: not a positive number with a unit.
+    """
+    match = _ENERGY.fullmatch(text)
+    value = float(match["number"]) * _UNIT_MJ[match["unit"]] if match else 0.0
+    if not value:
+        raise UsageError(f"--max-energy must be a positive number with a unit (uJ, mJ or J), got '{text}'; try 40mJ.")
+    return value
+
+
 _QUANTITY = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[kMG]?)(?P<byte>B?)\s*")
 _UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -93,6 +111,21 @@ def parse_quantity(text: str, option: str) -> float:
     if not value:
         raise UsageError(f"{option} must be a positive number, with k, M or G if you like, got '{text}'; try 10M.")
     return value
+
+
+_PASSWORD = re.compile(r"://[^/@]*:(?P<password>[^/@]+)@")
+
+
+def storage_url(storage: str) -> str:
+    """What Optuna is to open: `storage` with the environment's values for $NAME.
+
+    Raises:
+        UsageError: the environment has no such variable.
+    """
+    for name in re.findall(r"\$\{?(\w+)", storage):
+        if name not in os.environ:
+            raise UsageError(f"the storage {storage} takes ${name} from the environment, which does not have it.")
+    return os.path.expandvars(storage)
 
 
 class Conditions(BaseModel):
@@ -148,16 +181,23 @@ class Target(BaseModel):
 
 
 class Limits(BaseModel):
-    """Upper limits besides latency; None leaves one out."""
+    """Limits besides latency, named after what they limit; None leaves one out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The lowest score; all others are upper limits."""
     params: Annotated[int, Field(gt=0)] | None = None
     """Trainable parameters."""
     macs: Annotated[int, Field(gt=0)] | None = None
     """Multiply-accumulates for one image."""
     memory_mb: Annotated[float, Field(gt=0)] | None = None
     """Peak resident memory in megabytes of a fresh process that loads the network on the first device and runs it."""
+    energy_mj: Annotated[float, Field(gt=0)] | None = None
+    """Millijoules per inference on the first device, above what it draws when idle."""
+
+
+ObjectiveName = Literal["score", "latency", "params", "macs", "memory", "energy"]
 
 
 class ShortRecipe(BaseModel):
@@ -286,19 +326,25 @@ class SearchSettings(BaseModel):
     budget_stat: Literal["median", "p90"] = "median"
     """What must keep the budget: the median latency, or its 90th percentile."""
     limits: Limits = Limits()
-    """Limits on parameters, MACs and memory."""
+    """Limits on the score, parameters, MACs, memory and energy."""
+    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("score", "latency")
+    """What is optimised; the front is what nothing beats in all of them."""
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     """Distinct architectures to evaluate, the reference pool included."""
     accuracy: AccuracySettings = AccuracySettings()
     """How the accuracy of a candidate is estimated."""
-    sampler: str = "tpe"
-    """What proposes candidates: a name in SAMPLERS."""
+    sampler: str = "auto"
+    """What proposes candidates: a name in SAMPLERS; auto screens thousands by prediction where score and latency are
+    predicted, and is TPE elsewhere."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that score or train candidates beside the one that measures; 0 does it in turns. Moves no number."""
     engine: Literal["local", "ray"] = "local"
     """What runs them: processes of this machine, or Ray. Moves no number."""
     cluster: ClusterSettings = ClusterSettings()
     """What Ray should know. Moves no number, so a run may be resumed on another cluster."""
+    storage: str | None = None
+    """Where Optuna keeps the study: the URL of a database or of Redis, or a file for a journal; $NAME stands for a
+    value of the environment. None is a database in the run folder."""
     together: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Candidates in a round, which know nothing of each other: about as many as are evaluated at a time. None is four,
     which is enough for eight. Moves the proposals, so it stays with the run."""
@@ -318,7 +364,12 @@ class SearchSettings(BaseModel):
         if not self.targets:
             raise ValueError("targets must name at least one device")
         names = [target.device for target in self.targets]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ValueError(f"each device can be a target once, got '{twice.pop()}' twice")
+        if self.storage and (found := _PASSWORD.search(self.storage)) and not found["password"].startswith("$"):
+            raise ValueError(
+                "the storage has a password, which run.yaml would keep: write $NAME in its place and set that variable"
+            )
+        given: dict[str, list[str]] = {"device can be a target": names, "objective can be given": [*self.objectives]}
+        for what, chosen in given.items():
+            if twice := next((name for name in chosen if chosen.count(name) > 1), None):
+                raise ValueError(f"each {what} once, got '{twice}' twice")
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -31,17 +33,34 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
     return ~beaten
 
 
-def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
-    """The area between two-dimensional points and a reference that is worse than them.
+def hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
+    """The volume between points and a reference that is worse than them: what the points beat, and it does not.
+
+    It is summed slice by slice along the last objective: exact, and quick enough for the fronts of a few hundred
+    trials in up to four objectives.
 
     Args:
-        points: (n, 2) finite floats, both columns to be minimised; those beyond the reference count nothing.
-        reference: the worst corner.
+        points: (n, m) finite floats, every column to be minimised; those beyond the reference count nothing.
+        reference: (m,) the worst corner.
     """
-    inside = points[(points < reference).all(1)]
-    area, height = 0.0, reference[1]
-    for x, y in inside[np.argsort(inside[:, 0], kind="stable")]:  # from left to right, in steps downwards
-        if y < height:
-            area += (reference[0] - x) * (height - y)
-            height = y
-    return float(area)
+    corner = np.asarray(reference, dtype=float)
+    inside = points[(points < corner).all(1)]
+    if len(inside) == 0:
+        return 0.0
+    if len(corner) == 1:
+        return float(corner[0] - inside.min())
+    inside = inside[np.argsort(inside[:, -1], kind="stable")]
+    depths = np.diff(inside[:, -1], append=corner[-1])
+    slices = ((depth, inside[: place + 1, :-1]) for place, depth in enumerate(depths) if depth > 0)
+    return float(sum(depth * hypervolume(beaten, corner[:-1]) for depth, beaten in slices))
+
+
+def growth(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> list[float]:
+    """The hypervolume of the first point, of the first two, and so on: (n,) for (n, m) points."""
+    front, volumes = points[:0], list[float]()
+    for point in points:
+        reached = bool((front <= point).all(1).any())
+        if not reached:
+            front = np.vstack([front[~(point <= front).all(1)], point])
+        volumes.append(volumes[-1] if reached and volumes else hypervolume(front, reference))
+    return volumes

@@ -13,10 +13,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -43,6 +44,7 @@ class RunRecord(BaseModel):
     created: str
     command: str
     settings: SearchSettings
+    study: str = "evit-nas"
     space_hash: str
     versions: dict[str, str]
     machine: dict[str, Any]
@@ -69,6 +71,7 @@ class Run:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command,
             settings=settings,
+            study=f"{path.name}-{secrets.token_hex(4)}" if settings.storage else "evit-nas",
             space_hash=settings.space.hash,
             versions=installed_versions(),
             machine=machine,
@@ -97,6 +100,21 @@ class Run:
     def record(self) -> dict[str, Any]:
         """All of run.yaml: settings, versions, machine and command."""
         return self._record.model_dump(mode="json")
+
+    @property
+    def study(self) -> str:
+        """What the run's study is called in Optuna's storage: in one that runs share, each has a name of its own."""
+        return self._record.study
+
+    @property
+    def database(self) -> Path:
+        """Where the storage lies if the settings name no other one."""
+        return self.path / "study.db"
+
+    @property
+    def writing(self) -> bool:
+        """Whether this process is the run's writer."""
+        return self._lock is not None
 
     @property
     def front_folder(self) -> Path:
@@ -207,18 +225,32 @@ def owner_of(folder: Path) -> str | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole file or none of it, on the disk: writes beside it and renames."""
+    """The whole text or none of it, on the disk.
+
+    Raises:
+        OSError: with the name of the file, which writing and syncing leave out.
+    """
+    try:
+        write_whole(path, lambda scratch: scratch.write_text(text))
+    except OSError as error:
+        raise _named(error, path) from None
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """The whole file or none of it, on the disk: `write` is given a path beside it, which then takes its name.
+
+    What takes the place of an older file is seen to the disk first: a power cut must not tear both.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open("w") as file:
-            file.write(text)
-            file.flush()
+        write(scratch)
+        with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
-    except OSError as error:
+    except BaseException:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
-        raise _named(error, path) from None
+        raise
 
 
 def to_yaml(model: BaseModel) -> str:

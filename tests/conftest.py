@@ -1,5 +1,6 @@
 """For all tests: one torch thread, a cache folder of their own, and the same random examples in every run."""
 
+import itertools
 import os
 import sys
 from typing import NamedTuple
@@ -27,17 +28,12 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(monkeypatch, capsys, tmp_path, fakes):
     """Runs the command line in this process, in an empty folder, on the fake device and with fake proxies."""
     from evit_nas import cli
-    from evit_nas.accuracy import zero_cost
-    from evit_nas.latency import DEVICES
-    from tests.fakes import FakeDevice, fake_proxies
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
-    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
 
     def call(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["evit-nas", *arguments])
@@ -50,3 +46,40 @@ def call(monkeypatch, capsys, tmp_path):
         return Result(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """The device "fake", and proxies that cost nothing."""
+    from evit_nas.accuracy import zero_cost
+    from evit_nas.latency import DEVICES
+    from tests.fakes import FakeDevice, fake_proxies
+
+    FakeDevice.calls.clear()
+    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
+    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
+
+
+@pytest.fixture
+def new_run(tmp_path, fakes):
+    """Makes runs of a small search on fake devices."""
+    from evit_nas.config import SearchSettings
+    from evit_nas.runs import Run
+    from evit_nas.space import SearchSpace
+
+    numbers = itertools.count()
+
+    def create(budget_ms=1.2, trials=24, pool=6, seed=0, space="efficientvit-tiny", devices=("fake",), **more):
+        found = SearchSpace.load(space) if isinstance(space, str) else space
+        settings = SearchSettings(
+            space_name="x",
+            space=found,
+            targets=[{"conditions": {"device": device}, "budget_ms": budget_ms} for device in devices],
+            trials=trials,
+            pool=pool,
+            seed=seed,
+            **more,
+        )
+        return Run.create(tmp_path / f"run{next(numbers)}", settings, {}, "evit-nas search")
+
+    return create

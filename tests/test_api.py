@@ -14,6 +14,7 @@ import evit_nas
 from evit_nas.accuracy import zero_cost
 from evit_nas.api import Result, Words, load_settings, settings_from
 from evit_nas.cli import app
+from evit_nas.config import Limits
 from evit_nas.errors import Infeasible, RunError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Run, to_yaml
@@ -94,7 +95,7 @@ def test_words_become_settings():
     ]
     assert (settings.budget_stat, settings.time_s) == ("p90", 600.0)
     assert settings.model_dump(include=set(plain)) == plain
-    assert settings.limits.model_dump() == {"params": 10_000_000, "macs": None, "memory_mb": 64.0}
+    assert settings.limits == Limits(params=10_000_000, memory_mb=64.0)
     assert settings.space.image_size == 96
     assert settings.accuracy.method == "zero-cost"
     assert settings.accuracy.labels_from == ("runs/a",)
@@ -132,7 +133,7 @@ def test_settings_kept_in_a_file_hold_where_no_word_says_otherwise(tmp_path):
     assert changed.model_dump(exclude={"seed", "limits", "targets"}) == before.model_dump(
         exclude={"seed", "limits", "targets"}
     )
-    assert changed.limits.model_dump() == {"params": 3_000_000, "macs": 99_000_000, "memory_mb": None}
+    assert changed.limits == Limits(params=3_000_000, macs=99_000_000)
     assert [(t.device, t.conditions.batch, t.budget_ms) for t in changed.targets] == [("cpu:2", 2, 3), ("fake", 2, 9)]
     assert settings_from(config=path, space="efficientvit-tiny").space_name == "efficientvit-tiny"
     assert settings_from(config=path, device="fake").targets[0].budget_ms == 9

@@ -13,7 +13,8 @@ import pytest
 
 from evit_nas.arch import ArchConfig
 from evit_nas.runs import Run
-from evit_nas.search.record import Known, open_study
+from evit_nas.search.record import Known
+from evit_nas.search.storage import open_study
 
 TRIALS = 24
 SEARCH = ["search", "--budget", "100ms", "--space", "efficientvit-tiny", "--trials", str(TRIALS), "--pool", "6"]
@@ -30,24 +31,23 @@ def evit_nas(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_budget_to_front_to_onnx(tmp_path):
+def test_budget_to_front_to_onnx(tmp_path, call):
+    """Whatever only reads does so in this process: on what a real search has left."""
     run = tmp_path / "run"
     searched = evit_nas(*SEARCH, "--out", str(run))
     assert "written:" in searched.stderr
-    rows = json.loads(evit_nas("front", str(run), "--format", "json").stdout)
+    rows = json.loads(call("front", str(run), "--format", "json").out)
     assert rows
     assert all(row["certified"] for row in rows)
 
     member = run / "front" / f"{rows[0]['name']}.yaml"
     assert ArchConfig.load(member).key == rows[0]["key"]
-    evit_nas("export", str(member), "--to", "onnx", "--out", str(tmp_path / "net.onnx"))
-    measured = json.loads(
-        evit_nas("measure", str(member), str(tmp_path / "net.onnx"), "--quick", "--format", "json").stdout
-    )
+    assert call("export", str(member), "--to", "onnx", "--out", str(tmp_path / "net.onnx")).code == 0
+    measured = json.loads(call("measure", str(member), str(tmp_path / "net.onnx"), "--quick", "--format", "json").out)
     assert [entry["network"] for entry in measured] == [str(member), str(tmp_path / "net.onnx")]
 
     resumed = evit_nas("resume", str(run))  # nothing left to do: the same front again
-    assert json.loads(evit_nas("front", str(run), "--format", "json").stdout) == rows
+    assert json.loads(call("front", str(run), "--format", "json").out) == rows
     assert "written:" in resumed.stderr
 
 

@@ -13,7 +13,8 @@ from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
 from evit_nas.search import evaluate
 from evit_nas.search.halving import REDUCTION, Halving, Trained
-from evit_nas.search.record import Known, load_front, open_study
+from evit_nas.search.record import Known, load_front
+from evit_nas.search.storage import open_study
 from tests.fakes import FakeDevice
 from tests.test_resume import Died, new_run, outcome, search
 

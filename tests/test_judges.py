@@ -12,8 +12,9 @@ from evit_nas.runs import Run
 from evit_nas.search import judges
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.judges import judge_of
-from evit_nas.search.record import journal_of, open_study
+from evit_nas.search.record import journal_of
 from evit_nas.search.rounds import pool_of
+from evit_nas.search.storage import open_study
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_resume import Silent, label_table

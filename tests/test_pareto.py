@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evit_nas.pareto import hypervolume, non_dominated
+from evit_nas.pareto import growth, hypervolume, non_dominated
 
 
 def brute_force(points: np.ndarray) -> list[bool]:
@@ -37,11 +37,19 @@ def test_non_dominated_refuses_what_cannot_be_ordered(bad):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_hypervolume_equals_a_count_of_cells(seed):
-    points = np.random.default_rng(seed).integers(0, 24, (12, 2)).astype(float)
-    cells = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1).reshape(-1, 2)
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4])
+def test_hypervolume_equals_a_count_of_cells(seed, dimensions):
+    points = np.random.default_rng(seed).integers(0, 12, (12, dimensions)).astype(float)
+    cells = np.stack(np.meshgrid(*[np.arange(10)] * dimensions), -1).reshape(-1, dimensions)
     covered = (points[:, None] <= cells[None]).all(-1).any(0)  # a cell is what lies right of and above its corner
-    assert hypervolume(points, (20.0, 20.0)) == covered.sum()
+    assert hypervolume(points, [10.0] * dimensions) == covered.sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_growth_is_the_hypervolume_of_the_first_points(seed):
+    points = np.random.default_rng(seed).integers(0, 12, (20, 3)).astype(float)
+    corner = (10.0, 10.0, 10.0)
+    assert growth(points, corner) == [hypervolume(points[: count + 1], corner) for count in range(20)]
 
 
 def test_hypervolume_of_a_staircase():

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from evit_nas.accuracy import ShortScore, zero_cost
+from evit_nas.accuracy import ShortScore, predictor, zero_cost
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions, SearchSettings, ShortRecipe
@@ -23,7 +23,8 @@ from evit_nas.latency.predictor import Table
 from evit_nas.network.cost import cost
 from evit_nas.runs import Run
 from evit_nas.search import evaluate, screening
-from evit_nas.search.record import Front, journal_of, load_front, open_study
+from evit_nas.search.record import Front, journal_of, load_front
+from evit_nas.search.storage import open_study
 from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
@@ -102,6 +103,7 @@ def _fakes(monkeypatch):
     monkeypatch.setattr(evaluate, "end", lambda pool: pool.shutdown(cancel_futures=True))
     monkeypatch.setattr(screening, "CHILDREN", 60)
     monkeypatch.setattr(screening, "GENERATIONS", 2)
+    monkeypatch.setattr(predictor, "TREES", 5)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.network.cost import cost
-from evit_nas.search.record import directions
+from evit_nas.search.objectives import directions
 from evit_nas.search.rounds import TOGETHER, Round, Rounds, pool_of
 from evit_nas.space import FixedTrial, SearchSpace
 from evit_nas.yamlio import validate
@@ -28,7 +28,7 @@ def settings_of(**changes: object) -> SearchSettings:
 
 def rounds_of(screening: Callable[..., list[ArchConfig]] | None = None, **changes: object) -> Rounds:
     settings = settings_of(**changes)
-    return Rounds(settings, pool_of(settings), screening)
+    return Rounds(settings, pool_of(settings), screening, ahead=0 if screening else 1)
 
 
 def values_of(arch: ArchConfig) -> list[float]:
@@ -145,6 +145,18 @@ def test_a_screening_sees_all_that_was_found_before():
 
     followed(rounds_of(screening), new_record(), until=4)
     assert seen == [(2, [*range(6)]), (3, [*range(10)]), (4, [*range(14)])]
+
+
+def test_where_candidates_are_cheap_the_sampler_knows_the_round_before():
+    def followed_at_once(values=values_of):
+        settings = settings_of()
+        return followed(Rounds(settings, pool_of(settings), None, ahead=0), new_record(), until=4, values=values)
+
+    whole = followed_at_once()
+    last = set(whole[3])
+    upside_down = followed_at_once(lambda arch: [-v if arch.key in last else v for v in values_of(arch)])
+    assert upside_down[:4] == whole[:4]
+    assert upside_down[4] != whole[4]
 
 
 def test_a_failure_is_told_as_one():

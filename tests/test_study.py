@@ -4,84 +4,31 @@ import itertools
 import sqlite3
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from evit_nas.accuracy import zero_cost
-from evit_nas.arch import ArchConfig
-from evit_nas.config import SearchSettings
+from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import Infeasible, MeasurementError, RunError
-from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
 from evit_nas.runs import Run
-from evit_nas.search import progress
+from evit_nas.search import forecast, progress
 from evit_nas.search.front import select
-from evit_nas.search.record import Known, load_front, open_study
+from evit_nas.search.record import Known, load_front
+from evit_nas.search.storage import open_study
 from evit_nas.search.study import Search
 from evit_nas.search.trials import MAX_DEATHS
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 from tests.fakes import FakeDevice, fake_proxies, latency_of
+from tests.searches import Died, Silent, keys, trials
 
-
-class Died(BaseException):
-    """Stands for a process that ends here and now: nothing may catch it."""
-
-
-class Silent:
-    def __init__(self):
-        self.notes, self.statuses, self.steps = [], [], []
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def step(self, what, done, total):
-        self.steps.append((what, done, total))
-
-    def update(self, status):
-        self.statuses.append(status)
-
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    FakeDevice.calls.clear()
-    monkeypatch.setitem(DEVICES, "fake", FakeDevice)
-    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
-
-
-@pytest.fixture
-def new_run(tmp_path):
-    numbers = itertools.count()
-
-    def create(budget_ms=1.2, trials=24, pool=6, seed=0, space="efficientvit-tiny", devices=("fake",), **more):
-        found = SearchSpace.load(space) if isinstance(space, str) else space
-        settings = SearchSettings(
-            space_name="x",
-            space=found,
-            targets=[{"conditions": {"device": device}, "budget_ms": budget_ms} for device in devices],
-            trials=trials,
-            pool=pool,
-            seed=seed,
-            **more,
-        )
-        return Run.create(tmp_path / f"run{next(numbers)}", settings, {}, "evit-nas search")
-
-    return create
-
-
-def keys(run: Run) -> list[str]:
-    """The distinct architectures of a run in the order in which they were evaluated."""
-    with open_study(run) as study:
-        return list(Known(study).by_key)
+pytestmark = pytest.mark.usefixtures("fakes")
 
 
 def high_ms(member):
     """What must hold the budget: the median with its uncertainty."""
     return member.latency.median_ms * (1 + member.latency.rel_error)
-
-
-def trials(run: Run) -> list:
-    with open_study(run) as study:
-        return study.get_trials()
 
 
 def test_a_search_evaluates_the_total_of_distinct_architectures(new_run):
@@ -463,3 +410,27 @@ def test_what_missed_the_budget_by_a_hair_gets_a_second_visit(new_run, monkeypat
     front = Search(tight, Silent()).run()
     assert edge.arch.key in keys(tight)
     assert edge.arch.key in {member.arch.key for member in front.members}
+
+
+def proposed(run: Run) -> set[str]:
+    """What proposed the networks after the pool."""
+    return {trial.user_attrs["origin"] for trial in trials(run)} - {"random", *PRESETS}
+
+
+def test_auto_screens_what_is_predicted_and_a_sampler_that_is_asked_for_proposes_itself(new_run, monkeypatch):
+    def in_proportion_to_macs(_, archs):
+        return np.array([cost(arch).macs / 1e6 for arch in archs])
+
+    monkeypatch.setattr(forecast.Forecast, "predict_ms", in_proportion_to_macs)
+    found = {}
+    for sampler in ("auto", "evolution"):
+        run = new_run(sampler=sampler, accuracy={"method": "table"}, trials=16)
+        Search(run, Silent()).run()
+        found[sampler] = proposed(run)
+    assert found == {"auto": {"screening"}, "evolution": {"evolution"}}
+
+
+def test_auto_is_tpe_where_scores_are_dear(new_run):
+    run = new_run(trials=10)
+    Search(run, Silent()).run()
+    assert proposed(run) == {"tpe"}

@@ -77,6 +77,17 @@ StorageOption = Annotated[
 ]
 
 
+class ObjectiveName(StrEnum):
+    """What is optimised."""
+
+    score = "score"
+    latency = "latency"
+    params = "params"
+    macs = "macs"
+    memory = "memory"
+    energy = "energy"
+
+
 class BudgetStat(StrEnum):
     """What has to keep the budget."""
 
@@ -100,9 +111,15 @@ def search(
         typer.Option(help="Where latency is measured; may be given several times.", show_default="cpu"),
     ] = None,
     budget_stat: Annotated[BudgetStat, typer.Option(help="What has to keep the budget.")] = BudgetStat.median,
+    objective: Annotated[
+        list[ObjectiveName] | None,
+        typer.Option(help="What is optimised; given several times.", show_default="score and latency"),
+    ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Lowest score.")] = None,
     max_params: Annotated[str | None, typer.Option(metavar="10M", help="Limit on parameters.")] = None,
     max_macs: Annotated[str | None, typer.Option(metavar="300M", help="Limit on MACs for one image.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="64MB", help="Limit on peak resident memory.")] = None,
+    max_energy: Annotated[str | None, typer.Option(metavar="40mJ", help="Limit on energy per inference.")] = None,
     space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",
     image_size: ImageSizeOption = None,
     threads: ThreadsOption = None,
@@ -122,7 +139,7 @@ def search(
     scheduler: Annotated[
         Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")
     ] = Scheduler.none,
-    sampler: Annotated[str, typer.Option(help="tpe, nsga2, nsga3, gp, evolution, qmc or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="auto, tpe, nsga2, nsga3, gp, evolution, qmc or random.")] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that score or train candidates.", show_default="cores - 1")
     ] = None,
@@ -144,6 +161,12 @@ def search(
     concurrent: ConcurrentOption = None,
     max_failures: FailuresOption = None,
     storage_path: StorageOption = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|FILE", help="Optuna's storage: a database or Redis, or a journal.", show_default="RUN/study.db"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/SPACE-DEVICE-BUDGET")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would happen, and how long it takes.")
@@ -220,7 +243,7 @@ def front(
     opened = Run.open(run)
     found = load_front(opened)
     if pick is not None:
-        path = opened.front_folder / f"{picks.pick(found.members, pick, opened.settings.budget_stat).name}.yaml"
+        path = opened.front_folder / f"{picks.pick(found.members, pick, opened.settings).name}.yaml"
         if not path.exists():
             with opened.lock():
                 write_front(opened, found.members, found.origin)
@@ -241,6 +264,7 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
     several = len(targets) > 1
     columns = [f"{target.device} ms" if several else "ms" for target in targets]
     p90 = run.settings.budget_stat == "p90" and not several
+    memory, energy = (any(getattr(c, name) for c in shown) for name in ("memory_mb", "energy_mj"))
     cells = [
         [
             c.name,
@@ -250,12 +274,15 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
             score_text(c),
             millions(c.params),
             millions(c.macs),
+            *([f"{c.memory_mb:.0f}" if c.memory_mb else ""] if memory else []),
+            *([f"{c.energy_mj:.2f}" if c.energy_mj else ""] if energy else []),
         ]
         for c in shown
     ]
     budgets = " and ".join(f"{t.budget_ms:g} ms{f' on {t.device}' if several else ''}" for t in targets)
     title = f"{run.path.name}: {len(found.members)} on the front, budget {budgets}"
     header = ["name", *columns, *(["p90 ms"] if p90 else []), "spread", "score", "params", "MACs"]
+    header += [title for title, had in (("MB", memory), ("mJ", energy)) if had]
     emit(rows(found.members), format_, make_table(title, header, cells))
     if format_ is Format.table:
         if any(latency.noisy for c in shown for latency in c.latencies):

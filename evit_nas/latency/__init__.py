@@ -71,8 +71,9 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 8
-    """Rounds of (network, canaries) at least; 8 to 12 is where more of them stop helping."""
+    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 6
+    """Rounds of (network, canaries) at least, with two timed runs of the network each: 8 to 12 runs are where more of
+    them stop helping."""
     max_rounds: Annotated[int, Field(ge=3, le=10_000)] = 32
     """Rounds at most."""
     target_rel_error: Annotated[float, Field(gt=0, le=1)] = 0.02
@@ -81,10 +82,13 @@ class Protocol(BaseModel):
     """Time spent running, not measuring, before the first round."""
     visits: Annotated[int, Field(ge=1, le=100)] = 1
     """Independent visits (new session, new warm-up) whose rounds are pooled."""
+    energy: bool = False
+    """Whether to read the energy counter as well, where there is one: it takes two seconds more."""
 
 
 # Two sessions: where a session's memory happens to lie moves it by a few percent for as long as it lives.
-STRICT = Protocol(min_rounds=16, max_rounds=32, target_rel_error=0.01, visits=2)
+STRICT = Protocol(min_rounds=16, max_rounds=32, target_rel_error=0.01, visits=2, energy=True)
+ENERGY = Protocol(min_rounds=3, max_rounds=3, energy=True)  # for the energy alone
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 from evit_nas.arch import PRESETS, ArchConfig, StageConfig
 from evit_nas.config import SearchSettings
 from evit_nas.latency.references import MeasuredReference, known_references
+from evit_nas.pareto import growth
 from evit_nas.runs import Run
 from evit_nas.search.evaluate import recorded_latencies
-from evit_nas.search.front import Candidate, keeps_limits
-from evit_nas.search.record import Front, Known, certified, journal_of, load_front, open_study
+from evit_nas.search.front import Candidate, keeps_limits, points
+from evit_nas.search.objectives import worst
+from evit_nas.search.record import Front, Known, certified, journal_of, load_front
+from evit_nas.search.storage import open_study
 
 MIN_TRIALS = 50  # for importances: they compare the best tenth with the rest, and fewer than five networks say nothing
 MAX_TRIALS = 2000  # for importances: their cost grows with the square
@@ -88,7 +91,7 @@ def find(run: Run) -> Findings:
         predicted=[_predicted(trial) for trial in complete if not trial.user_attrs["latencies"]],
         failed=known.failed,
         forecasts=[_forecast(index, complete, known) for index in range(len(settings.targets))],
-        convergence=_convergence(known.by_key.values(), within, settings, directions),
+        convergence=_convergence(known, settings),
         pool=sum(trial.user_attrs.get("origin") in ("random", *PRESETS) for trial in known.by_key.values()),
         importance=_importance(within, directions),
         params={key: trial.params for key, trial in known.by_key.items()},
@@ -125,7 +128,7 @@ def _feasible(trial: FrozenTrial) -> bool:
 
 def _predicted(trial: FrozenTrial) -> Predicted:
     arch = ArchConfig.model_validate(trial.user_attrs["arch"])
-    return Predicted(arch, trial.values[0], tuple(trial.user_attrs["predicted_ms"]), trial.number)
+    return Predicted(arch, trial.user_attrs["estimate"]["value"], tuple(trial.user_attrs["predicted_ms"]), trial.number)
 
 
 def _forecast(index: int, complete: Iterable[FrozenTrial], known: Known) -> Forecast:
@@ -137,24 +140,19 @@ def _forecast(index: int, complete: Iterable[FrozenTrial], known: Known) -> Fore
     )
 
 
-def _convergence(
-    evaluated: Iterable[FrozenTrial],
-    within: Sequence[FrozenTrial],
-    settings: SearchSettings,
-    directions: Sequence[optuna.study.StudyDirection],
-) -> list[tuple[int, float]]:
-    """Measured against the budgets and the lowest score within them; hurried latencies count throughout."""
+def _convergence(known: Known, settings: SearchSettings) -> list[tuple[int, float]]:
+    """Measured against the budgets and the worst of other objectives within them; hurried latencies count."""
+    within = {key: one for key, one in known.candidates.items() if keeps_limits(one, settings)}
     if not within:
         return []
-    reference = [min(trial.values[0] for trial in within), *(target.budget_ms for target in settings.targets)]
-    with _quiet():
-        drawn = optuna.visualization.plot_hypervolume_history(_study(within, directions), reference).data[0]
-    volume = dict(zip((trial.number for trial in within), drawn.y, strict=True))
-    points, best = [], 0.0
-    for count, trial in enumerate(evaluated, start=1):
-        best = volume.get(trial.number, best)
-        points.append((count, best / (drawn.y[-1] or 1)))
-    return points
+    found = points([*within.values()], settings)
+    volume = dict(zip(within, growth(found, worst([*found], settings)), strict=True))
+    last = volume[[*within][-1]] or 1.0
+    shares, share = [], 0.0
+    for count, key in enumerate(known.by_key, start=1):
+        share = volume.get(key, share * last) / last
+        shares.append((count, share))
+    return shares
 
 
 def _importance(within: Sequence[FrozenTrial], directions: Sequence[optuna.study.StudyDirection]) -> dict[str, float]:

@@ -96,10 +96,10 @@ def _budgets(found: Findings) -> str:
 
 def _picks(found: Findings) -> list[tuple[str, Candidate]]:
     """What to look at first, with what it is; one member may be several things."""
-    members, stat = found.front.members, found.settings.budget_stat
+    members = found.front.members
     titles: dict[str, list[str]] = {}
     for what in ("best", "knee", "fastest") if members else ():
-        titles.setdefault(pick(members, what, stat).name, []).append(what)
+        titles.setdefault(pick(members, what, found.settings).name, []).append(what)
     return [
         (", ".join(what), next(member for member in members if member.name == name)) for name, what in titles.items()
     ]
@@ -142,7 +142,7 @@ def _within(found: Findings, index: int, latency: Latency) -> Candidate | None:
 def _facts(run: Run) -> dict[str, str]:
     """How to repeat the run, and where it ran."""
     record, settings = run.record, run.settings
-    limits = [f"{name} ≤ {limit:g}" for name, limit in settings.limits if limit is not None]
+    limits = [f"{n} {'≥' if n == 'score' else '≤'} {limit:g}" for n, limit in settings.limits if limit is not None]
     return {
         "command": record["command"],
         "created": record["created"],
@@ -154,6 +154,7 @@ def _facts(run: Run) -> dict[str, str]:
         "accuracy": settings.accuracy.method,
         "devices": "; ".join(f"{target.conditions}, budget {target.budget_ms:g} ms" for target in settings.targets),
         "budget on": settings.budget_stat,
+        "objectives": ", ".join(settings.objectives),
         **({"limits": ", ".join(limits)} if limits else {}),
         **{name.replace("_", " "): str(value) for name, value in record["machine"].items() if value is not None},
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),

@@ -20,7 +20,7 @@ from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import STRICT, Device, Latency, Protocol
+from evit_nas.latency import ENERGY, STRICT, Device, Latency, Protocol
 from evit_nas.latency.machine import measuring_core
 from evit_nas.latency.predictor import Table
 from evit_nas.runs import Journal
@@ -71,8 +71,12 @@ class Evaluator:
         Table(device.context(), arch).add(arch, latency)
         return latency
 
-    def memory_mb(self, arch: ArchConfig) -> float | None:
-        """Peak resident memory of the network in a fresh process on the first device; None where it cannot be had."""
+    def memory_mb(self, arch: ArchConfig) -> float:
+        """Peak resident memory of the network in a fresh process on the first device.
+
+        Raises:
+            MeasurementError: it cannot be had there.
+        """
         conditions = self.devices[0].conditions
         memo_id = _memo_id("memory", arch, self.devices[0].context())
         if memo_id not in self._memo:
@@ -80,7 +84,30 @@ class Evaluator:
 
             peak_mb = self._cluster.peak_memory_mb(arch) if self._cluster else memory.peak_memory_mb(arch, conditions)
             self._remember(memo_id, arch, {"memory_mb": peak_mb})
-        value: float | None = self._memo[memo_id]["memory_mb"]
+        return self._had(memo_id, "memory_mb", "the system there does not show the memory of a process")
+
+    def energy_mj(self, arch: ArchConfig) -> float:
+        """Millijoules per inference on the first device, above what it draws when idle.
+
+        Raises:
+            MeasurementError: it cannot be had there, or other processes draw too much to tell.
+        """
+        device = self.devices[0]
+        memo_id = _memo_id("energy", arch, device.context() | ENERGY.model_dump())
+        if memo_id not in self._memo:
+            _, samples = device.measure(arch, ENERGY)
+            self._remember(memo_id, arch, {"energy_mj": samples.get("energy_mj")})
+        return self._had(memo_id, "energy_mj", "no counter can be read, or other work hides what the network draws")
+
+    def _had(self, memo_id: str, metric: str, otherwise: str) -> float:
+        """A remembered number; what could not be had is remembered as None."""
+        value: float | None = self._memo[memo_id][metric]
+        if value is None:
+            name = metric.partition("_")[0]
+            raise MeasurementError(
+                f"{name} cannot be had on '{self.devices[0].conditions.device}': {otherwise}. "
+                f"Leave out --objective {name} and --max-{name}."
+            )
         return value
 
     def expect(self, arch: ArchConfig) -> None:

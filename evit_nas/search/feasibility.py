@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible
 from evit_nas.latency import Latency
 from evit_nas.search.evaluate import Evaluator
-from evit_nas.search.front import limit_excess
+from evit_nas.search.front import numbers_of
+from evit_nas.search.objectives import OBJECTIVES, asked, limit_excess
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,23 @@ class Feasibility:
 
 
 def feasibility(evaluator: Evaluator, settings: SearchSettings) -> Feasibility:
-    """Measures the extremes of the space and m0..m5 at its input size.
+    """Measures the extremes of the space and m0..m5 at its input size. (A lowest score is for the search to find.)
 
     Raises:
         Infeasible: even the smallest architecture misses a limit; names the figure and the way out.
+        MeasurementError: memory or energy is asked for and cannot be had on the first device.
     """
     space, smallest = settings.space, settings.space.smallest()
-    memory_mb = evaluator.memory_mb(smallest) if settings.limits.memory_mb else None
-    for name, beyond in limit_excess(smallest, memory_mb, settings.limits).items():
-        if beyond > 0:
-            limit = getattr(settings.limits, name)
+    memory_mb = evaluator.memory_mb(smallest) if asked("memory", settings) else None
+    energy_mj = evaluator.energy_mj(smallest) if asked("energy", settings) else None
+    numbers = numbers_of(smallest, math.inf, [], memory_mb, energy_mj)
+    beyond = limit_excess(numbers, settings)
+    for objective in OBJECTIVES.values():
+        if beyond.get(objective.metric, 0) > 0:
+            limit = getattr(settings.limits, objective.metric)
             raise Infeasible(
-                f"nothing keeps --max-{name.removesuffix('_mb')}: the smallest architecture of the space has "
-                f"{(1 + beyond) * limit:.4g}, the limit is {limit:.4g}. Raise it, or use a smaller --space."
+                f"nothing keeps {objective.limit}: the smallest architecture of the space has "
+                f"{numbers[objective.metric][0]:.4g}, the limit is {limit:.4g}. Raise it, or use a smaller --space."
             )
     latencies = evaluator.latencies(smallest)
     for latency, target in zip(latencies, settings.targets, strict=True):
@@ -48,7 +54,7 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings) -> Feasibility:
 def nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, which: str) -> str:
     """The message for a search in which nothing keeps the budgets: the figure that came nearest, and the way out."""
     if nearest is None:
-        return "no architecture could be evaluated; the reasons are in the run's study.db."
+        return "no architecture could be evaluated; the reasons are in the run's record: evit_nas.Result(RUN).trials."
     budgets, found, needed = [], [], []
     for latency, target in zip(nearest, settings.targets, strict=True):
         on = f" on {target.device}" if len(settings.targets) > 1 else ""

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from evit_nas.arch import ArchConfig
-from evit_nas.config import Limits, SearchSettings, Target
+from evit_nas.config import SearchSettings, Target
 from evit_nas.latency import Latency
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run, write_atomically
+from evit_nas.search.objectives import Numbers, limit_excess, losses
 
 NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
 
@@ -38,7 +39,9 @@ class Candidate:
     trial: int | None
     """Number of the trial in study.db; None for a reference that is not in the space."""
     memory_mb: float | None = None
-    """Peak resident memory in megabytes; None unless the search limits it."""
+    """Peak resident memory in megabytes; None unless the search asks for it."""
+    energy_mj: float | None = None
+    """Millijoules per inference above the idle draw; None unless the search asks for it."""
     interval: tuple[float, float] | None = None
     """What holds the true value of the score four times in five; None where nobody knows."""
 
@@ -57,6 +60,20 @@ class Candidate:
         """Multiply-accumulates for one image."""
         return cost(self.arch).macs
 
+    def numbers(self, stat: str) -> Numbers:
+        """All that is known of it, by metric; of the latencies the median or the p90."""
+        latencies_ms = [latency.stat_ms(stat) for latency in self.latencies]
+        return numbers_of(self.arch, self.score, latencies_ms, self.memory_mb, self.energy_mj)
+
+
+def numbers_of(
+    arch: ArchConfig, score: float, latencies_ms: Sequence[float], memory_mb: float | None, energy_mj: float | None
+) -> Numbers:
+    """Numbers of a candidate by metric; None is left out."""
+    size = cost(arch)
+    single = {"score": score, "params": size.params, "macs": size.macs, "memory_mb": memory_mb, "energy_mj": energy_mj}
+    return {"latency_ms": latencies_ms} | {name: [value] for name, value in single.items() if value is not None}
+
 
 def excess(latency: Latency, certified: bool, target: Target, stat: str) -> float:
     """How far a latency lies beyond the target's budget, as a share of it; zero or less keeps it.
@@ -69,35 +86,28 @@ def excess(latency: Latency, certified: bool, target: Target, stat: str) -> floa
 
 def select(candidates: Sequence[Candidate], settings: SearchSettings) -> list[Candidate]:
     """The candidates that keep every limit and that no other one beats, fastest on the first device first."""
-    return unbeaten([c for c in candidates if keeps_limits(c, settings)], settings.budget_stat)
+    return unbeaten([c for c in candidates if keeps_limits(c, settings)], settings)
 
 
-def unbeaten(candidates: Sequence[Candidate], stat: str) -> list[Candidate]:
-    """The candidates that no other one beats in score and in latency everywhere, fastest first."""
+def unbeaten(candidates: Sequence[Candidate], settings: SearchSettings) -> list[Candidate]:
+    """The candidates that no other one beats in all objectives, fastest first."""
     if not candidates:
         return []
-    points = np.array([(-c.score, *(latency.stat_ms(stat) for latency in c.latencies)) for c in candidates])
-    kept = [c for c, keep in zip(candidates, non_dominated(points), strict=True) if keep]
+    kept = [c for c, keep in zip(candidates, non_dominated(points(candidates, settings)), strict=True) if keep]
     return sorted(kept, key=lambda c: c.latency.median_ms)
 
 
+def points(candidates: Sequence[Candidate], settings: SearchSettings) -> np.ndarray:
+    """(n, m) losses of the candidates, every column to be minimised."""
+    return np.array([losses(candidate.numbers(settings.budget_stat), settings) for candidate in candidates])
+
+
 def keeps_limits(candidate: Candidate, settings: SearchSettings) -> bool:
-    """Whether a candidate keeps the budget on each device, and the limits on parameters, MACs and memory."""
+    """Whether a candidate keeps the budget on each device and every other limit."""
     pairs = zip(candidate.latencies, settings.targets, strict=True)
     in_time = all(excess(la, candidate.certified, target, settings.budget_stat) <= 0 for la, target in pairs)
-    beyond = limit_excess(candidate.arch, candidate.memory_mb, settings.limits)
+    beyond = limit_excess(candidate.numbers(settings.budget_stat), settings)
     return in_time and all(value <= 0 for value in beyond.values())
-
-
-def limit_excess(arch: ArchConfig, memory_mb: float | None, limits: Limits) -> dict[str, float]:
-    """How far parameters, MACs and memory lie beyond their limits, as a share of them; zero or less keeps them."""
-    size = cost(arch)
-    given = {
-        "params": (size.params, limits.params),
-        "macs": (size.macs, limits.macs),
-        "memory_mb": (memory_mb, limits.memory_mb),
-    }
-    return {name: value / limit - 1 for name, (value, limit) in given.items() if limit and value is not None}
 
 
 def file_name(candidate: Candidate) -> str:
@@ -167,6 +177,7 @@ def rows(members: Sequence[Candidate]) -> list[dict[str, object]]:
             "params": member.params,
             "macs": member.macs,
             **({"memory_mb": round(member.memory_mb, 2)} if member.memory_mb is not None else {}),
+            **({"energy_mj": round(member.energy_mj, 4)} if member.energy_mj is not None else {}),
             "trial": member.trial,
             "key": member.arch.key,
             "arch": json.loads(member.arch.model_dump_json()),

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evit_nas.config import Target, parse_budget
+from evit_nas.config import SearchSettings, Target, parse_budget
 from evit_nas.errors import Infeasible, UsageError
-from evit_nas.search.front import Candidate, excess
+from evit_nas.search.front import Candidate, excess, points
 
 PICKS = ("best", "fastest", "knee", "under=4ms")
 
 
-def pick(members: Sequence[Candidate], what: str, stat: str = "median") -> Candidate:
+def pick(members: Sequence[Candidate], what: str, settings: SearchSettings) -> Candidate:
     """One member of a front; on several devices latencies are those on the first, for the knee those on all.
 
     Args:
@@ -21,7 +21,7 @@ def pick(members: Sequence[Candidate], what: str, stat: str = "median") -> Candi
         what: "best" (the highest score), "fastest", "knee" (where giving up more of one objective buys little of the
             others: the lowest sum of objectives, each scaled to 0..1 over the front), or "under=4ms" (the highest score
             that keeps 4 ms, with its uncertainty once it is certified).
-        stat: the latency that counts, "median" or "p90".
+        settings: of the search: its objectives, and which latency counts.
 
     Raises:
         UsageError: `what` is none of these.
@@ -32,11 +32,12 @@ def pick(members: Sequence[Candidate], what: str, stat: str = "median") -> Candi
         raise UsageError(f"a member is picked by {', '.join(PICKS)}; got '{what}'.")
     if not members:
         raise Infeasible("there is nothing to pick from: no architecture within the budget has been found yet.")
+    stat = settings.budget_stat
     fastest = min(members, key=lambda member: member.latency.stat_ms(stat))
     if what == "fastest":
         return fastest
     if what == "knee":
-        return members[int(_normalised(members, stat).sum(1).argmin())]
+        return members[int(_normalised(members, settings).sum(1).argmin())]
     if name == "under":
         target = Target(budget_ms=_limit_ms(limit))
         members = [member for member in members if excess(member.latency, member.certified, target, stat) <= 0]
@@ -46,7 +47,7 @@ def pick(members: Sequence[Candidate], what: str, stat: str = "median") -> Candi
 
 
 def thin(
-    members: Sequence[Candidate], size: int, stat: str = "median", first: Sequence[Candidate] = ()
+    members: Sequence[Candidate], size: int, settings: SearchSettings, first: Sequence[Candidate] = ()
 ) -> list[Candidate]:
     """At most `size` members that stand for the whole front, in its order.
 
@@ -63,8 +64,8 @@ def thin(
         raise UsageError(f"a front has at least one member, got a size of {size}.")
     if size >= len(members):
         return list(members)
-    anchors = [members.index(pick(members, what, stat)) for what in ("best", "fastest", "knee")]
-    kept, points = list(dict.fromkeys(anchors))[:size], _normalised(members, stat)
+    anchors = [members.index(pick(members, what, settings)) for what in ("best", "fastest", "knee")]
+    kept, points = list(dict.fromkeys(anchors))[:size], _normalised(members, settings)
     preferred = np.array([member in first for member in members])
     while len(kept) < size:
         preferred[kept] = False
@@ -73,11 +74,11 @@ def thin(
     return [members[index] for index in sorted(kept)]
 
 
-def _normalised(members: Sequence[Candidate], stat: str) -> np.ndarray:
-    """(n, 1 + devices) lost score and latencies, each from 0 for the front's best to 1 for its worst."""
-    points = np.array([[-m.score, *(latency.stat_ms(stat) for latency in m.latencies)] for m in members])
-    spread = np.ptp(points, axis=0)
-    scaled: np.ndarray = (points - points.min(0)) / np.where(spread > 0, spread, 1)
+def _normalised(members: Sequence[Candidate], settings: SearchSettings) -> np.ndarray:
+    """(n, m) losses, each from 0 for the front's best to 1 for its worst."""
+    found = points(members, settings)
+    spread = np.ptp(found, axis=0)
+    scaled: np.ndarray = (found - found.min(0)) / np.where(spread > 0, spread, 1)
     return scaled
 
 

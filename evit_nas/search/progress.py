@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections import deque
 
@@ -13,7 +12,8 @@ from optuna.trial import FrozenTrial
 
 from evit_nas.config import SearchSettings
 from evit_nas.pareto import hypervolume, non_dominated
-from evit_nas.search.front import Candidate, keeps_limits, select, unbeaten
+from evit_nas.search.front import Candidate, keeps_limits, points, select, unbeaten
+from evit_nas.search.objectives import worst
 from evit_nas.search.record import Known
 from evit_nas.search.status import Status
 
@@ -51,7 +51,7 @@ class Progress:
         self._stall.add(done, candidate)
         if candidate and keeps_limits(candidate, self._settings):
             self._feasible += 1
-            self.front = unbeaten([*self.front, candidate], self._settings.budget_stat)
+            self.front = unbeaten([*self.front, candidate], self._settings)
             if candidate in self.front:
                 self._latest.append((done, candidate.latency.median_ms, candidate.score))
 
@@ -83,29 +83,30 @@ class Progress:
 
 
 class Stall:
-    """When the front last grew, by the hypervolume of latency on the first device and score.
+    """When the front last grew, by its hypervolume.
 
-    It counts from the budget, and from the lowest score in the pool, once that has been evaluated.
+    It counts from the budgets, and from the worst of the other objectives in the pool, once that has been evaluated.
     """
 
     def __init__(self, settings: SearchSettings) -> None:
-        self._settings, self._worst, self._volume = settings, math.inf, 0.0
-        self._points: list[tuple[float, float]] = []
+        self._settings, self._volume = settings, 0.0
+        self._pool: list[np.ndarray] = []
+        self._front: list[np.ndarray] = []
         self.grew_at = 0
         """Architectures that had been evaluated then."""
 
     def add(self, done: int, candidate: Candidate | None) -> None:
         """The architecture that was evaluated as number `done`, if it was measured."""
         if candidate is not None and keeps_limits(candidate, self._settings):
-            self._points.append((candidate.latency.stat_ms(self._settings.budget_stat), -candidate.score))
+            [point] = points([candidate], self._settings)
+            self._front.append(point)
             if done <= self._settings.pool:
-                self._worst = min(self._worst, candidate.score)
-        if done < self._settings.pool or not self._points or self._worst == math.inf:
+                self._pool.append(point)
+        if done < self._settings.pool or not self._pool:
             self.grew_at = done
             return
-        points = np.array(self._points)
-        self._points = [self._points[index] for index in np.flatnonzero(non_dominated(points))]
-        volume = hypervolume(np.array(self._points), (self._settings.targets[0].budget_ms, -self._worst))
+        self._front = [self._front[index] for index in np.flatnonzero(non_dominated(np.array(self._front)))]
+        volume = hypervolume(np.array(self._front), worst(self._pool, self._settings))
         if volume > self._volume * (1 + STALLED):
             self._volume, self.grew_at = volume, done
 

@@ -5,13 +5,10 @@ Nothing here measures or proposes; `front` and `score --run` read a run through 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evit_nas.accuracy import Estimate
@@ -24,8 +21,8 @@ from evit_nas.runs import Journal, Run
 from evit_nas.search.evaluate import recorded_latencies
 from evit_nas.search.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
 from evit_nas.search.picks import thin
+from evit_nas.search.storage import begun, open_study
 
-STUDY = "evit-nas"
 GIVEN_UP = "given up"  # attribute of the study: key of the network -> why
 
 
@@ -49,7 +46,7 @@ def load_front(run: Run) -> Front:
     Raises:
         UsageError: the run has not evaluated anything yet.
     """
-    if not (run.path / "study.db").exists():
+    if not begun(run):
         raise UsageError(f"{run.path} has no trials yet. Continue it with: evit-nas resume {run.path}")
     with open_study(run) as study:
         known, estimates = Known(study), study.user_attrs.get("references", {})
@@ -107,8 +104,9 @@ class Known:
             arch = ArchConfig.model_validate(trial.user_attrs["arch"])
             latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
             estimate = Estimate.model_validate(trial.user_attrs["estimate"])
+            memory_mb, energy_mj = (trial.user_attrs.get(name) for name in ("memory_mb", "energy_mj"))
             self.candidates[key] = _candidate(
-                arch, estimate, latencies, trial=trial.number, memory_mb=trial.user_attrs["memory_mb"]
+                arch, estimate, latencies, trial=trial.number, memory_mb=memory_mb, energy_mj=energy_mj
             )
 
 
@@ -131,42 +129,10 @@ def _candidate(
     certified: bool = False,
     trial: int | None = None,
     memory_mb: float | None = None,
+    energy_mj: float | None = None,
 ) -> Candidate:
     interval = None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
-    return Candidate(name, arch, estimate.value, latencies, certified, trial, memory_mb, interval)
-
-
-@contextmanager
-def open_study(run: Run) -> Iterator[optuna.Study]:
-    """The run's Optuna study, made if there is none; its database is closed at the end."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = f"sqlite:///{run.path / 'study.db'}"
-    storage = optuna.storages.RDBStorage(url)
-    try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=STUDY,
-            directions=directions(run.settings),
-            load_if_exists=True,
-        )
-        if study.metric_names is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(metric_names(run.settings))
-        yield study
-    finally:
-        storage.engine.dispose()
-
-
-def directions(settings: SearchSettings) -> list[StudyDirection]:
-    """The score up, the latency on each device down."""
-    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(settings.targets)]
-
-
-def metric_names(settings: SearchSettings) -> list[str]:
-    """What a trial's values are called: the score, then the latency on each device."""
-    one = len(settings.targets) == 1
-    return ["score", *("latency_ms" if one else f"latency_ms@{target.device}" for target in settings.targets)]
+    return Candidate(name, arch, estimate.value, latencies, certified, trial, memory_mb, energy_mj, interval)
 
 
 def check_same_conditions(study: optuna.Study, here: list[dict[str, str]], run: Run) -> None:
@@ -205,8 +171,8 @@ def standing(candidates: Sequence[Candidate], settings: SearchSettings) -> list[
         update={"targets": tuple(t.model_copy(update={"budget_ms": t.budget_ms * NEAR}) for t in settings.targets)}
     )
     hopeful = [c for c in candidates if keeps_limits(c, settings if c.certified else slack)]
-    front = unbeaten(hopeful, settings.budget_stat)
-    return thin(front, settings.front_size, settings.budget_stat, [member for member in front if member.certified])
+    front = unbeaten(hopeful, settings)
+    return thin(front, settings.front_size, settings, [member for member in front if member.certified])
 
 
 def on_all(measured: dict[str, Latency], settings: SearchSettings) -> tuple[Latency, ...]:

@@ -22,14 +22,17 @@ from evit_nas.latency import Latency
 from evit_nas.runs import Journal, Run, explained
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.judges import judge_of
-from evit_nas.search.record import check_same_conditions, directions, metric_names, open_study
+from evit_nas.search.objectives import asked, directions, latency_names
+from evit_nas.search.record import check_same_conditions
 from evit_nas.search.status import Watcher
+from evit_nas.search.storage import open_study
 from evit_nas.search.study import open_devices
 
 SAME = 1e-6  # share of a score: sums of floats in another order
 DAYS_APART = 0.1  # share of a latency: 90 % of a front's moved by less than 8 % (benchmarks/results/remeasure.md)
 ERRORS = 3.0  # standard errors of a difference that chance explains
 MEMORY = 0.05  # share of a peak memory
+ENERGY = 0.2  # share of an energy: the counters tick slowly, and the idle draw is taken off
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,16 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
             before = trial.user_attrs.get("reason", "") if trial.state is TrialState.FAIL else ""
             try:
                 estimate, latencies = judge.estimate(arch), evaluator.latencies(arch)
-                memory_mb = evaluator.memory_mb(arch) if run.settings.limits.memory_mb else None
+                more = {
+                    "memory_mb": evaluator.memory_mb(arch) if asked("memory", run.settings) else None,
+                    "energy_mj": evaluator.energy_mj(arch) if asked("energy", run.settings) else None,
+                }
                 if before:
                     return Replay(trial.number, arch, [], before, "")
-                checks = list(_checks(trial, run.settings, estimate, latencies, memory_mb))
+                checks = list(_checks(trial, run.settings, estimate, latencies, more))
                 if not all(check.holds for check in checks):
                     latencies = evaluator.latencies(arch, strict=True)
-                    checks = list(_checks(trial, run.settings, estimate, latencies, memory_mb))
+                    checks = list(_checks(trial, run.settings, estimate, latencies, more))
             except (MeasurementError, RuntimeError, MemoryError) as error:
                 failure = " ".join(f"{type(error).__name__}: {error}".split())
                 return Replay(trial.number, arch, [], before, failure)
@@ -123,11 +129,10 @@ def _checks(
     settings: SearchSettings,
     estimate: Estimate,
     latencies: Sequence[Latency],
-    memory_mb: float | None,
+    more: dict[str, float | None],
 ) -> Iterator[Check]:
-    attributes = trial.user_attrs
-    score, *names = metric_names(settings)
-    yield Check(score, attributes["estimate"]["value"], estimate.value, SAME)
+    attributes, names = trial.user_attrs, latency_names(settings)
+    yield Check("score", attributes["estimate"]["value"], estimate.value, SAME)
     measured = [Latency.model_validate(latency) for latency in attributes["latencies"]]
     if measured:
         for name, before, now in zip(names, measured, latencies, strict=True):
@@ -136,5 +141,7 @@ def _checks(
     else:
         for name, ms, now in zip(names, attributes["predicted_ms"], latencies, strict=True):
             yield Check(f"{name} (predicted)", ms, now.median_ms, None)
-    if memory_mb is not None and attributes["memory_mb"] is not None:
-        yield Check("memory_mb", attributes["memory_mb"], memory_mb, MEMORY)
+    for name, allowed in (("memory_mb", MEMORY), ("energy_mj", ENERGY)):
+        was, found = attributes.get(name), more[name]
+        if was is not None and found is not None:
+            yield Check(name, was, found, allowed)

@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.search.record import directions
-from evit_nas.search.samplers import make
+from evit_nas.search.objectives import directions
+from evit_nas.search.samplers import make, own_name
 
 TOGETHER = 4  # proposals in a round of the pool or of a sampler, if the settings say nothing else
 SCREENED = 16  # best candidates of a screening, measured before the next one
@@ -66,14 +66,13 @@ class Rounds:
     Args:
         settings: space, objectives, sampler and seed.
         pool: what is evaluated first.
-        screening: proposes in the sampler's stead, as long as it finds something, and needs all that was found before.
-            None where candidates are dear: then each round is proposed before the one before it is told, so that
+        screening: proposes in the sampler's stead, as long as it finds something.
+        ahead: how many rounds are proposed before the one before them is told: one where candidates are dear, so that
             workers can begin with it. They may or may not be there, the proposals are the same.
     """
 
-    def __init__(self, settings: SearchSettings, pool: Pool, screening: Screening | None) -> None:
-        self._settings, self._pool, self._screening = settings, pool, screening
-        self._ahead = 0 if screening else 1
+    def __init__(self, settings: SearchSettings, pool: Pool, screening: Screening | None, ahead: int) -> None:
+        self._settings, self._pool, self._screening, self._ahead = settings, pool, screening, ahead
         self._together = settings.together or TOGETHER
 
     def follow(self, record: optuna.Study, first: int, expect: Callable[[ArchConfig], None]) -> Iterator[Round]:
@@ -134,7 +133,7 @@ class Rounds:
         if screened:
             yield from ((arch, "screening") for arch in screened)
         else:
-            yield from [(None, self._settings.sampler)] * self._together
+            yield from [(None, own_name(self._settings.sampler))] * self._together
 
 
 def _placeholder(trial: optuna.Trial | FrozenTrial) -> FrozenTrial:

@@ -44,6 +44,7 @@ from evit_nas.space import FixedTrial, SearchSpace
 MAX_STEPS = 100  # away from a known architecture, one dimension each: then the space around it is used up
 GENERATION = 20  # trials in a generation of NSGA-II and III: some ten generations in 200 trials
 DIVISIONS = 5  # of each objective in NSGA-III: 21 reference points for three objectives, about one a parent
+AUTO = "auto"  # a search's own choice: screening where score and latency are predicted, else the first in SAMPLERS
 LIVING = 50  # youngest trials from which evolution takes its parents
 TOURNAMENT = 10  # of them compete to become one
 CROSSOVER = 0.5  # share of the children that have two parents
@@ -71,7 +72,7 @@ def make(name: str, *, seed: int, told: int, space: SearchSpace) -> BaseSampler:
     """The sampler for one proposal; it avoids the architectures whose keys are on record (user attribute "key").
 
     Args:
-        name: in SAMPLERS.
+        name: in SAMPLERS, or AUTO.
         seed: of the search.
         told: number of trials on record, failed ones and repeats included: the sampler's clock.
         space: that all trials of the study are from.
@@ -83,7 +84,7 @@ def make(name: str, *, seed: int, told: int, space: SearchSpace) -> BaseSampler:
     turn = Turn(seed, told)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return Unrepeated(SAMPLERS[name](turn), space, turn.own_seed)
+        return Unrepeated(SAMPLERS[own_name(name)](turn), space, turn.own_seed)
 
 
 def _tpe(turn: Turn) -> BaseSampler:
@@ -138,9 +139,14 @@ def check_sampler(name: str) -> str:
     Raises:
         UsageError: no sampler has that name.
     """
-    if name not in SAMPLERS:
-        raise UsageError(f"no sampler is called '{name}'. {did_you_mean(name, SAMPLERS)}")
+    if name not in (known := (AUTO, *SAMPLERS)):
+        raise UsageError(f"no sampler is called '{name}'. {did_you_mean(name, known)}")
     return name
+
+
+def own_name(name: str) -> str:
+    """What proposes where nothing is screened: a name in SAMPLERS."""
+    return next(iter(SAMPLERS)) if name == AUTO else name
 
 
 class Unrepeated(BaseSampler):

@@ -24,9 +24,11 @@ from evit_nas.search.feasibility import Feasibility, feasibility
 from evit_nas.search.forecast import Forecasts
 from evit_nas.search.judges import Judge, judge_of
 from evit_nas.search.progress import Progress
-from evit_nas.search.record import Front, check_same_conditions, journal_of, load_front, open_study
+from evit_nas.search.record import Front, check_same_conditions, journal_of, load_front
 from evit_nas.search.rounds import Pool, Rounds, pool_of
+from evit_nas.search.samplers import AUTO
 from evit_nas.search.status import Watcher
+from evit_nas.search.storage import open_study
 from evit_nas.search.trials import Trials
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ class Search:
     def _loop(self, record: optuna.Study, evaluator: Evaluator, judge: Judge, forecasts: Forecasts, pool: Pool) -> None:
         """Evaluates round after round until the search is over, from the last round on record on."""
         trials = Trials(self._settings, record, evaluator, judge, forecasts)
-        rounds = Rounds(self._settings, pool, trials.screened if judge.immediate else None)
+        screened = judge.immediate and self._settings.sampler == AUTO
+        rounds = Rounds(self._settings, pool, trials.screened if screened else None, ahead=0 if judge.immediate else 1)
         on_record = {trial.number: trial for trial in record.get_trials(deepcopy=False)}
         first = max((trial.user_attrs["round"] for trial in on_record.values()), default=0)
         for trial in on_record.values():

@@ -15,11 +15,12 @@ from evit_nas.errors import EvitNasError, MeasurementError
 from evit_nas.latency import Latency
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.forecast import Forecasts
-from evit_nas.search.front import NEAR, limit_excess
+from evit_nas.search.front import NEAR, numbers_of, points
 from evit_nas.search.halving import Trained
 from evit_nas.search.judges import Judge
+from evit_nas.search.objectives import Numbers, asked, latency_names, limit_excess, losses, values
 from evit_nas.search.progress import Progress
-from evit_nas.search.record import metric_names, plain
+from evit_nas.search.record import plain
 from evit_nas.search.rounds import SCREENED
 from evit_nas.search.screening import screen
 
@@ -42,7 +43,7 @@ class Trials:
         self._evaluator, self._judge, self._forecasts = evaluator, judge, forecasts
 
     def values(self, trial: optuna.Trial, arch: ArchConfig, progress: Progress) -> list[float] | None:
-        """Score and latencies, for the trial to be told; None for a failure. The attributes say how they came about.
+        """What the trial is to be told; None for a failure. The attributes say how it came about.
 
         A latency is measured where it may matter for the front, else predicted. What is known already gets the same
         values once more, so that the sampler moves on.
@@ -56,6 +57,8 @@ class Trials:
         try:
             _survive(self._record, arch)
             predicted = self._forecasts.predict_ms([arch])
+            memory_mb = self._evaluator.memory_mb(arch) if asked("memory", self._settings) else None
+            energy_mj = self._evaluator.energy_mj(arch) if asked("energy", self._settings) else None
             latencies: tuple[Latency, ...] = ()
             if predicted is None or trial.number % DOUBT_EVERY == 0:
                 latencies = self._evaluator.latencies(arch)
@@ -63,9 +66,10 @@ class Trials:
             else:
                 estimate = self._judge.estimate(arch, float(predicted[0, 0]))
                 finished = not isinstance(estimate, Trained) or not estimate.unfinished
-                if finished and self._may_reach_front(estimate.value, predicted[0], progress):
+                fastest_ms = (predicted[0] * (1 - self._forecasts.bands)).tolist()
+                hopeful = numbers_of(arch, estimate.value, fastest_ms, memory_mb, energy_mj)
+                if finished and self._may_reach_front(hopeful, progress):
                     latencies = self._evaluator.latencies(arch)
-            memory_mb = self._evaluator.memory_mb(arch) if self._settings.limits.memory_mb else None
         except (EvitNasError, RuntimeError, MemoryError) as error:
             if isinstance(error, MeasurementError) and error.kind == "lost link":
                 self._record.set_user_attr("evaluating", ("", 0))  # not the architecture's fault
@@ -77,50 +81,52 @@ class Trials:
         trial.set_user_attr("predicted_ms", predicted_ms)
         trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in latencies])
         trial.set_user_attr("memory_mb", memory_mb)
+        trial.set_user_attr("energy_mj", energy_mj)
         best_known = [latency.stat_ms(self._settings.budget_stat) for latency in latencies] or predicted_ms or []
-        beyond = self._constraints(arch, best_known, memory_mb)
+        numbers = numbers_of(arch, estimate.value, best_known, memory_mb, energy_mj)
+        beyond = self._constraints(numbers)
         if isinstance(estimate, Trained):
             trial.set_user_attr("trained", estimate.model_dump(mode="json"))
             beyond["unfinished"] = estimate.unfinished
         for name, excess in beyond.items():
             trial.set_constraint(name, excess)
-        return [estimate.value, *best_known]
+        return values(numbers, self._settings)
 
     def screened(self, earlier: Sequence[FrozenTrial], number: int) -> list[ArchConfig]:
-        """New architectures of the front that predictions promise; none while latencies cannot be predicted."""
+        """New architectures of the front that predictions promise; none while an objective cannot be predicted."""
         rng = random.Random(f"{self._settings.seed} {number}")
+        if {"memory", "energy"} & {*self._settings.objectives}:
+            return []
         if self._forecasts.predict_ms([self._settings.space.smallest()]) is None:
             return []
         return screen(self._settings.space, [trial.params for trial in earlier], self._look, SCREENED, rng)
 
     def _look(self, archs: Sequence[ArchConfig]) -> tuple[np.ndarray, np.ndarray]:
-        """(n, 1 + devices) lost score and latencies, and (n,) how far the furthest limit is missed; all predicted."""
+        """(n, m) losses, and (n,) how far the furthest limit is missed; all predicted."""
         predicted = self._forecasts.predict_ms(archs)
         assert predicted is not None
-        excess = [
-            max(self._constraints(arch, latencies_ms, None).values())
-            for arch, latencies_ms in zip(archs, predicted.tolist(), strict=True)
-        ]
-        return np.column_stack([-self._judge.values(archs), predicted]), np.array(excess)
+        triples = zip(archs, self._judge.values(archs).tolist(), predicted.tolist(), strict=True)
+        found = [numbers_of(arch, score, latencies_ms, None, None) for arch, score, latencies_ms in triples]
+        excess = [max(self._constraints(numbers).values()) for numbers in found]
+        return np.array([losses(numbers, self._settings) for numbers in found]), np.array(excess)
 
-    def _may_reach_front(self, score: float, predicted_ms: np.ndarray, progress: Progress) -> bool:
-        """Whether it may keep every budget and be beaten by none, if its predictions are off in its favour."""
-        fastest_ms = predicted_ms * (1 - self._forecasts.bands)
-        if any(ms > target.budget_ms * NEAR for ms, target in zip(fastest_ms, self._settings.targets, strict=True)):
+    def _may_reach_front(self, hopeful: Numbers, progress: Progress) -> bool:
+        """Whether it may keep every limit and be beaten by none, if its latencies are what they are at best."""
+        in_time = zip(hopeful["latency_ms"], self._settings.targets, strict=True)
+        if any(ms > target.budget_ms * NEAR for ms, target in in_time):
             return False
-        return not any(
-            member.score >= score
-            and all(latency.median_ms <= ms for latency, ms in zip(member.latencies, fastest_ms, strict=True))
-            for member in progress.front
-        )
+        if any(beyond > 0 for beyond in limit_excess(hopeful, self._settings).values()):
+            return False
+        if not progress.front:
+            return True
+        no_worse = points(progress.front, self._settings) <= losses(hopeful, self._settings)  # (members, m)
+        return not no_worse.all(1).any()
 
-    def _constraints(
-        self, arch: ArchConfig, latencies_ms: Sequence[float], memory_mb: float | None
-    ) -> dict[str, float]:
-        """Name of each limit -> how far the network lies beyond it, as a share of it; the same names in every trial."""
-        triples = zip(metric_names(self._settings)[1:], latencies_ms, self._settings.targets, strict=True)
+    def _constraints(self, numbers: Numbers) -> dict[str, float]:
+        """Name of each limit -> how far the network lies beyond it; the same names in every trial."""
+        triples = zip(latency_names(self._settings), numbers["latency_ms"], self._settings.targets, strict=True)
         in_time = {name: ms / target.budget_ms - 1 for name, ms, target in triples}
-        return in_time | limit_excess(arch, memory_mb, self._settings.limits)
+        return in_time | limit_excess(numbers, self._settings)
 
 
 def _repeated(trial: optuna.Trial, earlier: FrozenTrial) -> list[float] | None:

@@ -1,0 +1,101 @@
+"""The numbers of a candidate that a search may optimise, limit, or both. To add one: a line in OBJECTIVES.
+
+Optuna is told a value for each objective (of the latency: for each device) and a constraint for each limit, the same
+ones in every trial. What is asked of the device only because of them (memory, energy) is measured only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.study import StudyDirection
+
+from evit_nas.config import SearchSettings
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One number of a candidate."""
+
+    metric: str
+    """What its values are called, with the unit: a name of `Numbers`, and of the field of `Limits` that limits it."""
+    higher_is_better: bool
+    limit: str
+    """The option that limits it."""
+
+
+OBJECTIVES = {
+    "score": Objective("score", True, "--min-score"),
+    "latency": Objective("latency_ms", False, "--budget"),
+    "params": Objective("params", False, "--max-params"),
+    "macs": Objective("macs", False, "--max-macs"),
+    "memory": Objective("memory_mb", False, "--max-memory"),
+    "energy": Objective("energy_mj", False, "--max-energy"),
+}
+
+Numbers = Mapping[str, Sequence[float]]
+"""Metric -> its values: one, but for the latency one for each device; what nobody asks for may be missing."""
+
+
+def asked(name: str, settings: SearchSettings) -> bool:
+    """Whether a search has to know that number of every candidate: it is an objective, or limited."""
+    limited = getattr(settings.limits, OBJECTIVES[name].metric, None) is not None
+    return name in settings.objectives or limited
+
+
+def values(numbers: Numbers, settings: SearchSettings) -> list[float]:
+    """What a trial is told, objective by objective."""
+    return [value for name in settings.objectives for value in numbers[OBJECTIVES[name].metric]]
+
+
+def losses(numbers: Numbers, settings: SearchSettings) -> np.ndarray:
+    """(m,) the same, all of it to be minimised."""
+    signs = [-1 if way is StudyDirection.MAXIMIZE else 1 for way in directions(settings)]
+    return np.array(values(numbers, settings)) * signs
+
+
+def directions(settings: SearchSettings) -> list[StudyDirection]:
+    """Which way each value of a trial is better."""
+    ways = {True: StudyDirection.MAXIMIZE, False: StudyDirection.MINIMIZE}
+    return [ways[OBJECTIVES[name].higher_is_better] for name in settings.objectives for _ in _places(name, settings)]
+
+
+def metric_names(settings: SearchSettings) -> list[str]:
+    """What the values of a trial are called."""
+    return [metric for name in settings.objectives for metric in _places(name, settings)]
+
+
+def latency_names(settings: SearchSettings) -> list[str]:
+    """What the latency on each device is called."""
+    one = len(settings.targets) == 1
+    return ["latency_ms" if one else f"latency_ms@{target.device}" for target in settings.targets]
+
+
+def worst(seen: Sequence[np.ndarray], settings: SearchSettings) -> np.ndarray:
+    """(m,) the corner from which hypervolume counts: the budgets, and of other objectives the greatest loss seen."""
+    corner = np.max(seen, axis=0)
+    budgets = {f: target.budget_ms for f, target in zip(latency_names(settings), settings.targets, strict=True)}
+    return np.array([budgets.get(name, loss) for name, loss in zip(metric_names(settings), corner, strict=True)])
+
+
+def limit_excess(numbers: Numbers, settings: SearchSettings) -> dict[str, float]:
+    """Metric of each limit besides the budgets -> how far a candidate lies beyond it; zero or less keeps it.
+
+    It is a share of the limit, but for the score, which may be negative, a difference. What is not known yet is left
+    out.
+    """
+    beyond = {}
+    for objective in OBJECTIVES.values():
+        limit = getattr(settings.limits, objective.metric, None)
+        if limit is None or objective.metric not in numbers:
+            continue
+        [value] = numbers[objective.metric]
+        beyond[objective.metric] = limit - value if objective.higher_is_better else value / limit - 1
+    return beyond
+
+
+def _places(name: str, settings: SearchSettings) -> list[str]:
+    """The metrics of one objective: for the latency one on each device."""
+    return latency_names(settings) if name == "latency" else [OBJECTIVES[name].metric]

@@ -1,0 +1,109 @@
+"""Optuna's storage of a run: a database in the run folder, or what `--storage` names.
+
+A run has one writer, for which SQLite in its own folder is the best choice: transactions, no server, and the folder
+stands on its own. A database elsewhere is for those who watch many runs in one place, for example with
+optuna-dashboard; each run is a study of its own there, by a name that no other run has.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import optuna
+from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+from sqlalchemy.exc import SQLAlchemyError
+
+from evit_nas.config import storage_url
+from evit_nas.errors import RunError
+from evit_nas.runs import Journal, Run
+from evit_nas.search.objectives import directions, metric_names
+
+
+@contextmanager
+def open_study(run: Run) -> Iterator[optuna.Study]:
+    """The run's Optuna study, made if there is none; its database is closed at the end.
+
+    Raises:
+        RunError: the storage that the run names does not answer; says the way out.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _opened(run) as storage:
+        if run.study in optuna.get_all_study_names(storage):  # a journal notes even an attempt to make it again
+            study = optuna.load_study(storage=storage, study_name=run.study)
+        else:
+            study = optuna.create_study(storage=storage, study_name=run.study, directions=directions(run.settings))
+        if study.metric_names is None:
+            with _quiet():
+                study.set_metric_names(metric_names(run.settings))
+        yield study
+
+
+def begun(run: Run) -> bool:
+    """Whether the run has a study yet; nothing is made.
+
+    Raises:
+        RunError: the storage that the run names does not answer.
+    """
+    if run.settings.storage is None:
+        return run.database.exists()
+    with _opened(run) as storage:
+        return run.study in optuna.get_all_study_names(storage)
+
+
+@contextmanager
+def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
+    named = run.settings.storage
+    if named is None:
+        with _database(f"sqlite:///{run.database}") as storage:  # what goes wrong is explained by the run folder
+            yield storage
+        return
+    try:
+        if named.startswith("redis"):
+            with _quiet():
+                backend = JournalRedisBackend(storage_url(named))
+            yield optuna.storages.JournalStorage(backend)
+        elif "://" in named:
+            with _database(storage_url(named)) as storage:
+                yield storage
+        else:
+            if run.writing:
+                Journal(Path(named)).repair()  # or the next line would glue itself to a torn one
+            yield optuna.storages.JournalStorage(JournalFileBackend(named))
+    except Exception as error:
+        if not _of_storage(error):
+            raise
+        raise RunError(
+            f"the storage {named} does not serve: {' '.join(str(_root(error)).split()):.300}. Nothing that was "
+            f"evaluated is lost; when it answers again: evit-nas resume {run.path}"
+        ) from error
+
+
+@contextmanager
+def _database(url: str) -> Iterator[optuna.storages.RDBStorage]:
+    storage = optuna.storages.RDBStorage(url)
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    """Without Optuna's warnings that something is experimental."""
+    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def _of_storage(error: Exception) -> bool:
+    """Whether it is the storage that went wrong, or a driver of it that is not installed."""
+    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError)
+    with suppress(ImportError):
+        from redis.exceptions import RedisError
+
+        kinds = (*kinds, RedisError)
+    return isinstance(error, kinds)
+
+
+def _root(error: BaseException) -> BaseException:
+    return _root(error.__cause__) if error.__cause__ is not None else error

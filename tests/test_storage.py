@@ -1,0 +1,131 @@
+"""A run's study in Optuna's storages: in its folder, in a database that runs share, in a journal."""
+
+import sqlite3
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+
+from evit_nas.api import settings_from
+from evit_nas.config import storage_url
+from evit_nas.errors import RunError, UsageError
+from evit_nas.search.record import load_front
+from evit_nas.search.storage import begun, open_study
+from evit_nas.search.study import Search
+from tests.searches import Died, Silent, keys, trials
+from tests.test_picks import settings_of
+
+
+@pytest.fixture(params=["database", "journal"])
+def storage(request, tmp_path):
+    return f"sqlite:///{tmp_path / 'shared.db'}" if request.param == "database" else str(tmp_path / "shared.log")
+
+
+def test_a_search_is_the_same_wherever_its_study_lies(new_run, storage):
+    here, there = new_run(), new_run(storage=storage)
+    fronts = [Search(run, Silent()).run() for run in (here, there)]
+    assert keys(here) == keys(there)
+    assert [m.arch.key for m in fronts[0].members] == [m.arch.key for m in fronts[1].members]
+    assert [set(trial.constraints) for trial in trials(there)] == [{"latency_ms"}] * len(trials(here))
+    assert not there.database.exists()
+
+
+def test_runs_share_a_storage_without_mixing(new_run, storage):
+    runs = [new_run(storage=storage, seed=seed, trials=10) for seed in (0, 1)]
+    for run in runs:
+        assert not begun(run)
+        Search(run, Silent()).run()
+    assert [len(trials(run)) for run in runs] == [10, 10]
+    assert keys(runs[0]) != keys(runs[1])
+    assert len({run.study for run in runs}) == 2
+
+
+def test_a_killed_search_goes_on_from_the_storage_it_names(new_run, storage, monkeypatch):
+    whole = new_run(storage=storage)
+    Search(whole, Silent()).run()
+    cut, left = new_run(storage=storage), [9]
+
+    class Dying(Silent):
+        def update(self, status):
+            left[0] -= 1
+            if not left[0]:
+                raise Died
+
+    with pytest.raises(Died):
+        Search(cut, Dying()).run()
+    assert len(keys(cut)) == 9
+    Search(cut, Silent()).run()
+    assert keys(cut) == keys(whole)
+
+
+def test_a_torn_journal_is_repaired_by_its_writer_and_left_alone_by_readers(new_run, tmp_path):
+    journal = tmp_path / "shared.log"
+    run = new_run(storage=str(journal), trials=8)
+    Search(run, Silent()).run()
+    torn = journal.read_bytes()[:-20]
+    journal.write_bytes(torn)
+    load_front(run)
+    assert journal.read_bytes() == torn
+    with run.lock():
+        Search(run, Silent()).run()
+    assert len(keys(run)) == 8
+    assert journal.with_suffix(".torn").read_bytes() == torn
+    optuna.storages.JournalStorage(JournalFileBackend(str(journal))).get_all_studies()  # every line is whole
+
+
+def test_a_front_is_not_looked_for_where_nothing_has_begun(new_run, storage):
+    run = new_run(storage=storage)
+    with pytest.raises(UsageError, match="has no trials yet"):
+        load_front(run)
+    assert not begun(run)  # asking made nothing
+
+
+@pytest.mark.parametrize(
+    "storage",
+    ["sqlite:////nowhere/at/all.db", "nosuch://host/db", "postgresql://nobody@127.0.0.1:1/none", "redis://127.0.0.1:1"],
+)
+def test_a_storage_that_does_not_serve_is_one_message_with_the_way_out(new_run, storage):
+    run = new_run(storage=storage)
+    with pytest.raises(RunError, match=rf"the storage {storage} does not serve: .+evit-nas resume {run.path}"):
+        Search(run, Silent()).run()
+
+
+def test_a_storage_that_goes_away_in_mid_search_loses_nothing(new_run, tmp_path):
+    file = tmp_path / "shared.db"
+    run = new_run(storage=f"sqlite:///{file}")
+
+    class Locking(Silent):
+        def update(self, status):
+            if status.done == 5:
+                with sqlite3.connect(file) as database:
+                    database.execute("ALTER TABLE trials RENAME TO gone")
+
+    with pytest.raises(RunError, match=r"does not serve: .*no such table: trials.*Nothing that was evaluated is lost"):
+        Search(run, Locking()).run()
+    with sqlite3.connect(file) as database:
+        database.execute("ALTER TABLE gone RENAME TO trials")
+    Search(run, Silent()).run()
+    assert len(keys(run)) == 24
+
+
+def test_a_password_stays_out_of_the_run_folder(monkeypatch):
+    with pytest.raises(ValueError, match=r"the storage has a password, which run\.yaml would keep: write \$NAME"):
+        settings_of(storage="postgresql://me:secret@host/db")
+    kept = settings_of(storage="postgresql://me:$NAS_PASSWORD@host/db").storage
+    with pytest.raises(UsageError, match="takes \\$NAS_PASSWORD from the environment"):
+        storage_url(kept)
+    monkeypatch.setenv("NAS_PASSWORD", "se$ret")
+    assert storage_url(kept) == "postgresql://me:se$ret@host/db"
+
+
+def test_a_journal_is_found_from_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings_from(budget="5ms", storage="study.log").storage == str(tmp_path / "study.log")
+    assert settings_from(budget="5ms", storage="redis://host").storage == "redis://host"
+
+
+def test_the_study_in_the_run_folder_is_called_evit_nas(new_run):
+    run = new_run(trials=8)
+    Search(run, Silent()).run()
+    with open_study(run) as study:
+        assert study.study_name == "evit-nas"
