@@ -26,7 +26,8 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data import open_source
 from evit_nas.latency.machine import probe
 from evit_nas.network.model import build
-from evit_nas.train.loop import LINES_AN_EPOCH, Hardware, create, preprocessing_of, train
+from evit_nas.train.folder import create
+from evit_nas.train.loop import LINES_AN_EPOCH, Hardware, train
 from evit_nas.train.recipe import load_recipe
 from evit_nas.train.settings import TrainSettings
 
@@ -100,7 +101,7 @@ def own_images_per_s(folder: Path, settings: TrainSettings, workers: int) -> flo
 
 
 def plain_images_per_s(settings: TrainSettings, workers: int) -> float:
-    recipe, preprocessing = settings.recipe, preprocessing_of(settings)
+    recipe, preprocessing = settings.recipe, settings.preprocessing
     loader = create_loader(
         create_dataset("", root=f"{settings.data}/train"),
         input_size=preprocessing.input_size,

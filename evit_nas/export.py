@@ -123,10 +123,12 @@ def _write_onnx(model: EfficientViT, images: Tensor, batch: int | None, path: Pa
 
 
 def open_onnx(path: Path) -> Any:
-    """`path` in an ONNX Runtime session on the processor."""
+    """`path` in an ONNX Runtime session on the processor, with as many threads as the torch network beside it."""
     import onnxruntime as ort
+    import torch
 
     options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

@@ -1,6 +1,7 @@
 """train, ship, verify, eval on the command line: what they take, print and leave."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,28 +10,37 @@ import torch
 
 from evit_nas.latency import DEVICES
 from evit_nas.network.saved import open_saved
+from evit_nas.ship.package import ship
 from evit_nas.train.recipe import RECIPES
 from evit_nas.trained import Trained
 from tests.networks import tiny_arch
-from tests.trainings import FileDevice, finished
+from tests.trainings import FILES, FileDevice, finished, write_shades
 
-QUICK = ("--data", "digits", "--recipe", "tiny", "--set", "epochs=1", "--set", "warmup_epochs=0", "--workers", "0")
+QUICK = ("--data", "shades", "--recipe", "tiny", "--set", "epochs=1", "--set", "warmup_epochs=0", "--workers", "0")
 
 
 @pytest.fixture
 def tiny(call):
-    """A YAML file in the folder that commands run in."""
+    """A YAML file in the folder that commands run in, beside images for QUICK trainings."""
+    write_shades(Path("shades"))
     Path("tiny.yaml").write_text(tiny_arch().to_yaml())
     return "tiny.yaml"
 
 
-@pytest.fixture
-def shipped(call, monkeypatch):
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
     """A training that was shipped on a device that knows its latencies."""
-    monkeypatch.setitem(DEVICES, "files", FileDevice)
-    finished(Path("training"))
-    assert call("ship", "training", "--device", "files").code == 0
-    return Path("training") / "shipped"
+    training = finished(tmp_path_factory.mktemp("original") / "training")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEVICES, "files", FileDevice)
+        ship(training, training / "shipped", conditions=FILES, images=100, calibration_images=20)
+    return training
+
+
+@pytest.fixture
+def shipped(call, original):
+    """A copy of it in the folder that commands run in."""
+    return shutil.copytree(original, Path("training")) / "shipped"
 
 
 def test_the_help_names_every_recipe(call):
@@ -72,15 +82,15 @@ def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny):
     result = call("train", tiny, *QUICK, "--no-ship", "--format", "json")
     assert result.code == 0, result.err
     (row,) = json.loads(result.out)
-    trained = Trained.load(Path("runs/train/tiny-digits-tiny-s0"))
+    trained = Trained.load(Path("runs/train/tiny-shades-tiny-s0"))
     assert (row["name"], row["top1"]) == ("tiny", trained.top1)
-    assert trained.command.startswith("evit-nas train tiny.yaml --data digits")
+    assert trained.command.startswith("evit-nas train tiny.yaml --data shades")
 
 
 def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
     assert call("train", tiny, *QUICK, "--no-ship").code == 0
     assert "epoch 1/1" not in call("train", tiny, *QUICK, "--no-ship").err  # it is finished
-    Path("runs/train/tiny-digits-tiny-s0/model.safetensors").unlink()
+    Path("runs/train/tiny-shades-tiny-s0/model.safetensors").unlink()
     unfinished = call("train", tiny, *QUICK, "--no-ship")
     assert (unfinished.code, "--resume" in unfinished.err) == (2, True)
     assert call("train", tiny, *QUICK, "--no-ship", "--resume").code == 0
@@ -89,12 +99,13 @@ def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
 
 
 def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
+    from evit_nas.train import folder as folders
     from evit_nas.train import loop
 
     asked = []
 
     def recorded(folder, view, hardware):
-        settings = loop.read_record(folder).settings
+        settings = folders.read_record(folder).settings
         asked.append((settings.name, settings.seed))
         top1 = {"tiny": 90.0, "m0": 80.0}[settings.name] + settings.seed
         base = Trained.load(finished(Path(f"base-{len(asked)}")))
@@ -115,7 +126,12 @@ def test_a_run_is_trained_only_if_its_front_is_meant(call):
     assert (result.code, "--top 1" in result.err) == (2, True)
 
 
-def test_a_shipped_folder_verifies_and_a_damaged_one_does_not(call, shipped):
+def test_what_is_shipped_verifies_and_what_is_damaged_does_not(call, monkeypatch, original):
+    monkeypatch.setitem(DEVICES, "files", FileDevice)
+    few = ("--images", "20", "--calibration", "5")
+    result = call("ship", str(original), "--out", "shipped", "--device", "files", *few)
+    assert (result.code, "written: shipped" in result.err) == (0, True)
+    shipped = Path("shipped")
     assert call("verify", str(shipped)).code == 0
     (shipped / "model.onnx").write_bytes((shipped / "model.onnx").read_bytes()[:-1] + b"x")
     result = call("verify", str(shipped))
@@ -146,15 +162,17 @@ def test_a_training_that_fails_does_not_cost_the_others(call, tiny):
     Path("other.yaml").write_text(tiny_arch().to_yaml())
     wild = ("--set", "learning_rate=1e30", "--set", "clip=null")
     assert call("train", tiny, *QUICK, "--no-ship").code == 0
-    result = call("train", "runs/train/tiny-digits-tiny-s0", "other.yaml", *QUICK, *wild, "--no-ship", "--resume")
+    result = call("train", "runs/train/tiny-shades-tiny-s0", "other.yaml", *QUICK, *wild, "--no-ship", "--resume")
     assert result.code == 1
     assert "the loss is nan in epoch 1" in result.err
     assert "tiny" in result.out
 
 
 @pytest.mark.slow
-def test_digits_from_a_yaml_file_to_a_network_in_timm(call, tiny):
-    result = call("train", tiny, "--data", "digits", "--recipe", "tiny", "--set", "epochs=8", "--workers", "0")
+def test_digits_from_a_yaml_file_to_a_network_in_timm(call, tiny, monkeypatch):
+    monkeypatch.setitem(DEVICES, "cpu", FileDevice)  # tests/test_ship.py measures in earnest
+    Path(tiny).write_text(tiny_arch().model_copy(update={"stem_ratio": 0.5}).to_yaml())
+    result = call("train", tiny, "--data", "digits", "--recipe", "tiny", "--set", "epochs=5", "--workers", "0")
     assert result.code == 0, result.err
     folder = Path("runs/train/tiny-digits-tiny-s0")
     assert Trained.load(folder).top1 > 95

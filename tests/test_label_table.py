@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import evit_nas
-from evit_nas.accuracy import ShortScore, coverage, predictor, table
+from evit_nas.accuracy import ShortScore, coverage, predictor, scorecard, table
 from evit_nas.accuracy.coverage import MIN_NETWORKS, covers, default_method
 from evit_nas.accuracy.learned import LearnedAccuracy
 from evit_nas.accuracy.scorecard import score_card
@@ -174,7 +174,10 @@ def test_without_shipped_tables_there_are_none(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped_tables()))
-def test_every_shipped_table_loads_and_can_be_judged_and_learned_from(name):
+def test_every_shipped_table_loads_and_can_be_judged_and_learned_from(name, monkeypatch):
+    monkeypatch.setattr(predictor, "TREES", 5)
+    for constant, value in {"FOLDS": 4, "RESAMPLES": 60}.items():
+        monkeypatch.setattr(scorecard, constant, value)
     found = LabelTable.load(name)
     means, errors = found.truth()
     assert np.isfinite(means).all()

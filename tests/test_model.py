@@ -73,10 +73,11 @@ def gradients() -> None:
 # The same network as timm's
 
 
-@pytest.mark.parametrize("image_size", [224, 192, 256])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    ("name", "image_size"), [*((name, 224) for name in PRESETS), ("m0", 192), ("m4", 192), ("m0", 256), ("m4", 256)]
+)
 def test_presets_compute_what_timm_computes(name: str, image_size: int) -> None:
-    ours = lively_network(resized(ArchConfig.preset(name), image_size))
+    ours = lively_network(resized(ArchConfig.preset(name), image_size), images=2)
     theirs = timm.create_model(f"efficientvit_{name}", img_size=image_size).eval()
     theirs.load_state_dict(to_timm(ours), strict=True)
     x = images(image_size)
@@ -94,7 +95,7 @@ def test_presets_compute_what_timm_computes(name: str, image_size: int) -> None:
 )
 @pytest.mark.parametrize("image_size", [(224, 320), (384, 160), (64, 512)])
 def test_rectangles_compute_what_timm_computes(image_size: tuple[int, int]) -> None:
-    ours = lively_network(resized(ArchConfig.preset("m1"), image_size))
+    ours = lively_network(resized(ArchConfig.preset("m1"), image_size), images=2)
     theirs = timm.create_model("efficientvit_m1", img_size=image_size).eval()
     theirs.load_state_dict(to_timm(ours), strict=True)
     x = images(*image_size)
@@ -132,7 +133,7 @@ def test_interface_tells_what_timm_tells(name: str) -> None:
 )
 def test_forward_at_every_size(image_size: Any) -> None:
     arch = resized(tiny_arch(), image_size)
-    model = lively_network(arch)
+    model = lively_network(arch, images=2)
     x = images(*arch.input_size, batch=1)
 
     features = model.forward_features(x)
@@ -663,7 +664,7 @@ def test_autocast_stays_close(variant: dict[str, object]) -> None:
 def test_jit_trace(name: str) -> None:
     model, x = tiny(**VARIANTS[name]), images(64, seed=1)
 
-    traced = torch.jit.trace(model, images(64))
+    traced = torch.jit.trace(model, images(64), check_trace=False)  # which would compare on the traced images
 
     assert relative_error(traced(x), model(x)) < 1e-5
 

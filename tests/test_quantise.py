@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from evit_nas.config import Conditions
 from evit_nas.data.sources import open_source
+from evit_nas.export import open_onnx, run_onnx
 from evit_nas.latency import onnx_backend
 from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import build
@@ -40,8 +40,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(path: Path, images: list[np.ndarray]) -> np.ndarray:
-    session = ort.InferenceSession(path)
-    return np.concatenate([session.run(None, {"input": image})[0] for image in images])
+    session = open_onnx(path)
+    return np.concatenate([run_onnx(session, image) for image in images])
 
 
 def test_calibrated_8_bits_decide_as_fp32_does(graph: Path, digits: list[np.ndarray], tmp_path: Path) -> None:

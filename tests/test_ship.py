@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import timm
 import torch
@@ -20,6 +19,7 @@ from evit_nas.config import Conditions
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.export import open_onnx, run_onnx
 from evit_nas.latency import DEVICES
 from evit_nas.network.saved import open_saved
 from evit_nas.ship import package
@@ -87,8 +87,8 @@ def test_accuracies_are_those_of_the_validation_images(shipped: Path) -> None:
     assert record.top1 == pytest.approx(100 * (expected.argmax(1) == labels).mean())
     assert record.top1 > 80
     assert record.fp32.top1 == record.top1
-    session = ort.InferenceSession(shipped / "model-int8.onnx")
-    outputs = np.concatenate([session.run(None, {"input": image[None]})[0] for image in images])
+    session = open_onnx(shipped / "model-int8.onnx")
+    outputs = np.concatenate([run_onnx(session, image[None]) for image in images])
     assert record.int8 is not None
     assert record.int8.top1 == pytest.approx(100 * (outputs.argmax(1) == labels).mean())
     assert record.int8.top1 > record.top1 - 1
@@ -97,8 +97,8 @@ def test_accuracies_are_those_of_the_validation_images(shipped: Path) -> None:
 def test_the_onnx_file_holds_the_trained_weights(shipped: Path) -> None:
     images = val_inputs()[0][:20]
     model = open_saved(str(shipped.parent / "training")).model
-    session = ort.InferenceSession(shipped / "model.onnx")
-    actual = np.concatenate([session.run(None, {"input": image[None]})[0] for image in images])
+    session = open_onnx(shipped / "model.onnx")
+    actual = np.concatenate([run_onnx(session, image[None]) for image in images])
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(actual), model(torch.from_numpy(images)), rtol=1e-3, atol=1e-3)
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
+from evit_nas.data import open_source
 from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError
 from evit_nas.network.model import build
 from evit_nas.network.weights import load_weights, read_weights
 from evit_nas.runs import lock
 from evit_nas.train import checkpoint, loop
 from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, epoch_order
-from evit_nas.train.loop import CHECKPOINT, METRICS, create, preprocessing_of, read_record, train
+from evit_nas.train.folder import CHECKPOINT, METRICS, create, read_record
+from evit_nas.train.loop import train
 from evit_nas.train.recipe import RECIPES, Recipe, load_recipe
 from evit_nas.train.settings import TrainSettings
 from evit_nas.trained import WEIGHTS, Trained
 from tests.networks import tiny_arch
+from tests.trainings import SHADES, write_shades
 
-CLASSES = ("dark", "light", "striped")
 QUICK = {"epochs": 6, "batch_size": 16, "warmup_epochs": 1, "repeats": 1, "learning_rate": 1e-1, "clip_mode": "norm"}
 LIVELY = QUICK | {"clip": 1.0, "average": 0.9, "auto_augment": "rand-m3-inc1", "smallest_crop": 0.7, "mixup": 0.1}
 
@@ -55,23 +58,9 @@ class Stopped(Watch):
             raise Interrupted
 
 
-def picture(kind: int, rng: np.random.Generator) -> Image.Image:
-    pixels = rng.integers(0, 60, (40, 40, 3)) + (0, 150, 0)[kind]
-    if kind == 2:
-        pixels[::4] += 150
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of 72 training and 18 validation images in three classes."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 6)):
-        for kind, name in enumerate(CLASSES):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                picture(kind, rng).save(root / split / name / f"{number}.png")
-    return root
+    return write_shades(tmp_path_factory.mktemp("images"))
 
 
 def settings(images, **changes) -> TrainSettings:
@@ -146,8 +135,8 @@ def test_an_unknown_recipe_names_the_nearest():
 
 def batches(images, *, accumulate=1, rank=0, processes=1, workers=0, seed=0, **changes):
     wish = settings(images, recipe=LIVELY | {"accumulate": accumulate} | changes)
-    source = loop.open_source(wish.data, seed=0)
-    transform = augmentation(wish.recipe, preprocessing_of(wish))
+    source = open_source(wish.data, seed=0)
+    transform = augmentation(wish.recipe, wish.preprocessing)
     return TrainingBatches(source.train, transform, wish.recipe, seed, rank=rank, processes=processes, workers=workers)
 
 
@@ -191,6 +180,21 @@ def test_an_image_is_augmented_anew_in_every_epoch_and_repeat(images):
     assert not torch.equal(first[0], first[1])  # the same image, twice
 
 
+@pytest.mark.parametrize("policy", ["rand-m10", "rand-m10-inc1", "v0", "original", "augmix-m10"])
+def test_the_strongest_augmentation_takes_any_image(policy):
+    """timm asks Pillow for a posterisation to 0 bits, one image in some hundred."""
+    transform = augmentation(Recipe(auto_augment=policy), settings("").preprocessing)
+    ops = [op for step in transform.transforms for op in chain(getattr(step, "ops", ()), *getattr(step, "policy", ()))]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    posterising = [op for op in ops if op.name.startswith("Posterize")]
+    for op in posterising:
+        op.prob, op.magnitude, op.magnitude_std = 1.0, 10, 0
+        assert np.ptp(np.asarray(op(image))) > 0
+        op.magnitude = 0
+        assert op(image).size == image.size
+    assert posterising
+
+
 def test_two_processes_load_what_one_does_in_two_parts(images):
     alone = {(step, part): batch for step, part, batch in batches(images, accumulate=2)(epoch=0)}
     shared = {
@@ -225,7 +229,7 @@ def test_a_training_learns_and_says_what_it_left(finished, images):
     folder, trained = finished
     assert trained.top1 > 60  # three classes
     assert Trained.load(folder) == trained
-    assert trained.classes == CLASSES
+    assert trained.classes == SHADES
     assert not (folder / CHECKPOINT).exists()
     assert (folder / "curve.png").stat().st_size > 10_000
 
@@ -236,21 +240,25 @@ def test_the_kept_weights_are_those_that_validated_best(finished, images):
     assert (trained.top1, trained.loss, trained.epoch) == (best["top1"], best["loss"], best["epoch"])
     model = build(trained.arch).eval()
     load_weights(model, folder / WEIGHTS)
-    source = loop.open_source(str(images), seed=0)
+    source = open_source(str(images), seed=0)
     transform = trained.preprocessing.transform()
     with torch.no_grad():
         logits = model(torch.stack([transform(source.val[i][0]) for i in range(len(source.val))]))
     assert float((logits.argmax(1).numpy() == source.val.labels).mean() * 100) == pytest.approx(trained.top1)
 
 
-@pytest.mark.parametrize("after", [1, 6, 14])
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, images, finished, after):
+def test_a_training_interrupted_again_and_again_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, images, finished):
+    """At the first step of all, within an epoch, at its last step and at the first of the next."""
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
     folder = begun(tmp_path / "b", images)
-    with pytest.raises(Interrupted):
-        train(folder, Stopped(after))
-    watch = Watch()
-    trained = train(folder, watch)
+    places = []
+    for after in (1, 2, 3, 2, 6):
+        stopped = Stopped(after)
+        with pytest.raises(Interrupted):
+            train(folder, stopped)
+        places.append((stopped.statuses[-1].epoch, stopped.statuses[-1].step))
+    assert places == [(0, 1), (0, 2), (0, 4), (1, 1), (2, 2)]
+    trained = train(folder, Watch())
     assert lines(folder) == lines(finished[0])
     weights, expected = read_weights(folder / WEIGHTS), read_weights(finished[0] / WEIGHTS)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -265,8 +273,10 @@ def test_a_finished_training_costs_nothing(finished):
 
 def test_two_seeds_differ(tmp_path, images, finished):
     folder = begun(tmp_path / "b", images, seed=1)
-    train(folder, Watch())
-    assert lines(folder) != lines(finished[0])
+    with pytest.raises(Interrupted):
+        train(folder, Stopped(2))
+    first, other = lines(finished[0])[1]["loss"], lines(folder)[1]["loss"]
+    assert first != other
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, images):
@@ -343,21 +353,22 @@ def test_accumulated_parts_make_one_step(tmp_path, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixup", [0.0, 0.8])
-def test_two_processes_train_as_one_does_in_two_parts(tmp_path, images, mixup):
-    recipe = LIVELY | {"mixup": mixup, "cutmix": mixup, "average": 0.0, "epochs": 2}
-    train(begun(tmp_path / "one", images, recipe=recipe | {"accumulate": 2}), Watch())
-    begun(tmp_path / "two", images, recipe=recipe)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+def test_two_processes_train_as_one_does_in_two_parts(tmp_path, images):
+    mixups = {"plain": 0.0, "mixed": 0.8}
+    for name, mixup in mixups.items():
+        recipe = LIVELY | {"mixup": mixup, "cutmix": mixup, "average": 0.0, "epochs": 2}
+        train(begun(tmp_path / f"{name} alone", images, recipe=recipe | {"accumulate": 2}), Watch())
+        begun(tmp_path / name, images, recipe=recipe)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    folders = [str(tmp_path / name) for name in mixups]
     subprocess.run(
-        [*command, "evit_nas", "train", str(tmp_path / "two"), "--resume", "--workers", "0"],
+        [*launcher, "evit_nas", "train", *folders, "--resume", "--workers", "0", "--no-ship"],
         check=True,
         capture_output=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
     )
-    alone, shared = (
-        [row["loss"] for row in lines(tmp_path / name) if row["kind"] == "train"] for name in ("one", "two")
-    )
-    assert shared == pytest.approx(alone, rel=1e-4)
-    last = [lines(tmp_path / name)[-1] for name in ("one", "two")]
-    assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=0.1)
+    for name in mixups:
+        one, two = (lines(tmp_path / folder) for folder in (f"{name} alone", name))
+        alone, shared = ([row["loss"] for row in rows if row["kind"] == "train"] for rows in (one, two))
+        assert shared == pytest.approx(alone, rel=1e-4)
+        assert one[-1]["loss"] == pytest.approx(two[-1]["loss"], rel=0.1)

@@ -13,13 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evit_nas.arch import ArchConfig
+from evit_nas.doctor import Finding
 from evit_nas.errors import UsageError
 from evit_nas.export import export_onnx
 from evit_nas.latency import DEVICES
 from evit_nas.network.model import build
 from evit_nas.ship.package import ship
 from evit_nas.ship.shipped import write_sums
-from evit_nas.ship.verify import verify
+from evit_nas.ship.verify import _examined, _files, verify
 from tests.networks import tiny_arch
 from tests.trainings import ARCH, FILES, FileDevice, finished
 
@@ -40,7 +41,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("verify")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DEVICES, "files", FileDevice)
-        ship(finished(place / "training"), place / "out", conditions=FILES, calibration_images=20)
+        ship(finished(place / "training"), place / "out", conditions=FILES, images=100, calibration_images=20)
     return place / "out"
 
 
@@ -57,6 +58,11 @@ def failed(folder: Path, data: str | None = None) -> dict[str, str]:
         assert finding.ok is not finding.fatal
         assert finding.ok or "ship the training again" in finding.result
     return {finding.check: finding.result for finding in findings if not finding.ok}
+
+
+def files_of(folder: Path) -> Finding:
+    """The finding about the files alone."""
+    return _examined("files", lambda: _files(folder))
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
@@ -80,25 +86,24 @@ def test_a_folder_as_it_was_shipped_passes_every_check(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_damaged_bit_in_any_file_is_found(name: str, original: Path, tmp_path: Path) -> None:
-    from evit_nas.ship.verify import _examined, _files
-
     rng = np.random.default_rng(0)
     for turn in range(20):
         folder = Path(shutil.copytree(original, tmp_path / str(turn), copy_function=shutil.copyfile))
         content = bytearray((folder / name).read_bytes())
         content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
         (folder / name).write_bytes(content)
-        finding = _examined("files", lambda folder=folder: _files(folder))
-        assert finding.fatal, f"turn {turn}"
+        assert files_of(folder).fatal, f"turn {turn}"
         shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_is_missing_or_cut_off_is_found_and_named(name: str, folder: Path) -> None:
+    assert files_of(folder).ok
     (folder / name).write_bytes((folder / name).read_bytes()[:-2])
-    assert "files" in failed(folder)
+    assert files_of(folder).fatal
     (folder / name).unlink()
-    assert name in failed(folder)["files"]
+    assert name in files_of(folder).result
+    assert files_of(folder).fatal
 
 
 def test_a_file_that_the_list_of_check_sums_leaves_out_is_found_and_named(folder: Path) -> None:

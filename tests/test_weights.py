@@ -23,7 +23,7 @@ StateDict = dict[str, Tensor]
 
 def trained(arch: ArchConfig | None = None) -> EfficientViT:
     """A network whose weights differ from those of every fresh one."""
-    return lively_network(arch or tiny_arch(), seed=1)
+    return lively_network(arch or tiny_arch(), seed=1, images=2)
 
 
 def fresh(arch: ArchConfig | None = None) -> EfficientViT:
@@ -79,10 +79,10 @@ OFFICIAL = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "official"), OFFICIAL)
-def test_official_names(ours: str, official: str) -> None:
-    assert ours in build(ArchConfig.preset("m0"), seed=0).state_dict()
-    assert official_key(ours) == official
+def test_official_names() -> None:
+    names = build(ArchConfig.preset("m0"), seed=0).state_dict().keys()
+
+    assert {ours: official_key(ours) for ours in names if ours in dict(OFFICIAL)} == dict(OFFICIAL)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -93,12 +93,12 @@ def test_timm_names_are_those_of_timm(name: str) -> None:
     assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-@pytest.mark.parametrize("naming", [timm_key, official_key])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_no_two_tensors_get_one_name(naming: Callable[[str], str], variant: dict[str, object]) -> None:
+def test_no_two_tensors_get_one_name(variant: dict[str, object]) -> None:
     model = build(tiny_arch(**variant), seed=0)
 
-    assert len(renamed(model, naming)) == len(model.state_dict())
+    for naming in (timm_key, official_key):
+        assert len(renamed(model, naming)) == len(model.state_dict())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -112,14 +112,15 @@ def test_weights_go_to_timm_and_come_back(name: str) -> None:
     assert_equal_weights(back, ours)
 
 
-@pytest.mark.parametrize("naming", [str, timm_key, official_key])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_load_weights_knows_three_namings(naming: Callable[[str], str], variant: dict[str, object]) -> None:
-    ours, back = trained(tiny_arch(**variant)), fresh(tiny_arch(**variant))
+def test_load_weights_knows_three_namings(variant: dict[str, object]) -> None:
+    ours = trained(tiny_arch(**variant))
+    for naming in (str, timm_key, official_key):
+        back = fresh(tiny_arch(**variant))
 
-    load_weights(back, renamed(ours, naming))
+        load_weights(back, renamed(ours, naming))
 
-    assert_equal_weights(back, ours)
+        assert_equal_weights(back, ours)
 
 
 @pytest.mark.parametrize(

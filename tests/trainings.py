@@ -1,4 +1,4 @@
-"""A finished training for tests: a small gray network that has learned scikit-learn's digits in a few seconds."""
+"""For tests of trainings: few images that are quickly learned, and a finished training on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,6 +43,27 @@ TRAINED = Trained(
     command="evit-nas train tiny.yaml --data digits",
     versions={"evit_nas": "0"},
 )
+
+
+SHADES = ("dark", "light", "striped")
+
+
+def write_shades(root: Path) -> Path:
+    """A folder of 72 training and 18 validation images in three classes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 6)):
+        for kind, name in enumerate(SHADES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                _shade(kind, rng).save(root / split / name / f"{number}.png")
+    return root
+
+
+def _shade(kind: int, rng: np.random.Generator) -> Image.Image:
+    pixels = rng.integers(0, 60, (40, 40, 3)) + (0, 150, 0)[kind]
+    if kind == 2:
+        pixels[::4] += 150
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from evit_nas.data.images import Images, Source
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.network.saved import Saved, class_order
-from evit_nas.train.batches import Plain
+from evit_nas.train.batches import plain_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +33,8 @@ class Sample:
         Raises:
             UsageError: none can be read.
         """
-        loader = torch.utils.data.DataLoader(Plain(self.images, self.preprocessing), self.batch, sampler=self.chosen)
         empty = True
-        for images, labels, _ in loader:
+        for images, labels, _ in plain_batches(self.images, self.preprocessing, self.chosen, batch=self.batch):
             known = labels >= 0
             if known.any():
                 empty = False

@@ -80,7 +80,8 @@ def train(
 ) -> None:
     """Train architectures on your images, and compare them."""
     from evit_nas.train.compare import compare
-    from evit_nas.train.loop import Hardware, read_record
+    from evit_nas.train.folder import read_record
+    from evit_nas.train.loop import Hardware
     from evit_nas.train.loop import train as run_training
     from evit_nas.train.plan import How, baselines, begin, plan
     from evit_nas.train.recipe import check_names, load_recipe

@@ -51,11 +51,9 @@ def evaluate(
         UsageError: a network or the data cannot be used, or their classes differ.
         MeasurementError: a network's outputs are not finite.
     """
-    from torch.utils.data import DataLoader
-
     from evit_nas.data import open_source
     from evit_nas.evaluation.forms import open_forms
-    from evit_nas.train.batches import Plain
+    from evit_nas.train.batches import plain_batches
 
     if batch < 1 or not networks:
         raise UsageError(f"give at least one network and a batch of at least 1, got {list(networks)} and {batch}.")
@@ -72,7 +70,7 @@ def evaluate(
         step(before + done, len(groups) * batches)
 
     for number, (preprocessing, members) in enumerate(groups.items()):
-        loader = DataLoader(Plain(images, preprocessing), batch, sampler=range(len(images)), num_workers=workers)
+        loader = plain_batches(images, preprocessing, range(len(images)), batch=batch, workers=workers)
         labels, unreadable = _answer(members, loader, partial(progress, number * batches))
     if not len(labels):
         raise UsageError(f"{source.name}: none of its {split} images can be read.")

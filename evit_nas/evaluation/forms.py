@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
+from evit_nas.export import open_onnx
 from evit_nas.network.saved import Saved, open_saved
 from evit_nas.ship.shipped import FP32, INT8
 
@@ -78,12 +79,8 @@ def _preprocessing(about: Saved, text: str) -> Preprocessing:
 
 
 def _onnx(path: Path, about: Saved, preprocessing: Preprocessing) -> Form:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as many as the torch network beside it
     try:
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_onnx(path)
     except Exception as error:  # ONNX Runtime has many
         raise UsageError(f"{path}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}") from None
     entry = session.get_inputs()[0]

@@ -7,7 +7,6 @@ are quoted, not computed.
 from __future__ import annotations
 
 import difflib
-import os
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ import platformdirs
 
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.network.onnx_graph import OPSET
+from evit_nas.runs import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,12 +44,7 @@ def timm_onnx(name: str, image_size: int | None = None) -> Path:
     model, input_size = timm_network(name, image_size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            _export(name, model, input_size, scratch)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(path, lambda scratch: _export(name, model, input_size, scratch))
     except OSError as error:
         raise UsageError(
             f"cannot write {path.parent}: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be written."

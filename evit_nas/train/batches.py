@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,7 +101,22 @@ def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Transform:
         re_prob=recipe.erasing,
         re_mode="pixel",
     )
+    _leave_a_bit(transform)
     return gray_first(transform) if preprocessing.input_size[0] == 1 else transform
+
+
+def _leave_a_bit(transform: Any) -> None:
+    """timm's strongest posterisation keeps no bit of a colour, which Pillow refuses."""
+    from timm.data.auto_augment import posterize
+
+    def gentle(image: Image.Image, bits: int, **how: Any) -> Image.Image:
+        posterised: Image.Image = posterize(image, max(bits, 1), **how)
+        return posterised
+
+    for step in transform.transforms:
+        for op in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
+            if op.aug_fn is posterize:
+                op.aug_fn = gentle
 
 
 def epoch_order(count: int, seed: int, epoch: int, repeats: int) -> np.ndarray:
@@ -205,14 +221,19 @@ class Mix:
         return mixed
 
 
-def validation_batches(
-    images: Images, preprocessing: Preprocessing, *, rank: int = 0, processes: int = 1, workers: int = 0
+def plain_batches(
+    images: Images,
+    preprocessing: Preprocessing,
+    chosen: Sequence[int],
+    *,
+    batch: int = VALIDATION_BATCH,
+    workers: int = 0,
 ) -> DataLoader[Any]:
-    """Every image once over all processes, in order."""
+    """The `chosen` images in their order, as `Plain` has them, `batch` at a time."""
     return DataLoader(
         Plain(images, preprocessing),
-        batch_size=VALIDATION_BATCH,
-        sampler=range(rank, len(images), processes),
+        batch_size=batch,
+        sampler=chosen,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -6,9 +6,6 @@ dropout.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evit_nas.errors import UsageError
+from evit_nas.runs import write_whole
 
 Tensors = dict[str, Tensor]
 
@@ -42,7 +40,7 @@ class State(TypedDict):
 
 
 def save_state(path: Path, state: State) -> None:
-    """Sees the whole file to the disk before it takes the place of the last one, which a power cut must not tear."""
+    """Takes the place of the last one, or leaves it as it is."""
     write_whole(path, lambda scratch: torch.save(dict(state), scratch))
 
 
@@ -67,17 +65,3 @@ def save_weights(path: Path, weights: Tensors, metadata: dict[str, str]) -> None
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_whole(path, lambda scratch: scratch.write_bytes(serialise(plain, metadata)))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """The whole file or none of it, on the disk: `write` is given a path beside it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(scratch)
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.train.loop import RECORD, create, read_record
+from evit_nas.train.folder import RECORD, create, read_record
 from evit_nas.train.recipe import Recipe
 from evit_nas.train.settings import TrainSettings
 from evit_nas.trained import WEIGHTS

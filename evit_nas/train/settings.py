@@ -7,7 +7,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from evit_nas.arch import ArchConfig
+from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.train.recipe import Recipe
+
+GRAY = (0.5,)
 
 
 class TrainSettings(BaseModel):
@@ -31,6 +34,20 @@ class TrainSettings(BaseModel):
     """What it is distilled from."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Of weights, order and augmentation."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """ImageNet's normalisation, as all published weights have it, whatever the data; gray goes from -1 to 1."""
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        channels, recipe = self.arch.in_channels, self.recipe
+        return Preprocessing(
+            input_size=(channels, *self.arch.input_size),
+            mean=IMAGENET_DEFAULT_MEAN if channels == 3 else GRAY * channels,
+            std=IMAGENET_DEFAULT_STD if channels == 3 else GRAY * channels,
+            interpolation="bicubic" if recipe.interpolation == "random" else recipe.interpolation,
+            crop_pct=recipe.crop_pct,
+        )
 
 
 class TrainRecord(BaseModel):
