@@ -83,8 +83,7 @@ def report(reference: Candidate, best: list[Candidate], known: dict[tuple[str, i
         theirs = scores(candidate, known)
         gains.append(theirs[:, 0].mean() - own[:, 0].mean())
         print(f"  score {candidate.score:.2f}, {candidate.latency.median_ms:.2f} ms, {line(theirs)}: {gains[-1]:+.2f}")
-    spread = np.sqrt(sum(s[:, 0].var(ddof=1) / len(s) for s in (own, *(scores(c, known) for c in best)) if len(s) > 1))
-    print(f"  the {len(best)} best by the score gain {np.mean(gains):+.2f} points on average (seeds: ± {spread:.2f} at most)")
+    print(f"  the {len(best)} best by the score gain {np.mean(gains):+.2f} points on average")
 
 
 def scores(candidate: Candidate, known: dict[tuple[str, int], Label]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evit_nas.runs import Run
 from evit_nas.search.record import Known
-from evit_nas.search.storage import open_study
+from evit_nas.search.storage import for_samplers, open_study
 
 
 class Died(BaseException):
@@ -36,4 +36,4 @@ def keys(run: Run) -> list[str]:
 def trials(run: Run) -> list:
     """Every trial of a run, repeats and failures included."""
     with open_study(run) as study:
-        return study.get_trials()
+        return [for_samplers(trial) for trial in study.get_trials()]

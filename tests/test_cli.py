@@ -172,6 +172,37 @@ def test_search_writes_a_front_and_prints_the_next_command(run, tmp_path):
     ]
 
 
+def test_objectives_limits_and_a_storage_elsewhere_as_a_user_gives_them(run, tmp_path):
+    wish = ("--objective", "score", "--objective", "latency", "--objective", "params", "--min-score", "-5")
+    result = run(*SEARCH, *wish, "--storage", "studies.log", "--out", "r")
+    assert result.code == 0
+    record = yaml.safe_load((tmp_path / "r" / "run.yaml").read_text())
+    assert record["settings"]["objectives"] == ["score", "latency", "params"]
+    assert record["settings"]["limits"]["score"] == -5
+    assert (tmp_path / "studies.log").exists()
+    assert not (tmp_path / "r" / "study.db").exists()
+    assert "score ≥ -5" in (tmp_path / "r" / "report.html").read_text()
+    assert run("front", "r").out == result.out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("--objective", "speed"), "'speed' is not one of"),
+        (("--objective", "score", "--objective", "score"), "each objective can be given once, got 'score' twice"),
+        (("--max-energy", "40"), "--max-energy must be a positive number with a unit"),
+        (("--max-energy", "40mJ"), "energy cannot be had on 'fake'"),
+        (("--storage", "postgresql://me:secret@host/db"), "which run.yaml would keep"),
+        (("--storage", "nosuch://host/db"), "the storage nosuch://host/db does not serve"),
+    ],
+)
+def test_wrong_objectives_limits_and_storages_are_one_message(run, wrong, words):
+    result = run(*SEARCH, *wrong, "--out", "r")
+    assert result.code in (1, 2)
+    assert words in " ".join(result.err.split())
+    assert "Traceback" not in result.err
+
+
 def test_the_default_run_folder_explains_itself_and_is_not_overwritten(run, tmp_path):
     run(*SEARCH)
     run(*SEARCH)

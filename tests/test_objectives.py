@@ -107,9 +107,9 @@ def test_the_front_of_a_search_is_what_nothing_within_the_limits_beats_in_its_ob
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("objectives", [("score",), ("score", "latency", "params", "macs")], ids=["one", "four"])
 def test_every_sampler_takes_any_number_of_objectives(new_run, sampler, objectives):
-    run = new_run(objectives=objectives, sampler=sampler, trials=14)
+    run = new_run(objectives=objectives, sampler=sampler, trials=10)
     assert Search(run, Silent()).run().members
-    assert len({trial.user_attrs["key"] for trial in trials(run)}) == 14
+    assert len({trial.user_attrs["key"] for trial in trials(run)}) == 10
 
 
 def test_memory_and_energy_are_asked_of_every_trial_once_and_limited(new_run, powered):
@@ -143,6 +143,18 @@ def test_a_lowest_score_is_kept_by_every_member(new_run):
     bar = float(np.median(scores))
     front = Search(new_run(limits={"score": bar}), Silent()).run()
     assert min(member.score for member in front.members) >= bar > min(scores)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"score": 1e6}, r"within the budget keeps --min-score 1e\+06: the nearest has -?[\d.]+"),
+        ({"score": -0.5, "params": 70_000}, "nothing that was found keeps all limits at once"),
+    ],
+)
+def test_when_the_budget_is_kept_and_another_limit_is_not_that_one_is_named(new_run, limits, words):
+    with pytest.raises(Infeasible, match=words):
+        Search(new_run(limits=limits), Silent()).run()
 
 
 @pytest.mark.parametrize(("text", "mj"), [("40mJ", 40.0), ("0.04 J", 40.0), ("900uJ", 0.9)])

@@ -14,14 +14,16 @@ from itertools import pairwise
 
 import pytest
 
-from evit_nas.accuracy import zero_cost
+from evit_nas.accuracy import scorecard, zero_cost
+from evit_nas.accuracy.scorecard import score_card
+from evit_nas.accuracy.table import LabelTable
 from evit_nas.arch import ArchConfig
-from evit_nas.config import SearchSettings
+from evit_nas.config import SHIPPED, SearchSettings
 from evit_nas.errors import Infeasible, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.latency.predictor import compare
 from evit_nas.latency.references import REFERENCES, MeasuredReference
-from evit_nas.report import findings
+from evit_nas.report import findings, worth
 from evit_nas.report.figures import figures, pareto, staircase
 from evit_nas.report.findings import find, sketch
 from evit_nas.report.page import EVIDENCE, write_report
@@ -111,12 +113,8 @@ def tail(searched):
     return searched(budget_stat="p90")
 
 
-def page_of(run: Run, **more) -> str:
-    return write_report(run, **more).read_text() if more else plain_page(run)
-
-
 @cache
-def plain_page(run: Run) -> str:
+def page_of(run: Run) -> str:
     return write_report(run).read_text()
 
 
@@ -306,12 +304,30 @@ def test_a_budget_on_the_90th_percentile_is_drawn_on_it(tail):
     assert "Nothing was predicted and then measured" in text(page)
 
 
-def test_what_the_score_is_worth_is_a_card_or_a_sentence(finished):
+def test_what_the_score_is_worth_is_said_with_the_kind_of_evidence(finished):
     assert f"The score is {find(finished).front.origin}. {EVIDENCE['zero-cost']}" in text(page_of(finished))
-    assert set(JUDGES) <= set(EVIDENCE)
-    rows = [{"space": NASTY, "tau": 0.51234, "networks": 48}, {"space": "tiny", "tau": None, "networks": 9}]
-    page = page_of(finished, card=rows, evidence="Trained for one epoch.")
-    assert f"Trained for one epoch. space tau networks {NASTY} 0.512 48 tiny – 9" in text(page)
+    assert set(JUDGES) == set(EVIDENCE)
+    assert "tau at equal latency" not in page_of(finished)  # of this space no networks were trained
+
+
+def test_a_score_learned_from_trained_networks_comes_with_its_card(searched, monkeypatch):
+    run = searched(trials=6, accuracy={"method": "table"})
+    judged_by = LabelTable.load(SHIPPED)
+    small = judged_by.model_copy(update={"networks": judged_by.networks[:24]})
+    monkeypatch.setattr(worth.LabelTable, "load", lambda name: small)
+    page = write_report(run).read_text()
+    card = score_card(small, labels=(), only="predictor")
+    for row in card.rows:
+        assert f"{row.score} {row.iso}" in text(page)
+    assert f"{card.pairs} pairs of 24 EfficientViTs trained on fashion-mnist" in text(page)
+    assert card.rows[-1].score == "predictor"
+    monkeypatch.setattr(scorecard, "score_card", None)  # it is judged once
+    assert write_report(run).read_text() == page
+
+
+def test_a_zero_cost_score_is_judged_where_networks_of_its_space_were_trained(searched):
+    run = searched(space="efficientvit-224", budgets=(200,), trials=6)
+    assert re.search(r"zero-cost aggregate -?0\.\d\d", text(write_report(run).read_text()))
 
 
 def test_popular_networks_stand_beside_with_their_published_accuracy_and_in_no_chart(finished, monkeypatch):

@@ -10,7 +10,7 @@ from evit_nas.api import settings_from
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError, UsageError
 from evit_nas.search.record import load_front
-from evit_nas.search.storage import begun, open_study
+from evit_nas.search.storage import begun, for_samplers, open_study
 from evit_nas.search.study import Search
 from tests.searches import Died, Silent, keys, trials
 from tests.test_picks import settings_of
@@ -106,6 +106,17 @@ def test_a_storage_that_goes_away_in_mid_search_loses_nothing(new_run, tmp_path)
         database.execute("ALTER TABLE gone RENAME TO trials")
     Search(run, Silent()).run()
     assert len(keys(run)) == 24
+
+
+def test_constraints_are_where_optuna_dashboard_looks_for_them_and_samplers_see_each_once(new_run):
+    run = new_run(trials=8, limits={"params": 120_000})
+    Search(run, Silent()).run()
+    with open_study(run) as study:
+        recorded = study.get_trials()
+    for trial in recorded:
+        named = for_samplers(trial).constraints
+        assert [*named] == ["latency_ms", "params"]
+        assert trial.system_attrs["constraints"] == [*named.values()]
 
 
 def test_a_password_stays_out_of_the_run_folder(monkeypatch):

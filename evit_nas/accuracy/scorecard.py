@@ -23,6 +23,7 @@ from evit_nas.stats import Interval, Spread, bootstrap, kendall_tau, rivals, spr
 
 MIN_NETWORKS, MIN_PAIRS = 16, 10
 MIN_UNSEEN = 8  # networks that a predictor from few labels is judged on
+AGGREGATE = "zero-cost aggregate"
 SIZES = ("params", "macs", "depth", "latency")
 TOP = 5
 DRAWS = 10  # of labelled networks, for predictors from few labels
@@ -84,7 +85,7 @@ class Card:
         return max((row for row in self.rows if row.kind == "size"), key=lambda row: row.iso.value)
 
 
-def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 0) -> Card:
+def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 0, only: str | None = None) -> Card:
     """Judges every score that the table allows: sizes, its proxies, their aggregate, and predictors.
 
     Args:
@@ -92,6 +93,7 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
         labels: numbers of labels that a predictor is tried with, besides cross-validation; those that leave too few
             networks to be judged on are passed over.
         seed: of every random draw.
+        only: name of the one score to be judged beside the sizes.
 
     Raises:
         UsageError: too few networks, or too few pairs of about equal latency.
@@ -127,11 +129,13 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
         )
 
     rows = [judged(name, "size", scores) for name, scores in sizes.items()]
-    rows += [judged(name, "proxy", scores) for name, scores in _proxies(table).items()]
-    aggregate = _aggregate(table)
+    rows += [judged(name, "proxy", scores) for name, scores in _proxies(table).items() if only in (None, name)]
+    aggregate = _aggregate(table) if only in (None, AGGREGATE) else None
     if aggregate is not None:
-        rows.append(judged("zero-cost aggregate", "aggregate", aggregate))
+        rows.append(judged(AGGREGATE, "aggregate", aggregate))
     for name, features in inputs_of(table).items():
+        if only not in (None, name):
+            continue
         (held_out,) = cross_validated(features, truth, noise, folds=FOLDS, seed=seed)
         rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", held_out.mean))
         for count in labels:

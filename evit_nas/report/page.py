@@ -7,7 +7,6 @@ escaped; the page's own policy forbids it to load anything. The same record give
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from evit_nas.latency.predictor import compare
 from evit_nas.latency.references import PUBLISHED_TOP1
 from evit_nas.report.figures import figures
 from evit_nas.report.findings import Findings, find, in_budget, nearest, sketch
+from evit_nas.report.worth import worth_of
 from evit_nas.runs import Run, write_atomically
 from evit_nas.search.front import Candidate, score_text
+from evit_nas.search.objectives import asked
 from evit_nas.search.picks import pick
 
 EVIDENCE = {
@@ -37,23 +38,18 @@ EVIDENCE = {
 """What kind of evidence each accuracy method gives."""
 
 
-def write_report(run: Run, card: Sequence[Mapping[str, Any]] = (), evidence: str = "") -> Path:
+def write_report(run: Run) -> Path:
     """Writes report.html into the run folder and returns its path; the search may still be going on.
-
-    Args:
-        run: whose record to read.
-        card: how the score ranks trained networks, a row for each comparison; all rows have the same names.
-        evidence: what kind of evidence the score is, if not what EVIDENCE says of the run's accuracy method.
 
     Raises:
         UsageError: the run has not evaluated anything yet.
     """
     path = run.path / "report.html"
-    write_atomically(path, _page(run, find(run), card, evidence))
+    write_atomically(path, _page(run, find(run)))
     return path
 
 
-def _page(run: Run, found: Findings, card: Sequence[Mapping[str, Any]], evidence: str) -> str:
+def _page(run: Run, found: Findings) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evit_nas.report"),
         autoescape=True,
@@ -61,15 +57,19 @@ def _page(run: Run, found: Findings, card: Sequence[Mapping[str, Any]], evidence
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"sketch": sketch, "score": score_text, "cell": _cell}
+    environment.filters |= {"sketch": sketch, "score": score_text}
+    card, judged = worth_of(run)
+    settings = found.settings
     rows = sorted([*found.front.members, *found.front.references], key=lambda c: c.latency.median_ms)
     charts = {place: json.loads(figure.to_json()) for place, figure in figures(found).items()}
     return environment.get_template("page.html").render(
         name=run.path.resolve().name,
         found=found,
         front=found.front,
-        settings=found.settings,
-        several=len(found.settings.targets) > 1,
+        settings=settings,
+        several=len(settings.targets) > 1,
+        memory=asked("memory", settings),
+        energy=asked("energy", settings),
         budgets=_budgets(found),
         in_budget=in_budget(found),
         nearest=nearest(found),
@@ -78,11 +78,12 @@ def _page(run: Run, found: Findings, card: Sequence[Mapping[str, Any]], evidence
         checks=[compare(one.predicted_ms, one.measured_ms) if one.names else None for one in found.forecasts],
         rows=rows,
         noisy=any(latency.noisy for one in rows for latency in one.latencies),
-        columns=4 + len(found.settings.targets) * (3 if found.settings.budget_stat == "p90" else 2),
+        columns=6 + len(settings.targets) * (3 if settings.budget_stat == "p90" else 2),
         yaml=_yaml,
         published=_published(found),
         card=card,
-        evidence=evidence or EVIDENCE.get(found.settings.accuracy.method, ""),
+        judged=judged,
+        evidence=EVIDENCE[settings.accuracy.method],
         facts=_facts(run),
         plotlyjs=plotly.offline.get_plotlyjs(),
     )
@@ -159,8 +160,3 @@ def _facts(run: Run) -> dict[str, str]:
         **{name.replace("_", " "): str(value) for name, value in record["machine"].items() if value is not None},
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
-
-
-def _cell(value: Any) -> str:
-    """A value of the card as a person reads it."""
-    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import optuna
 
 from evit_nas.arch import PRESETS, ArchConfig
@@ -12,6 +14,7 @@ from evit_nas.search.evaluate import Evaluator, recorded_latencies
 from evit_nas.search.feasibility import nothing_fits
 from evit_nas.search.front import Candidate, excess, write_front
 from evit_nas.search.judges import Judge
+from evit_nas.search.objectives import OBJECTIVES, limit_excess
 from evit_nas.search.record import Known, certified, give_up, journal_of, named, plain, standing
 from evit_nas.search.status import Watcher
 
@@ -45,6 +48,8 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
                 watch.note(f"left out of the front: {member.arch.key}: {error}")
     if not members:
         nearest = min(candidates, key=lambda candidate: _worst_excess(candidate, settings), default=None)
+        if nearest is not None and _worst_excess(nearest, settings) <= 0:
+            raise Infeasible(_other_limits([c for c in candidates if _worst_excess(c, settings) <= 0], settings))
         raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, "that was found"))
     record.set_user_attr("references", _references(settings, evaluator, judge, watch))
     write_front(run, named(members), judge.origin)
@@ -67,6 +72,22 @@ def _references(
         else:
             found[name] = plain(estimate)
     return found
+
+
+def _other_limits(in_time: Sequence[Candidate], settings: SearchSettings) -> str:
+    """The message for a search whose candidates keep the budgets, but none of them every other limit."""
+    numbers = [candidate.numbers(settings.budget_stat) for candidate in in_time]
+    beyond = [limit_excess(one, settings) for one in numbers]
+    for objective in OBJECTIVES.values():
+        missed = [one.get(objective.metric, 0.0) for one in beyond]
+        if min(missed) > 0:
+            [nearest] = numbers[missed.index(min(missed))][objective.metric]
+            limit = getattr(settings.limits, objective.metric)
+            return (
+                f"nothing that was found within the budget keeps {objective.limit} {limit:.4g}: the nearest has "
+                f"{nearest:.4g}. Give it more room, or the search more --trials."
+            )
+    return "nothing that was found keeps all limits at once. Give one of them more room, or the search more --trials."
 
 
 def _worst_excess(candidate: Candidate, settings: SearchSettings) -> float:

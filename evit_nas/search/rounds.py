@@ -22,6 +22,7 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.search.objectives import directions
 from evit_nas.search.samplers import make, own_name
+from evit_nas.search.storage import for_samplers
 
 TOGETHER = 4  # proposals in a round of the pool or of a sampler, if the settings say nothing else
 SCREENED = 16  # best candidates of a screening, measured before the next one
@@ -98,7 +99,7 @@ class Rounds:
         finished = [t for t in earlier if t.user_attrs["round"] < number - self._ahead and isinstance(t, FrozenTrial)]
         pending = earlier[len(finished) :]
         study = optuna.create_study(directions=directions(self._settings), sampler=optuna.samplers.RandomSampler())
-        study.add_trials(finished)
+        study.add_trials([for_samplers(trial) for trial in finished])
         study.add_trials([_placeholder(trial) for trial in pending])
         known = {trial.user_attrs["key"] for trial in earlier}
         wanted = self._wanted(number, finished, known)

@@ -7,6 +7,7 @@ optuna-dashboard; each run is a study of its own there, by a name that no other 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError
 from evit_nas.runs import Journal, Run
 from evit_nas.search.objectives import directions, metric_names
+
+NAMELESS = "constraints"  # where Optuna kept a list of them up to version 4; optuna-dashboard 0.21 looks nowhere else
 
 
 @contextmanager
@@ -51,6 +55,20 @@ def begun(run: Run) -> bool:
         return run.database.exists()
     with _opened(run) as storage:
         return run.study in optuna.get_all_study_names(storage)
+
+
+def for_dashboards(trial: FrozenTrial) -> FrozenTrial:
+    """The trial as it goes on record: with its constraints where optuna-dashboard looks for them as well."""
+    shown = copy.copy(trial)
+    shown.system_attrs = trial.system_attrs | {NAMELESS: [*trial.constraints.values()]}
+    return shown
+
+
+def for_samplers(trial: FrozenTrial) -> FrozenTrial:
+    """The trial from the record with each constraint once, by its name."""
+    plain = copy.copy(trial)
+    plain.system_attrs = {name: value for name, value in trial.system_attrs.items() if name != NAMELESS}
+    return plain
 
 
 @contextmanager

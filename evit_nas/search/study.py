@@ -28,7 +28,7 @@ from evit_nas.search.record import Front, check_same_conditions, journal_of, loa
 from evit_nas.search.rounds import Pool, Rounds, pool_of
 from evit_nas.search.samplers import AUTO
 from evit_nas.search.status import Watcher
-from evit_nas.search.storage import open_study
+from evit_nas.search.storage import for_dashboards, open_study
 from evit_nas.search.trials import Trials
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Search:
                         self._watch.note(why)
                         return
                     told = current.finish(asked, trials.values(asked, arch, progress))
-                    record.add_trial(told)
+                    record.add_trial(for_dashboards(told))
                     progress.add(told)
                     self._watch.update(progress.status())
                 forecasts.learn(told)

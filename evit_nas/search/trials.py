@@ -23,6 +23,7 @@ from evit_nas.search.progress import Progress
 from evit_nas.search.record import plain
 from evit_nas.search.rounds import SCREENED
 from evit_nas.search.screening import screen
+from evit_nas.search.storage import for_samplers
 
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 DOUBT_EVERY = 16  # trials: then even what is predicted to be far from the front is measured
@@ -133,7 +134,7 @@ def _repeated(trial: optuna.Trial, earlier: FrozenTrial) -> list[float] | None:
     trial.set_user_attr("repeat_of", earlier.number)
     if earlier.state is not TrialState.COMPLETE:
         return None
-    for name, beyond in earlier.constraints.items():
+    for name, beyond in for_samplers(earlier).constraints.items():
         trial.set_constraint(name, beyond)
     return list(earlier.values)
 
