@@ -241,5 +241,5 @@ def test_a_space_that_is_used_up_repeats_instead_of_hanging():
 
 
 def test_an_unknown_sampler_is_refused_with_the_nearest_name():
-    with pytest.raises(UsageError, match=r"'nsga'. Did you mean 'nsga\d'\? Known: evolution, gp, nsga2"):
+    with pytest.raises(UsageError, match=r"'nsga'. Did you mean 'nsga\d'\? Known: auto, evolution, gp, nsga2"):
         make("nsga", seed=0, told=0, space=SPACE)
