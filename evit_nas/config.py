@@ -6,7 +6,7 @@ import math
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Annotated, Literal
 
@@ -17,8 +17,15 @@ from evit_nas.space import SearchSpace
 
 SHIPPED = "fashion-mnist-64"  # the table of trained networks behind the default score
 
-_BUDGET = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>us|µs|ms|s)\s*")
+_MEASURED = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[a-zA-Zµ]+)\s*")
 _UNIT_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+_UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3}
+
+
+def _measured(text: str, units: Mapping[str, float]) -> float:
+    """A number with one of the units, in the unit whose factor is 1; 0 if it is none."""
+    match = _MEASURED.fullmatch(text)
+    return float(match["number"]) * units.get(match["unit"], 0.0) if match else 0.0
 
 
 def parse_budget(text: str) -> float:
@@ -27,8 +34,7 @@ def parse_budget(text: str) -> float:
     Raises:
         UsageError: not a positive number with a unit.
     """
-    match = _BUDGET.fullmatch(text)
-    value = float(match["number"]) * _UNIT_MS[match["unit"]] if match else 0.0
+    value = _measured(text, _UNIT_MS)
     if not value:
         raise UsageError(f"--budget must be a positive number with a unit (us, ms or s), got '{text}'; try 5ms.")
     return value
@@ -79,18 +85,13 @@ def parse_duration(text: str) -> float:
     return float(total)
 
 
-_ENERGY = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>uJ|µJ|mJ|J)\s*")
-_UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3}
-
-
 def parse_energy(text: str) -> float:
     """A limit on energy such as "40mJ" or "0.04J" in millijoules.
 
     Raises:
         UsageError: not a positive number with a unit.
     """
-    match = _ENERGY.fullmatch(text)
-    value = float(match["number"]) * _UNIT_MJ[match["unit"]] if match else 0.0
+    value = _measured(text, _UNIT_MJ)
     if not value:
         raise UsageError(f"--max-energy must be a positive number with a unit (uJ, mJ or J), got '{text}'; try 40mJ.")
     return value
