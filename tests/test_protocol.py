@@ -110,12 +110,32 @@ class TestRoundsOfSamples:
         assert workshop.calls.count("net") == 25 + 12 * (REWARM_RUNS + TIMED_RUNS)
         assert len(rounds.candidate_ns) == 12
 
-    def test_come_in_one_order_and_refill_each_networks_caches_first(self):
+    def test_are_the_network_and_one_of_its_two_canaries_in_turn_each_with_its_caches_refilled(self):
         workshop = Workshop()
         measure(workshop, min_rounds=4, max_rounds=4, warmup_ms=0)
-        warm_up = ["net"] * 5 + ["canary 3"] * 5 + ["canary 6"] * 5
         net, low, high = ["net"] * 5, ["canary 3"] * 4, ["canary 6"] * 4  # three untimed runs, then two timed, or one
-        assert workshop.calls == warm_up + (net + low + high) * 4
+        before = ["net"] * 5 + (low + high) * 2  # a warm-up, how slow the machine is just now, and both canaries once
+        assert workshop.calls == before + net + net + high + net + low + net + high
+
+    def test_take_each_canary_as_it_was_in_its_latest_sample(self):
+        """Each run of a canary is a hundredth slower than its run before, as a slow machine's would be."""
+        workshop = Workshop()
+        small, large = 3 * MS, 6 * MS
+
+        def tiring(name, cost_ns):
+            def run():
+                workshop.calls.append(name)
+                workshop.now += round(cost_ns * (1 + workshop.calls.count(name) / 100))
+
+            return run
+
+        ladder = [Canary([tiring("small", small)], small), Canary([tiring("large", large)], large)]
+        candidate = workshop.network("net", round(math.sqrt(3 * 6) * MS))
+        rounds = measure_rounds(candidate, ladder, Protocol(min_rounds=4, max_rounds=4), clocked(workshop.clock))
+        # the timed run is the fourth of each sample; both had one before, to see how slow the machine is
+        seen = {"small": [1.08, 1.08, 1.12, 1.12], "large": [1.08, 1.12, 1.12, 1.16]}
+        halfway = [math.sqrt(low * high) for low, high in zip(seen["small"], seen["large"], strict=True)]
+        assert rounds.slowdown == pytest.approx(halfway, rel=0.005)  # nearly halfway: both are a little tired already
 
     def test_run_no_canary_that_is_not_next_to_the_network(self):
         workshop = Workshop()

@@ -71,8 +71,8 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 6
-    """Rounds of (network, canaries) at least, with two timed runs of the network each: 8 to 12 runs are where more of
+    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 5
+    """Rounds of (network, canary) at least, with two timed runs of the network each: 8 to 12 runs are where more of
     them stop helping."""
     max_rounds: Annotated[int, Field(ge=3, le=10_000)] = 32
     """Rounds at most."""

@@ -128,8 +128,9 @@ def measure_rounds(
 ) -> Rounds:
     """Runs candidate and canaries in rounds until the spread is small enough or the rounds run out.
 
-    The order is always the same: a network that ran just before finds its caches as it left them, and with an order
-    that alternates every second sample would be such a one.
+    Two canaries take turns, and each counts with its latest sample: both of them in each round cost half as much time
+    again, which on a quiet machine buys nothing. The candidate is always first: a network that ran just
+    before finds its caches as it left them, and with an order that alternates every second sample would be such a one.
 
     Args:
         candidate: the network in question.
@@ -138,21 +139,22 @@ def measure_rounds(
         stopwatch: times runs; the default counts the CPU time of the calling thread.
     """
     candidate_ns = _warm_up(candidate, protocol.warmup_ms, stopwatch)
-    slowdown = math.prod(
-        (_warm_up(canary.sessions[0], protocol.warmup_ms / 2, stopwatch) / canary.quiet_ns) ** weight
-        for canary, weight in enclosing(canaries, candidate_ns)
-    )
+
+    def seen(canary: Canary, turn: int) -> float:
+        """How many times its quiet time a canary takes just now."""
+        network = canary.sessions[turn % len(canary.sessions)]
+        return sample(network, canary.quiet_ns, stopwatch) / canary.quiet_ns
+
+    slowdown = math.prod(seen(canary, 0) ** weight for canary, weight in enclosing(canaries, candidate_ns))
     beside = enclosing(canaries, candidate_ns / slowdown)  # next to it in size, not in what it takes just now
+    latest = [seen(canary, 0) for canary, _ in beside]
     samples: list[tuple[float, float]] = []
     while True:
         turn = len(samples)
         taken = sample(candidate, candidate_ns, stopwatch, TIMED_RUNS)
-        slowdown = math.prod(
-            (sample(canary.sessions[turn % len(canary.sessions)], canary.quiet_ns, stopwatch) / canary.quiet_ns)
-            ** weight
-            for canary, weight in beside
-        )
-        samples.append((taken, slowdown))
+        if turn:
+            latest[turn % len(beside)] = seen(beside[turn % len(beside)][0], turn)
+        samples.append((taken, math.prod(slow**weight for slow, (_, weight) in zip(latest, beside, strict=True))))
         rounds = Rounds(*(np.array(column) for column in zip(*samples, strict=True)))
         enough = len(samples) >= protocol.min_rounds and rounds.rel_error <= protocol.target_rel_error
         if enough or len(samples) >= protocol.max_rounds:
