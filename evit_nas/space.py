@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -20,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from evit_nas.arch import ArchConfig, StageConfig, parse_image_size, parse_stages
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.yamlio import read_yaml, validate
+from evit_nas.yamlio import read_yaml, shown, validate
 
 WIDTH_STEP = 16
 MAX_CHOICES = 1000
@@ -98,13 +99,13 @@ def _range(value: Mapping[str, Any]) -> tuple[int | float, ...]:
         raise ValueError(f"a range has the fields from, to and (default 1) step, got {sorted(map(str, value))}")
     low, high, step = value["from"], value["to"], value.get("step", 1)
     for number in (low, high, step):
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise ValueError(f"from, to and step of a range must be numbers, got {number!r}")
+        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
+            raise ValueError(f"from, to and step of a range must be numbers of ordinary size, got {shown(number)}")
     if step <= 0 or high < low:
         raise ValueError(f"a range needs from <= to and step > 0, got from {low} to {high} step {step}")
     if (high - low) / step > MAX_CHOICES:
-        raise ValueError(f"a range has at most {MAX_CHOICES} values, got {int((high - low) / step) + 1}")
-    return tuple(low + i * step for i in range(int((high - low) / step + 1e-9) + 1))
+        raise ValueError(f"a range has at most {MAX_CHOICES} values, got {(high - low) / step + 1:.0f}")
+    return tuple(round(low + i * step, 9) for i in range(int((high - low) / step + 1e-9) + 1))
 
 
 Choices = Annotated[tuple[Any, ...], BeforeValidator(_choices)]
@@ -291,12 +292,12 @@ class SearchSpace(BaseModel):
                     used = stage.used_q_kernels
                     same = [c for c in choices if space.kernels(c)[: len(used)] == used]
                     value = same[0] if same else value
-                elif _unused(stage, name, index) and value not in choices:
+                elif is_unused(stage, name, index) and value not in choices:
                     value = choices[0]
                 fields.append((f"stage{index}.{name}", value, choices))
         for name, value, choices in fields:
             if value not in choices:
-                outside.append(f"{name} = {value} is not in {_shown(choices)}")
+                outside.append(f"{name} = {value} is not in {describe_choices(choices)}")
             elif len(choices) > 1:
                 key, answer = _answer(name, value, choices)
                 params[key] = answer
@@ -314,7 +315,8 @@ class SearchSpace(BaseModel):
         return True
 
 
-def _unused(stage: StageConfig, name: str, index: int) -> bool:
+def is_unused(stage: StageConfig, name: str, index: int) -> bool:
+    """Whether a field of stage `index` (1, 2, 3) means nothing to the network."""
     if name == "merge_ratio":
         return index == 1
     if stage.mixer == "none":
@@ -367,15 +369,11 @@ def _answer(name: str, value: Value, choices: Sequence[Value]) -> tuple[str, Par
     return name, float(label) if isinstance(_step(choices), float) and not isinstance(label, str) else label
 
 
-def _shown(choices: Sequence[Value]) -> str:
+def describe_choices(choices: Sequence[Value]) -> str:
+    """Choices as a person reads them: a range, or the list."""
     if len(choices) > 2 and (step := _step(choices)) is not None:
         return f"{choices[0]} .. {choices[-1]} step {step}"
     return ", ".join(str(_label(choice)) for choice in choices)
-
-
-def describe_choices(choices: Sequence[Value]) -> str:
-    """Choices as a person reads them: a range, or the list."""
-    return _shown(choices)
 
 
 def shipped_spaces() -> dict[str, Path]:

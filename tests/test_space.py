@@ -45,6 +45,8 @@ def test_float_ranges_hit_their_decimals():
         2.5,
         3.0,
     )
+    tenths = space_of(STAGE | {"ffn_ratio": {"from": 1.0, "to": 2.0, "step": 0.1}}).stages[2].ffn_ratio
+    assert tenths == (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,9 @@ def test_float_ranges_hit_their_decimals():
         (STAGE | {"depth": {"from": 1, "to": 3, "step": 0}}, ["stages[2].depth", "step > 0"]),
         (STAGE | {"depth": {"low": 1, "high": 3}}, ["stages[2].depth", "from, to and"]),
         (STAGE | {"depth": {"from": 1, "to": float("inf")}}, ["stages[2].depth", "numbers"]),
+        (STAGE | {"depth": {"from": 1, "to": 10**400}}, ["stages[2].depth", "numbers of ordinary size"]),
+        (STAGE | {"depth": {"from": 1, "to": 10**5000}}, ["stages[2].depth", "an enormous number"]),
+        (STAGE | {"ffn_ratio": {"from": 0, "to": 1e308, "step": 1e-300}}, ["stages[2].ffn_ratio", "at most 1000"]),
         (STAGE | {"width": {"from": 1, "to": 10**9}}, ["stages[2].width", "at most 1000"]),
         (STAGE | {"width": 130}, ["stages[2]", "width 130", "multiple of 8"]),
         (STAGE | {"width": [64, 80], "heads": 3}, ["stages[2]", "multiple of 48", "64 to 80"]),

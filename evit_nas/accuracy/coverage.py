@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable, Iterator
 
 from evit_nas.accuracy.table import LabelTable, shipped_tables
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SHIPPED
-from evit_nas.space import SearchSpace
+from evit_nas.space import SearchSpace, Value, is_unused
 
 MIN_NETWORKS = 30  # in a table that is a default: with fewer a predictor still learns fast
 SLACK = 1.1  # by which a space may reach beyond what the networks span
@@ -27,17 +27,53 @@ def default_method(space: SearchSpace, data: str | None) -> str:
 
 
 def covers(table: LabelTable, space: SearchSpace) -> bool:
-    """Whether the extremes of `space` lie within what the networks of `table` span, and there are enough of them.
+    """Whether the choices of `space` lie within what the networks of `table` use, and there are enough of them.
 
-    Width, depth and FFN ratio of each stage count; a tenth beyond is still covered.
+    All networks must take images of the space's size. Every stage must have seen every mixer, and heads with and
+    without a cascade if they are open; numbers may reach a tenth beyond. What no network of the space uses is free.
     """
-    if len(table.networks) < MIN_NETWORKS:
+    size = space.largest().input_size
+    if len(table.networks) < MIN_NETWORKS or any(arch.input_size != size for arch in table.archs):
         return False
-    seen = np.array([_extent(arch) for arch in table.archs])
-    low, high = _extent(space.smallest()), _extent(space.largest())
-    return bool((seen.min(axis=0) <= low * SLACK).all() and (high <= seen.max(axis=0) * SLACK).all())
+    seen: dict[str, set[Value]] = {}
+    for arch in table.archs:
+        for name, value in _used(arch):
+            seen.setdefault(name, set()).add(value)
+    return all(_within(set(choices), seen.get(name, set())) for name, choices in _offered(space))
 
 
-def _extent(arch: ArchConfig) -> np.ndarray:
-    """(9,) what sets a network's size, stage by stage."""
-    return np.array([(stage.width, stage.depth, stage.ffn_ratio) for stage in arch.stages]).ravel()
+def _used(arch: ArchConfig) -> Iterator[tuple[str, Value]]:
+    """What a network consists of, stage by stage; several kernels one by one."""
+    yield "stem_ratio", arch.stem_ratio
+    for index, stage in enumerate(arch.stages):
+        for name, value in stage:
+            if is_unused(stage, name, index + 1) and not (name == "cascade" and stage.mixer == "softmax"):
+                continue
+            values = {
+                "cascade": (stage.cascaded,),  # a single head is none, whatever its field says
+                "q_kernels": stage.used_q_kernels,
+                "window": (arch.window_side(index),),
+            }.get(name, (value,))
+            yield from ((f"stage{index + 1}.{name}", one) for one in values)
+
+
+def _offered(space: SearchSpace) -> Iterator[tuple[str, Iterable[Value]]]:
+    """What the networks of a space may consist of, as `_used` names it."""
+    yield "stem_ratio", space.stem_ratio
+    largest = space.largest()  # has the mixer and the heads with which most is used
+    for index, stage in enumerate(space.stages):
+        for name, choices in stage:
+            if is_unused(largest.stages[index], name, index + 1):
+                continue
+            if name == "q_kernels":
+                choices = [kernel for choice in choices for kernel in stage.kernels(choice)]
+            elif name == "window":
+                choices = [min(choice, *largest.grids[index]) for choice in choices]
+            yield f"stage{index + 1}.{name}", choices
+
+
+def _within(choices: set[Value], seen: set[Value]) -> bool:
+    numbers = [[value for value in values if not isinstance(value, bool | str | tuple)] for values in (choices, seen)]
+    if not all(numbers):
+        return choices <= seen
+    return min(numbers[1]) <= min(numbers[0]) * SLACK and max(numbers[0]) <= max(numbers[1]) * SLACK
