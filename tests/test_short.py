@@ -182,6 +182,13 @@ def test_at_half_the_width_every_preset_keeps_its_shape():
             assert abs(stage.width - before.width / 2) <= math.lcm(16, before.heads) / 2
 
 
+def test_equal_networks_are_trained_at_equal_widths():
+    """Without attention the heads mean nothing, and must not decide what a narrower width is rounded to."""
+    few, many = tiny_arch(mixer="none", heads=1), tiny_arch(mixer="none", heads=5)
+    assert few.key == many.key
+    assert training().fitted(few).key == training().fitted(many).key
+
+
 def test_weight_decay_is_for_matrices_and_kernels_alone():
     model = build(tiny_arch(), seed=0)
     decayed, spared = _groups(model, RECIPE)

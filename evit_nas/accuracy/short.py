@@ -194,7 +194,8 @@ def _finite(loss: float, arch: ArchConfig, epoch: int) -> float:
 
 
 def _narrowed(stage: StageConfig, share: float) -> dict[str, Any]:
-    width = round_to(stage.width * share, math.lcm(WIDTH_STEP, stage.heads))
+    heads = stage.heads if stage.mixer != "none" else 1  # equal networks must be trained at equal widths
+    width = round_to(stage.width * share, math.lcm(WIDTH_STEP, heads))
     return stage.model_dump() | {"width": width, "qk_dim": round_to(stage.qk_dim * share, 4)}
 
 
