@@ -156,6 +156,15 @@ def test_a_network_that_cannot_be_trained_is_left_out_with_the_reason(tmp_path, 
     assert notes == [f"left out: {ONE.key}: {failure}"]
 
 
+def test_a_training_that_diverged_is_not_tried_again_and_one_that_found_no_memory_is(tmp_path, trainer):
+    trainer.failures = {ONE.key: MeasurementError("its loss is nan"), OTHER.key: MemoryError("no memory")}
+    collect(kept(tmp_path), [Job(ONE, 0, 1), Job(OTHER, 0, 1)])
+    trainer.failures.clear()
+    told, notes = collect(kept(tmp_path), [Job(ONE, 0, 1), Job(OTHER, 0, 1), Job(ONE, 1, 1)])
+    assert told == [Job(OTHER, 0, 1), Job(ONE, 1, 1)]
+    assert notes == [f"left out: {ONE.key}: its loss is nan"]
+
+
 def test_a_worker_that_dies_is_an_error_with_the_way_out_and_costs_no_label(tmp_path, trainer):
     trainer.failures[OTHER.key] = BrokenProcessPool("died")
     with pytest.raises(EvitNasError, match=r"a training process died.* run the same command again.* --workers"):

@@ -76,6 +76,22 @@ def test_what_was_measured_on_the_device_before_saves_measurements(device):
     assert len(device.calls) < min(unknowing, 20)
 
 
+def test_what_an_interrupted_call_found_is_kept_and_the_rest_is_drawn(device):
+    kept = []
+
+    def stop_at_five(sliced):
+        kept.append(sliced)
+        if len(kept) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sliced_pool(device, SPACE, SLICES_MS, 7, 0, lambda done: None, print, keep=stop_at_five)
+    pool = sliced_pool(device, SPACE, SLICES_MS, 7, 0, lambda done: None, print, before=kept)
+    assert [sliced.slice_ms for sliced in pool] == [0.6, 1.2, 0.6, 1.2, 0.6, 1.2, 0.6]
+    assert {sliced.arch.key for sliced in kept} < {sliced.arch.key for sliced in pool}
+    assert len({sliced.arch.key for sliced in pool}) == 7
+
+
 def test_it_learns_from_its_own_measurements_on_a_noisy_machine_too(device, monkeypatch):
     """Noisy measurements do not enter the table that other runs read."""
     real, fitted = FakeDevice.measure, []

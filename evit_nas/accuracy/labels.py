@@ -76,6 +76,7 @@ class Labels:
         self._digest = image_digest
         self._checkpoints = checkpoints or str(folder / "checkpoints")
         self._journal = Journal(folder / "labels.jsonl")
+        self._failures = Journal(folder / "failures.jsonl")
 
     def known(self, rung: int | None = None) -> dict[tuple[str, int], Label]:
         """(key of the network, seed) -> its label at that rung, the last one by default."""
@@ -127,7 +128,8 @@ class Labels:
             jobs: what is wanted: a network and seed at one rung, for rungs share a checkpoint.
             workers: trainings at a time, each on one core.
             step: told of each new label.
-            note: told which networks could not be trained, and why.
+            note: told which networks could not be trained, and why. One whose training diverged is not tried again;
+                one that failed for want of memory, say, is by the next call.
             cluster: trains them, instead of processes of this machine.
 
         Raises:
@@ -137,6 +139,9 @@ class Labels:
         """
         known = self.open()
         missing = {self._id(job): job for job in jobs if self._id(job) not in known}  # equal networks once
+        for failure in self._failures.read():
+            if job := missing.pop(failure["id"], None):
+                note(f"left out: {job.arch.key}: {failure['reason']}")
         waiting, running = iter(missing.values()), dict[Future[Label], Job]()
         pool = None if cluster else worker_pool(workers)
         executor = cluster or pool
@@ -168,15 +173,18 @@ class Labels:
         except (MeasurementError, RuntimeError, MemoryError) as error:
             if isinstance(error, MeasurementError) and error.kind == "lost link":
                 raise
+            if isinstance(error, MeasurementError) and error.kind == "rejected":
+                self._failures.append({"id": self._id(job), "reason": str(error)})
             note(f"left out: {job.arch.key}: {error}")
             return
         self.keep(job, label)
         step(job, label)
 
     def open(self) -> set[str]:
-        """Makes the journal fit for appending; returns the ids of its labels."""
+        """Makes the journals fit for appending; returns the ids of the labels."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._journal.repair()
+        self._failures.repair()
         return {record["id"] for record in self._journal.read()}
 
     def _checkpoint(self, job: Job) -> Path | str:

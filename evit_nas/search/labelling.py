@@ -5,14 +5,14 @@ in batches: each posterior draw of the predictor (Thompson sampling) names the n
 next. It ends when enough are trained, or when the best few have stayed the best.
 
 A batch is a function of the labels before it and of the seed. So after an interruption the same batches come again,
-and cost nothing as far as they were trained.
+and cost nothing as far as they were measured and trained.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,10 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
-from evit_nas.latency import Device, Protocol
-from evit_nas.latency.predictor import Table, fit
+from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.latency.predictor import Sample, Table, fit, merged
 from evit_nas.runs import Journal, write_atomically
-from evit_nas.search.slices import slice_of, sliced_pool
+from evit_nas.search.slices import Sliced, slice_of, sliced_pool
 from evit_nas.search.status import Watcher
 
 if TYPE_CHECKING:
@@ -66,9 +66,12 @@ def collect_labels(
     assert wish.data is not None
     data = load_dataset(wish.data, wish.recipe.image_size, note=watch.note)
     labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
-    start, candidates = _plan(labels, settings, device, watch)
+    stopwatch = _Stopwatch(folder, device, settings, watch)
+    start, planned = _plan(labels, settings, stopwatch, watch)
+    candidates = [arch for arch, _ in planned]
     workers = cluster.concurrent if cluster else max(settings.workers, 1)
     watch.note(f"training up to {wish.labels} networks on {data.name}, {workers} at a time")
+    tried: set[str] = set()
     asked: dict[str, Timed] = {}
     done: set[str] = set()
 
@@ -78,6 +81,7 @@ def collect_labels(
 
     def trained(more: Sequence[Timed]) -> list[TrainedNetwork]:
         """What was asked for so far, and now, with its labels; what could not be trained is left out."""
+        tried.update(arch.key for arch, _ in more)
         asked.update((arch.key, (arch, ms)) for arch, ms in more)
         found = _trainings(labels)
         done.update(asked.keys() & found.keys())
@@ -90,29 +94,79 @@ def collect_labels(
             if key in found
         ]
 
-    networks, tops, features = trained(start), list[set[int]](), features_of([arch for arch, _ in candidates], INPUTS)
+    def measured_and_trained(archs: Sequence[ArchConfig]) -> list[TrainedNetwork]:
+        """The same, with what is asked for now measured first; what cannot be measured is left out too."""
+        tried.update(arch.key for arch in archs)
+        return trained([(arch, ms) for arch in archs if (ms := stopwatch.median_ms(arch)) is not None])
+
+    def table_of(networks: Sequence[TrainedNetwork]) -> LabelTable:
+        return LabelTable(data=data.name, recipe=wish.recipe, device=str(device.conditions), networks=tuple(networks))
+
+    networks, tops, features = trained(start), list[set[int]](), features_of(candidates, INPUTS)
+    while len(networks) < MIN_LABELS and len(tried) - len(networks) < max(wish.labels, MIN_LABELS):
+        more = [arch for arch in candidates if arch.key not in tried][: MIN_LABELS - len(networks)]
+        if not more:
+            break
+        networks = measured_and_trained(more)
     while candidates and MIN_LABELS <= len(networks) < wish.labels:
-        predictor = AccuracyPredictor.fit(*_known(networks))
+        table = table_of(networks)
+        predictor = AccuracyPredictor.fit(features_of(table.archs, INPUTS), *table.truth())
         tops.append(set(np.argsort(-predictor.predict(features)[0])[:TOP].tolist()))
         if len(tops) > STANDS and all(top == tops[-1] for top in tops[-STANDS - 1 :]):
             watch.note(f"the best {TOP} stand after {len(networks)} trained networks")
             break
         rng = np.random.default_rng([settings.seed, len(tops)])
-        untried = np.array([arch.key not in asked for arch, _ in candidates])
+        untried = np.array([arch.key not in tried for arch in candidates])
         chosen = _chosen(predictor.sample(features, settings.together or BATCH, rng), untried)[
             : wish.labels - len(networks)
         ]
         if not chosen:
             break
-        networks = trained([candidates[index] for index in chosen])
+        networks = measured_and_trained([candidates[index] for index in chosen])
     if len(networks) < MIN_LABELS:
         raise EvitNasError(
             f"only {len(networks)} networks could be trained, a predictor needs {MIN_LABELS}. What went wrong with the "
             "others is said above; another --data or --space may help."
         )
-    table = LabelTable(data=data.name, recipe=wish.recipe, device=str(device.conditions), networks=tuple(networks))
+    table = table_of(networks)
     table.save(path)
     return table
+
+
+class _Stopwatch:
+    """Measures networks on the device, each once: the folder remembers what was measured for it."""
+
+    def __init__(self, folder: Path, device: Device, settings: SearchSettings, watch: Watcher) -> None:
+        self.device, self._watch = device, watch
+        self.samples: list[Sample] = Table(device.context(), settings.space).samples()
+        """All that is known of the device's latencies."""
+        self._journal = Journal(folder / "latencies.jsonl")
+        self._journal.repair()
+        self._known: dict[str, float] = {record["key"]: record["ms"] for record in self._journal.read()}
+
+    def median_ms(self, arch: ArchConfig) -> float | None:
+        """Measured median in milliseconds; None if it cannot be measured, which is noted.
+
+        Raises:
+            MeasurementError: the link to the device was lost.
+        """
+        if arch.key not in self._known:
+            try:
+                latency, _ = self.device.measure(arch, Protocol())
+            except MeasurementError as error:
+                if error.kind == "lost link":
+                    raise
+                self._watch.note(f"left out: {arch.key}: {error}")
+                return None
+            Table(self.device.context(), arch).add(arch, latency)
+            self.samples.append(Sample(arch, latency.median_ms, latency.rel_error))
+            self.keep(arch, latency)
+        return self._known[arch.key]
+
+    def keep(self, arch: ArchConfig, latency: Latency) -> None:
+        """Remembers what has been measured."""
+        self._known[arch.key] = latency.median_ms
+        self._journal.append({"key": arch.key, "ms": latency.median_ms})
 
 
 def _trainings(labels: Labels) -> dict[str, tuple[Training, ...]]:
@@ -121,12 +175,6 @@ def _trainings(labels: Labels) -> dict[str, tuple[Training, ...]]:
     for (key, seed), label in sorted(labels.known().items(), key=lambda item: item[0]):
         found[key] = (*found.get(key, ()), Training(seed=seed, score=label.score, seconds=label.seconds))
     return found
-
-
-def _known(networks: Sequence[TrainedNetwork]) -> tuple[np.ndarray, np.ndarray]:
-    """(n, d) features, and (n,) minus the mean cross-entropies."""
-    losses = [np.mean([training.score.cross_entropy for training in network.trainings]) for network in networks]
-    return features_of([network.arch for network in networks], INPUTS), -np.array(losses)
 
 
 def _chosen(draws: np.ndarray, untried: np.ndarray) -> list[int]:
@@ -143,30 +191,45 @@ def _chosen(draws: np.ndarray, untried: np.ndarray) -> list[int]:
 Timed = tuple[ArchConfig, float]
 
 
-def _plan(labels: Labels, settings: SearchSettings, device: Device, watch: Watcher) -> tuple[list[Timed], list[Timed]]:
+def _plan(
+    labels: Labels, settings: SearchSettings, stopwatch: _Stopwatch, watch: Watcher
+) -> tuple[list[Timed], list[Timed]]:
     """The first networks to train, measured, and candidates for the others, by predicted latency; chosen once.
+
+    Where latencies cannot be predicted the candidates are measured as well, and no more than are to be trained.
 
     What other runs have trained comes first, and counts.
     """
     path = labels.folder / "candidates.json"
     if not path.exists():
-        start = _adopted(labels, settings, device, watch)
+        labels.open()
+        start = _adopted(labels, settings, stopwatch, watch)
         slices_ms = [share * settings.targets[0].budget_ms for share in SLICES]
-        wanted = max(round(START * settings.accuracy.labels), MIN_LABELS) - len(start)
-        if wanted > 0:
+
+        def pool(wanted: int, before: Sequence[Sliced] = ()) -> list[Sliced]:
             watch.note(f"looking for {wanted} architectures of {', '.join(f'{ms:.2g}' for ms in slices_ms)} ms")
-            found = sliced_pool(
-                device,
+            return sliced_pool(
+                stopwatch.device,
                 settings.space,
                 slices_ms,
                 wanted,
                 settings.seed,
                 lambda done: watch.step("architectures in the slices", done, wanted),
                 watch.note,
+                before=before,
+                samples=stopwatch.samples,
+                keep=lambda sliced: stopwatch.keep(sliced.arch, sliced.latency),
             )
-            start += [(sliced.arch, sliced.latency.median_ms) for sliced in found]
-        plan = {"start": _plain(start), "candidates": _plain(_random(settings, device, slices_ms))}
-        labels.folder.mkdir(parents=True, exist_ok=True)
+
+        wanted = max(round(START * settings.accuracy.labels), MIN_LABELS) - len(start)
+        found = pool(wanted) if wanted > 0 else []
+        start += _timed(found)
+        candidates = _random(settings, stopwatch.samples, slices_ms[1:])
+        if not candidates:
+            watch.note("their latencies cannot be predicted well: those trained later are measured and random ones too")
+            rest = max(settings.accuracy.labels - len(start), BATCH)
+            candidates = _timed(sliced for sliced in pool(len(found) + rest, found) if sliced not in found)
+        plan = {"start": _plain(start), "candidates": _plain(candidates)}
         write_atomically(path, json.dumps(plan))
     read = json.loads(path.read_text())
     start, candidates = (
@@ -175,7 +238,7 @@ def _plan(labels: Labels, settings: SearchSettings, device: Device, watch: Watch
     return start, candidates
 
 
-def _adopted(labels: Labels, settings: SearchSettings, device: Device, watch: Watcher) -> list[Timed]:
+def _adopted(labels: Labels, settings: SearchSettings, stopwatch: _Stopwatch, watch: Watcher) -> list[Timed]:
     """The networks of this space that other runs have trained and that keep the budget here, measured."""
     for name in settings.accuracy.labels_from:
         labels.adopt(_journal_of(Path(name)))
@@ -183,35 +246,32 @@ def _adopted(labels: Labels, settings: SearchSettings, device: Device, watch: Wa
     found: list[Timed] = []
     for done, arch in enumerate(archs.values(), start=1):
         watch.step("trained networks of other runs", done, len(archs))
-        try:
-            latency, _ = device.measure(arch, Protocol())
-        except MeasurementError as error:
-            if error.kind == "lost link":
-                raise
-            watch.note(f"left out: {arch.key}: {error}")
-            continue
-        Table(device.context(), arch).add(arch, latency)
-        if latency.median_ms <= settings.targets[0].budget_ms:
-            found.append((arch, latency.median_ms))
+        ms = stopwatch.median_ms(arch)
+        if ms is not None and ms <= settings.targets[0].budget_ms:
+            found.append((arch, ms))
     if settings.accuracy.labels_from:
         watch.note(f"{len(found)} trained networks taken over from {', '.join(settings.accuracy.labels_from)}")
     return found
 
 
-def _random(settings: SearchSettings, device: Device, slices_ms: Sequence[float]) -> list[Timed]:
-    """Random architectures whose predicted latency lies in the upper slices."""
-    predictor = fit(Table(device.context(), settings.space).samples())
-    if predictor is None:  # too few were measured: only the start is trained
+def _random(settings: SearchSettings, samples: Sequence[Sample], slices_ms: Sequence[float]) -> list[Timed]:
+    """Random architectures whose predicted latency lies in the slices; none where predictions are not good enough."""
+    predictor = fit(merged(samples))
+    if predictor is None or not predictor.check.trusted:
         return []
     rng, found = random.Random(settings.seed), dict[str, Timed]()
     for _ in range(MAX_DRAWS):
         archs = [settings.space.sample(rng) for _ in range(CANDIDATES)]
         for arch, ms in zip(archs, predictor.predict_ms(archs).tolist(), strict=True):
-            if slice_of(ms, slices_ms[1:]) is not None:
+            if slice_of(ms, slices_ms) is not None:
                 found[arch.key] = (arch, ms)
         if len(found) >= CANDIDATES:
             break
     return list(found.values())[:CANDIDATES]
+
+
+def _timed(pool: Iterable[Sliced]) -> list[Timed]:
+    return [(sliced.arch, sliced.latency.median_ms) for sliced in pool]
 
 
 def _plain(archs: Sequence[Timed]) -> list[list[Any]]:

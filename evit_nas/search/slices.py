@@ -45,6 +45,10 @@ def sliced_pool(
     seed: int,
     step: Callable[[int], None],
     note: Callable[[str], None],
+    *,
+    before: Sequence[Sliced] = (),
+    samples: list[Sample] | None = None,
+    keep: Callable[[Sliced], None] = lambda sliced: None,
 ) -> list[Sliced]:
     """`count` random architectures, equally many in each slice and in turns, so that a part of them is balanced too.
 
@@ -58,17 +62,23 @@ def sliced_pool(
         seed: of the sampling.
         step: told how many are found.
         note: told what could not be measured.
+        before: found for these slices by an earlier call, and counted; the draws of this one are others then.
+        samples: what is known of the device, to which every measurement is added; None for its table.
+        keep: told each one that is found.
 
     Raises:
         EvitNasError: the space has not enough architectures in a slice.
         MeasurementError: the link to the device was lost.
     """
-    rng, table = random.Random(seed), Table(device.context(), space)
+    rng = random.Random(f"{seed} {len(before)}" if before else seed)
+    table = Table(device.context(), space)
     wanted = {middle: (count + index) // len(slices_ms) for index, middle in enumerate(sorted(slices_ms, reverse=True))}
     found: dict[float, list[Sliced]] = {middle: [] for middle in sorted(slices_ms)}
-    known: set[str] = set()
-    samples = table.samples()
-    predictor, effort = fit(samples), 0
+    for sliced in before:
+        found[sliced.slice_ms].append(sliced)
+    known = {sliced.arch.key for sliced in before}
+    samples = table.samples() if samples is None else samples
+    predictor, effort = fit(merged(samples)), 0
     while open_slices := [middle for middle in found if len(found[middle]) < wanted[middle]]:
         effort += 1
         if effort > MAX_DRAWS:
@@ -97,6 +107,7 @@ def sliced_pool(
         if place is not None:
             effort = 0
             found[place].append(Sliced(arch, latency, place))
+            keep(found[place][-1])
             step(sum(map(len, found.values())))
         if len(known) % REFIT_EVERY == 0:
             predictor = fit(merged(samples))
