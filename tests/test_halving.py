@@ -9,14 +9,18 @@ import pytest
 from evit_nas.accuracy import ShortScore, labels
 from evit_nas.accuracy.labels import Job, Label
 from evit_nas.config import AccuracySettings
+from evit_nas.errors import MeasurementError
 from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
-from evit_nas.search import evaluate
+from evit_nas.report.findings import find
+from evit_nas.search import evaluate, trials
 from evit_nas.search.halving import REDUCTION, Halving, Trained
 from evit_nas.search.record import Known, load_front
+from evit_nas.search.replay import replay
 from evit_nas.search.storage import open_study
+from evit_nas.search.study import Search
 from tests.fakes import FakeDevice
-from tests.test_resume import Died, new_run, outcome, search
+from tests.test_resume import SPACE, Died, Silent, known_device, new_run, outcome, search
 
 WISH = {"method": "short", "data": "digits", "scheduler": "asha", "recipe": {"images": 20, "cycles": [1, 2, 6]}}
 
@@ -49,37 +53,44 @@ def trained(monkeypatch):
     return jobs
 
 
+def done(loss):
+    """A network of the first slice that was trained for one rung."""
+    return Trained(value=0, method="short", slice=0, losses=(loss,), unfinished=0.5)
+
+
 def test_about_a_third_of_a_slice_goes_on_and_the_first_one_always_does():
     rng, halving = random.Random(0), Halving()
-    went_on = [halving.goes_on(0, 0, rng.random()) for _ in range(300)]
+
+    def goes_on(loss):
+        found = halving.goes_on(0, 0, loss)
+        halving.count(done(loss))
+        return found
+
+    went_on = [goes_on(rng.random()) for _ in range(300)]
     assert went_on[0]
     assert sum(went_on[30:]) == pytest.approx(270 / REDUCTION, rel=0.3)
 
 
 def test_networks_compete_with_those_of_their_latency_and_their_rung_alone():
-    halving = Halving()
-    assert halving.goes_on(0, 0, 1.0)
+    halving = Halving([done(1.0)])
     assert halving.goes_on(1, 0, 2.0)
     assert halving.goes_on(0, 1, 3.0)
     assert not halving.goes_on(0, 0, 2.0)
 
 
 def test_what_comes_later_does_not_matter_and_what_came_before_is_taken_from_the_record():
-    def done(loss):
-        return Trained(value=0, method="short", slice=2, losses=(loss,), unfinished=0.5)
-
     halving = Halving([done(1.0), done(0.5), done(2.0)])
-    assert not halving.goes_on(2, 0, 0.7)
-    assert halving.goes_on(2, 0, 0.4)
+    assert not halving.goes_on(0, 0, 0.7)
+    assert halving.goes_on(0, 0, 0.4)
 
 
 def test_only_what_was_trained_to_the_end_enters_the_front(tmp_path, trained):
     run = new_run(tmp_path / "run", accuracy=WISH, trials=30)
     search(run)
     with open_study(run) as study:
-        trials, known = study.get_trials(), Known(study)
-    stopped = [t for t in trials if t.constraints["unfinished"] > 0]
-    whole = [t for t in trials if t.constraints["unfinished"] == 0]
+        recorded, known = study.get_trials(), Known(study)
+    stopped = [t for t in recorded if t.constraints["unfinished"] > 0]
+    whole = [t for t in recorded if t.constraints["unfinished"] == 0]
     assert stopped
     assert whole
     assert all(len(t.user_attrs["trained"]["losses"]) == 3 for t in whole)
@@ -120,6 +131,68 @@ def test_no_rung_is_trained_twice_and_a_search_that_dies_comes_to_the_same(tmp_p
     assert outcome(run).front == whole.front
     written = [line["id"] for line in labels.Journal(run.path / "labels" / "labels.jsonl").read()]
     assert len(written) == len(set(written))
+
+
+def test_what_fails_late_does_not_make_a_resumed_search_another_one(tmp_path, trained, monkeypatch):
+    """Some networks diverge in the second rung; some are trained, and then cannot be measured."""
+    train, measure = labels._train, FakeDevice.measure
+
+    def diverging(data, digest, recipe, job, checkpoint):
+        if job.rung == 1 and job.arch.key[0] in "0123456":
+            raise MeasurementError("the loss is not finite")
+        return train(data, digest, recipe, job, checkpoint)
+
+    def picky(self, subject, protocol):
+        if subject.key[-1] in "0123456" and subject.key not in spared:
+            raise MeasurementError("the graph is refused")
+        return measure(self, subject, protocol)
+
+    spared = {arch.key for arch in (SPACE.smallest(), SPACE.largest())}
+    monkeypatch.setattr(labels, "_train", diverging)
+    monkeypatch.setattr(FakeDevice, "measure", picky)
+
+    class Dying(Silent):
+        def update(self, status):
+            if status.done in ends:
+                ends.remove(status.done)
+                raise Died
+
+    found = []
+    for name, ends in (("whole", []), ("run", [*range(3, 40, 4)])):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache of {name}"))
+        known_device()
+        run = new_run(tmp_path / name, accuracy=WISH, trials=40)
+        while ends:
+            with pytest.raises(Died):
+                Search(run, Dying()).run()
+        found.append(search(run))
+    whole, interrupted = found
+    failed = [attributes for _, state, *_, attributes in whole.trials if state.name == "FAIL"]
+    assert {"the loss is not finite", "the graph is refused"} == {one["reason"].split(": ")[1] for one in failed}
+    assert interrupted.trials == whole.trials
+
+
+def test_a_replay_trains_as_far_as_the_trial_was_trained_and_writes_nothing_to_the_run(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=20)
+    search(run)
+    with open_study(run) as study:
+        rungs = {len(t.user_attrs["trained"]["losses"]): t.number for t in study.get_trials()}
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert {1, 3} <= rungs.keys()
+    for count, number in rungs.items():
+        trained.clear()
+        assert replay(run, number, Silent()).holds
+        assert [job.rung for job in trained] == [*range(count)]
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_takes_the_latency_of_what_was_stopped_early_too(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(trials, "DOUBT_EVERY", 1)
+    known_device()
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=20)
+    search(run)
+    found = find(run)
+    assert len(found.measured) < len(found.forecasts[0].measured_ms) == 20
 
 
 def test_without_a_scheduler_every_candidate_is_trained_to_the_end_at_once(tmp_path, trained):

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evit_nas.arch import PRESETS, ArchConfig, StageConfig
 from evit_nas.config import SearchSettings
+from evit_nas.latency import Latency
 from evit_nas.latency.references import MeasuredReference, known_references
 from evit_nas.pareto import growth
 from evit_nas.runs import Run
@@ -90,7 +91,7 @@ def find(run: Run) -> Findings:
         measured=measured,
         predicted=[_predicted(trial) for trial in complete if not trial.user_attrs["latencies"]],
         failed=known.failed,
-        forecasts=[_forecast(index, complete, known) for index in range(len(settings.targets))],
+        forecasts=[_forecast(index, complete) for index in range(len(settings.targets))],
         convergence=_convergence(known, settings),
         pool=sum(trial.user_attrs.get("origin") in ("random", *PRESETS) for trial in known.by_key.values()),
         importance=_importance(within, directions),
@@ -131,11 +132,11 @@ def _predicted(trial: FrozenTrial) -> Predicted:
     return Predicted(arch, trial.user_attrs["estimate"]["value"], tuple(trial.user_attrs["predicted_ms"]), trial.number)
 
 
-def _forecast(index: int, complete: Iterable[FrozenTrial], known: Known) -> Forecast:
+def _forecast(index: int, complete: Iterable[FrozenTrial]) -> Forecast:
     both = [t for t in complete if t.user_attrs["latencies"] and t.user_attrs["predicted_ms"] is not None]
     return Forecast(
         predicted_ms=[trial.user_attrs["predicted_ms"][index] for trial in both],
-        measured_ms=[known.candidates[t.user_attrs["key"]].latencies[index].median_ms for t in both],
+        measured_ms=[Latency.model_validate(trial.user_attrs["latencies"][index]).median_ms for trial in both],
         names=[f"trial {trial.number}" for trial in both],
     )
 

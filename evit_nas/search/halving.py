@@ -15,6 +15,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
+from optuna.trial import FrozenTrial
+
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.arch import ArchConfig
@@ -43,13 +45,16 @@ class Halving:
     def __init__(self, before: Iterable[Trained] = ()) -> None:
         self._losses: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         for trained in before:
-            for rung, loss in enumerate(trained.losses):
-                self.goes_on(trained.slice, rung, loss)
+            self.count(trained)
+
+    def count(self, trained: Trained) -> None:
+        """Holds a network against those that come after it."""
+        for rung, loss in enumerate(trained.losses):
+            self._losses[trained.slice, rung].append(loss)
 
     def goes_on(self, slice_: int, rung: int, loss: float) -> bool:
         """Whether a network is among the best third of its slice at that rung so far; the first one is."""
-        losses = self._losses[slice_, rung]
-        losses.append(loss)
+        losses = [*self._losses[slice_, rung], loss]
         return sum(other < loss for other in losses) < max(len(losses) // REDUCTION, 1)
 
 
@@ -63,7 +68,7 @@ class ShortTrainings(Judge):
         assert wish.data is not None
         data = load_dataset(wish.data, wish.recipe.image_size, note=desk.watch.note)
         place = cluster.checkpoints if cluster else None
-        self._labels = Labels(desk.run.path / "labels", wish.data, data.digest, wish.recipe, place)
+        self._labels = Labels(desk.labels, wish.data, data.digest, wish.recipe, place)
         self._labels.open()
         self._rungs = range(wish.recipe.last_rung + 1)
         self._known = {
@@ -82,13 +87,25 @@ class ShortTrainings(Judge):
             self._evaluator.begin(_name(job), self._labels.training(job))
 
     def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Trained:
+        trained = self._train(arch, latency_ms, self._rungs[-1])
+        if latency_ms is not None:
+            self._halving.count(trained)
+        return trained
+
+    def again(self, arch: ArchConfig, trial: FrozenTrial) -> Trained:
+        on_record = trial.user_attrs.get("trained")
+        rungs = len(on_record["losses"]) if on_record else len(self._rungs) - self._first
+        return self._train(arch, None, self._first + rungs - 1)
+
+    def _train(self, arch: ArchConfig, latency_ms: float | None, last: int) -> Trained:
+        """To the end of rung `last`, or as far as it is worth it among those of the same latency."""
         budget_ms = self._targets[0].budget_ms
         slice_ = math.floor(math.log((latency_ms or budget_ms) / budget_ms, SLICE))
         losses = []
-        for rung in self._rungs[self._first :]:
+        for rung in self._rungs[self._first : last + 1]:
             label = self._label(self._job(arch, rung))
             losses.append(label.score.cross_entropy)
-            if rung == self._rungs[-1] or latency_ms is None:
+            if rung == last or latency_ms is None:
                 continue
             promising = self._halving.goes_on(slice_, rung, losses[-1])
             if not promising or latency_ms > NEAR * budget_ms:

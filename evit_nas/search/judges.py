@@ -9,15 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import ArchConfig
-from evit_nas.errors import EvitNasError, MeasurementError, RunError
+from evit_nas.errors import MeasurementError, RunError
 from evit_nas.runs import Run
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.status import Watcher
@@ -47,6 +49,10 @@ class Judge(ABC):
         Raises:
             MeasurementError: this network has no finite score.
         """
+
+    def again(self, arch: ArchConfig, trial: FrozenTrial) -> Estimate:
+        """The estimate that a trial has on record, made anew with the same effort; raises what `estimate` does."""
+        return self.estimate(arch)
 
     def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
         """(n,) values of the estimates, all at once."""
@@ -80,7 +86,7 @@ class ZeroCost(Judge):
             watch.step("pool", done, len(pool))
             try:
                 scored.append(self._evaluator.proxies(arch))
-            except (EvitNasError, RuntimeError, MemoryError) as error:
+            except (MeasurementError, RuntimeError, MemoryError) as error:
                 if isinstance(error, MeasurementError) and error.kind == "lost link":
                     raise
                 watch.note(f"left out of the pool: {origin} {arch.key}: {error}")
@@ -121,6 +127,8 @@ class Desk:
     watch: Watcher
     cluster: Cluster | None
     """Where networks are trained, if not on this machine."""
+    labels: Path
+    """Where a judge that trains each candidate keeps what it trained."""
 
 
 def judge_of(
@@ -130,13 +138,16 @@ def judge_of(
     pool: Sequence[tuple[ArchConfig, str]],
     watch: Watcher,
     cluster: Cluster | None = None,
+    labels: Path | None = None,
 ) -> Judge:
-    """The judge that the settings name, prepared.
+    """The judge that the settings name, prepared; one that trains each candidate keeps that in `labels`, or in the run.
 
     Raises:
         RunError: the run began with another judge, for example an earlier version of a table.
     """
-    judge = JUDGES[run.settings.accuracy.method](Desk(run, evaluator, record, pool, watch, cluster))
+    judge = JUDGES[run.settings.accuracy.method](
+        Desk(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
+    )
     before = record.user_attrs.get("judge")
     if before is None:
         record.set_user_attr("judge", judge.origin)

@@ -86,6 +86,7 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
     if owner := run.owner():
         raise RunError(f"{run.path} is being written by {owner}: two measurements at a time spoil both. Wait for it.")
     with tempfile.TemporaryDirectory() as scratch, explained(run.path), open_study(run) as record:
+        place, workers = Path(scratch), int(run.settings.accuracy.method == "short")  # as a search trains
         trial = _find(record.get_trials(deepcopy=False), number, run.path)
         arch = ArchConfig.model_validate(trial.user_attrs["arch"])
         memory = optuna.create_study(directions=directions(run.settings))  # a judge may write
@@ -93,13 +94,13 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
             memory.set_user_attr(name, value)
         with (
             open_devices(run.settings) as devices,
-            Evaluator(devices, Journal(Path(scratch) / "measurements.jsonl"), run.settings.seed) as evaluator,
+            Evaluator(devices, Journal(place / "measurements.jsonl"), run.settings.seed, workers) as evaluator,
         ):
             check_same_conditions(memory, [device.context() for device in devices], run)
-            judge = judge_of(run, evaluator, memory, (), watcher)
+            judge = judge_of(run, evaluator, memory, (), watcher, labels=place / "labels")
             before = trial.user_attrs.get("reason", "") if trial.state is TrialState.FAIL else ""
             try:
-                estimate, latencies = judge.estimate(arch), evaluator.latencies(arch)
+                estimate, latencies = judge.again(arch, trial), evaluator.latencies(arch)
                 more = {
                     "memory_mb": evaluator.memory_mb(arch) if asked("memory", run.settings) else None,
                     "energy_mj": evaluator.energy_mj(arch) if asked("energy", run.settings) else None,

@@ -9,9 +9,10 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from evit_nas.accuracy import Estimate
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.errors import EvitNasError, MeasurementError
+from evit_nas.errors import Interrupted, MeasurementError
 from evit_nas.latency import Latency
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.forecast import Forecasts
@@ -51,6 +52,7 @@ class Trials:
 
         Raises:
             MeasurementError: the link to a device was lost.
+            UsageError: a device or a node of the cluster refuses: it is set up in another way than before.
         """
         earlier = progress.known.by_key.get(arch.key)
         if earlier is not None:
@@ -63,20 +65,23 @@ class Trials:
             latencies: tuple[Latency, ...] = ()
             if predicted is None or trial.number % DOUBT_EVERY == 0:
                 latencies = self._evaluator.latencies(arch)
-                estimate = self._judge.estimate(arch, latencies[0].median_ms)
+                estimate = self._estimate(trial, arch, latencies[0].median_ms)
             else:
-                estimate = self._judge.estimate(arch, float(predicted[0, 0]))
+                estimate = self._estimate(trial, arch, float(predicted[0, 0]))
                 finished = not isinstance(estimate, Trained) or not estimate.unfinished
                 fastest_ms = (predicted[0] * (1 - self._forecasts.bands)).tolist()
                 hopeful = numbers_of(arch, estimate.value, fastest_ms, memory_mb, energy_mj)
                 if finished and self._may_reach_front(hopeful, progress):
                     latencies = self._evaluator.latencies(arch)
-        except (EvitNasError, RuntimeError, MemoryError) as error:
+        except (MeasurementError, RuntimeError, MemoryError) as error:
             if isinstance(error, MeasurementError) and error.kind == "lost link":
-                self._record.set_user_attr("evaluating", ("", 0))  # not the architecture's fault
+                _alive(self._record)
                 raise
             trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split()))
             return None
+        except (Exception, Interrupted, KeyboardInterrupt):
+            _alive(self._record)
+            raise
         predicted_ms: list[float] | None = None if predicted is None else predicted[0].tolist()
         trial.set_user_attr("estimate", plain(estimate))
         trial.set_user_attr("predicted_ms", predicted_ms)
@@ -87,16 +92,21 @@ class Trials:
         numbers = numbers_of(arch, estimate.value, best_known, memory_mb, energy_mj)
         beyond = self._constraints(numbers)
         if isinstance(estimate, Trained):
-            trial.set_user_attr("trained", estimate.model_dump(mode="json"))
             beyond["unfinished"] = estimate.unfinished
         for name, excess in beyond.items():
             trial.set_constraint(name, excess)
         return values(numbers, self._settings)
 
+    def _estimate(self, trial: optuna.Trial, arch: ArchConfig, latency_ms: float) -> Estimate:
+        estimate = self._judge.estimate(arch, latency_ms)
+        if isinstance(estimate, Trained):  # on record even if the trial fails later: others are held against it
+            trial.set_user_attr("trained", estimate.model_dump(mode="json"))
+        return estimate
+
     def screened(self, earlier: Sequence[FrozenTrial], number: int) -> list[ArchConfig]:
-        """New architectures of the front that predictions promise; none while an objective cannot be predicted."""
+        """New architectures of the front that predictions promise; none while a number that counts is not predicted."""
         rng = random.Random(f"{self._settings.seed} {number}")
-        if {"memory", "energy"} & {*self._settings.objectives}:
+        if asked("memory", self._settings) or asked("energy", self._settings):
             return []
         if self._forecasts.predict_ms([self._settings.space.smallest()]) is None:
             return []
@@ -150,3 +160,8 @@ def _survive(record: optuna.Study, arch: ArchConfig) -> None:
     if deaths == MAX_DEATHS:
         raise MeasurementError(f"the process died {deaths} times while it evaluated this architecture")
     record.set_user_attr("evaluating", (arch.key, deaths + 1))
+
+
+def _alive(record: optuna.Study) -> None:
+    """Takes the death back that `_survive` expects: the process ends, but not of the architecture."""
+    record.set_user_attr("evaluating", ("", 0))
