@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from evit_nas.accuracy.short import ShortTraining
@@ -9,8 +11,9 @@ from evit_nas.analysis import proportion
 from evit_nas.analysis.proportion import TOLERANCE, Variant, attention_share, matched, study, variants, widened
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions, ShortRecipe
-from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.latency import Protocol
+from evit_nas.runs import lock
 from tests.fakes import FakeDevice, latency_of
 from tests.networks import tiny_arch
 
@@ -147,6 +150,11 @@ def test_the_folder_of_another_network_is_refused(tmp_path, device, trainings, h
     study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
     with pytest.raises(UsageError, match="study of another network or device"):
         study(tmp_path, ArchConfig.preset("m1"), "digits", device, Silent(), recipe=RECIPE)
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path, device):
+    with lock(tmp_path), pytest.raises(RunError, match=rf"is being written by process {os.getpid()} on .*Wait for it"):
+        study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
 
 
 def test_nothing_trained_is_an_error_not_an_empty_picture(tmp_path, device):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.network.cost import cost
+from evit_nas.runs import lock
 from evit_nas.search import trained_pool
 from evit_nas.search.trained_pool import PoolSettings, TrainedPool
 from evit_nas.space import SearchSpace
@@ -48,9 +50,9 @@ def trainer(monkeypatch):
     return trainer
 
 
-def train(folder, watch=None, seeds=1, **changes) -> LabelTable:
+def train(folder, watch=None, seeds=1, workers=1, **changes) -> LabelTable:
     settings = settings_of(**changes)
-    return TrainedPool(folder, settings).train(FakeDevice(settings.conditions), 1, watch or Notes(), seeds)
+    return TrainedPool(folder, settings).train(FakeDevice(settings.conditions), workers, watch or Notes(), seeds)
 
 
 def test_the_table_holds_the_pool_with_latency_proxies_and_labels(tmp_path):
@@ -107,6 +109,65 @@ def test_what_is_there_is_gone_on_with(tmp_path, trainer, monkeypatch):
     assert len(FakeDevice.calls) == measured
 
 
+def test_architectures_that_were_found_survive_an_interruption(tmp_path, monkeypatch):
+    measured, real = [], FakeDevice.measure
+
+    def stopped(self, subject, protocol):
+        if len(measured) == 20:
+            raise KeyboardInterrupt
+        measured.append(real(self, subject, protocol))
+        return measured[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDevice, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path)
+    found = [json.loads(line)["arch"] for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert 0 < len(found) < ARCHS
+    table = train(tmp_path)
+    assert len(table.networks) == ARCHS
+    kept = [arch.model_dump(mode="json") for arch in table.archs]
+    assert all(arch in kept for arch in found)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_processes_do_not_write_one_folder(tmp_path, workers):
+    train(tmp_path)
+    with lock(tmp_path), pytest.raises(RunError, match=f"is being written by process {os.getpid()} on .*Wait for it"):
+        train(tmp_path, workers=workers)
+    train(tmp_path, workers=workers)
+
+
+def test_judged_so_far_it_says_nothing_of_trainings(tmp_path):
+    whole, watch = train(tmp_path), Notes()
+    assert train(tmp_path, watch, workers=0) == whole
+    assert watch.notes == []
+
+
+def test_only_trainings_that_are_asked_for_count_as_done(tmp_path):
+    train(tmp_path, seeds=3)
+    (tmp_path / "labels.jsonl").write_text("".join((tmp_path / "labels.jsonl").read_text().splitlines(True)[1:]))
+    watch = Notes()
+    train(tmp_path, watch)
+    assert ("training", ARCHS + 4, ARCHS + 4) in watch.steps
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(trained_pool, "__version__", "0.0.0"),
+        lambda patch: patch.setattr(trained_pool, "version", lambda package: "0.0.0"),
+        lambda patch: patch.delitem(zero_cost.PROXIES, next(iter(zero_cost.PROXIES))),
+    ],
+    ids=["evit-nas", "torch", "proxies"],
+)
+def test_proxies_of_other_versions_or_other_names_are_scored_again(tmp_path, monkeypatch, change):
+    train(tmp_path)
+    change(monkeypatch)
+    monkeypatch.setattr(zero_cost, "score_all", lambda arch, **options: {"new": 1.0})
+    assert all(network.proxies == {"new": 1.0} for network in train(tmp_path).networks)
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [("data", "procedural"), ("slices_ms", (0.6, 1.1)), ("archs", 20), ("seed", 1), ("recipe", ShortRecipe())],
@@ -132,6 +193,9 @@ def test_a_network_without_finite_proxies_stays_in_the_table_without_them(tmp_pa
     assert all(network.arch.stages[0].mixer == "linear" for network in without)
     assert sum("without proxies" in note for note in watch.notes) == len(without)
 
+    monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
+    assert all(network.proxies for network in train(tmp_path).networks)  # a failure is not remembered
+
 
 def test_a_paper_network_that_cannot_be_measured_costs_nobody_the_pool(tmp_path, monkeypatch):
     real = FakeDevice.measure
@@ -145,6 +209,20 @@ def test_a_paper_network_that_cannot_be_measured_costs_nobody_the_pool(tmp_path,
     watch = Notes()
     assert len(train(tmp_path, watch).networks) == ARCHS
     assert "left out: m0: took too long" in watch.notes
+
+
+def test_a_lost_link_ends_it_and_no_pool_is_kept_without_the_papers_networks(tmp_path, monkeypatch):
+    real = FakeDevice.measure
+
+    def lost(self, subject, protocol):
+        if protocol.visits > 1:
+            raise MeasurementError("the board does not answer", "lost link")
+        return real(self, subject, protocol)
+
+    monkeypatch.setattr(FakeDevice, "measure", lost)
+    with pytest.raises(MeasurementError, match="does not answer"):
+        train(tmp_path)
+    assert not (tmp_path / "pool.json").exists()
 
 
 def test_a_pool_of_which_nothing_can_be_trained_is_an_error(tmp_path, monkeypatch):

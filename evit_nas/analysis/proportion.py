@@ -25,7 +25,7 @@ from evit_nas.config import ShortRecipe
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.latency import Device, Latency, Protocol
-from evit_nas.runs import write_atomically
+from evit_nas.runs import lock, write_atomically
 from evit_nas.search.status import Watcher
 
 FFN_COUNTS = (0, 1, 2, 3)
@@ -169,9 +169,24 @@ def study(
 
     Raises:
         UsageError: the data cannot be used, or the folder is of another study.
+        RunError: another process is at work in the folder; names it.
         EvitNasError: a training process died, or nothing could be measured or trained.
     """
-    recipe = recipe or ShortRecipe()
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        return _study(folder, arch, data, device, watch, recipe or ShortRecipe(), seeds, workers)
+
+
+def _study(
+    folder: Path,
+    arch: ArchConfig,
+    data: str,
+    device: Device,
+    watch: Watcher,
+    recipe: ShortRecipe,
+    seeds: Sequence[int],
+    workers: int,
+) -> Proportion:
     images = load_dataset(data, recipe.image_size, note=watch.note)
     target_ms, found = _variants(folder, arch, device, watch)
     labels = Labels(folder, data, images.digest, recipe)
@@ -214,7 +229,6 @@ def _variants(folder: Path, arch: ArchConfig, device: Device, watch: Watcher) ->
     else:
         plain = {"about": about, "target_ms": device.measure(arch, Protocol())[0].median_ms, "variants": {}}
     target_ms, found, plans = float(plain["target_ms"]), plain["variants"], list(variants(arch))
-    folder.mkdir(parents=True, exist_ok=True)
     for done, (name, variant) in enumerate(plans, start=1):
         if name in found:
             continue

@@ -7,21 +7,23 @@ written down as it comes, and the order is one that gives a balanced table early
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from evit_nas import __version__
 from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
-from evit_nas.latency import STRICT, Device
-from evit_nas.runs import Journal, write_atomically
-from evit_nas.search.slices import sliced_pool
+from evit_nas.latency import STRICT, Device, Latency
+from evit_nas.runs import Journal, lock, write_atomically
+from evit_nas.search.slices import Sliced, sliced_pool
 from evit_nas.search.status import Watcher
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import read_yaml
@@ -85,15 +87,19 @@ class TrainedPool:
 
         Raises:
             UsageError: the data cannot be used.
+            RunError: another process is at work in the folder; names it.
             EvitNasError: a slice cannot be filled, or a worker died; what was done is kept.
         """
+        with lock(self._folder):
+            return self._train(device, workers, watch, seeds)
+
+    def _train(self, device: Device, workers: int, watch: Watcher, seeds: int) -> LabelTable:
         recipe = self._settings.recipe
         data = load_dataset(self._settings.data, recipe.image_size, note=watch.note)
         latency_ms, archs = self._pool(device, watch)
         labels = Labels(self._folder, self._settings.data, data.digest, recipe)
         jobs = self._jobs(archs, seeds)
-        watch.note(f"training {len(jobs)} networks on {data.name}, {workers} at a time; it goes on where it stopped")
-        done = len(labels.known())
+        done = len({(job.arch.key, job.seed) for job in jobs} & labels.known().keys())
 
         def step(job: Job, label: Label) -> None:
             nonlocal done
@@ -106,6 +112,7 @@ class TrainedPool:
             )
 
         if workers:
+            watch.note(f"{len(jobs)} trainings on {data.name}, {workers} at a time; it goes on where it stopped")
             labels.collect(jobs, workers, step, watch.note)
         return self.table(data.name, labels, archs, latency_ms, watch)
 
@@ -147,6 +154,8 @@ class TrainedPool:
         path = self._folder / "pool.json"
         settings = self._settings
         if not path.exists():
+            journal = Journal(self._folder / "found.jsonl")
+            journal.repair()
             pool = sliced_pool(
                 device,
                 settings.space,
@@ -155,6 +164,8 @@ class TrainedPool:
                 settings.seed,
                 lambda done: watch.step("architectures in the slices", done, settings.archs),
                 watch.note,
+                before=[_sliced(record) for record in journal.read()],
+                keep=lambda sliced: journal.append(_record(sliced)),
             )
             found = {sliced.arch.key: (sliced.arch, sliced.latency.median_ms) for sliced in pool}
             for name in PRESETS:
@@ -162,6 +173,8 @@ class TrainedPool:
                 try:
                     ms = device.measure(arch, STRICT)[0].median_ms
                 except MeasurementError as error:
+                    if error.kind == "lost link":
+                        raise
                     watch.note(f"left out: {name}: {error}")
                     continue
                 if ms <= SLOWEST_PRESET * max(settings.slices_ms):
@@ -172,18 +185,35 @@ class TrainedPool:
 
     def _proxies(self, archs: list[ArchConfig], watch: Watcher) -> list[dict[str, float]]:
         """The zero-cost scores of each network; empty where one has no finite value."""
-        from evit_nas.accuracy.zero_cost import score_all
+        from evit_nas.accuracy.zero_cost import PROXIES, score_all
 
+        seed = self._settings.seed
+        context = {"seed": seed, "names": list(PROXIES), "torch": version("torch"), "evit_nas": __version__}
         journal = Journal(self._folder / "proxies.jsonl")
         journal.repair()
-        known = {record["key"]: record["proxies"] for record in journal.read()}
+        known = {record["key"]: record["proxies"] for record in journal.read() if record.get("context") == context}
         for done, arch in enumerate(archs, start=1):
             watch.step("proxies", done, len(archs))
-            if arch.key not in known:
-                try:
-                    known[arch.key] = score_all(arch, seed=self._settings.seed)
-                except MeasurementError as error:
-                    watch.note(f"without proxies: {arch.key}: {error}")
-                    known[arch.key] = {}
-                journal.append({"key": arch.key, "proxies": known[arch.key]})
+            if arch.key in known:
+                continue
+            try:
+                known[arch.key] = score_all(arch, seed=seed)
+            except MeasurementError as error:
+                watch.note(f"without proxies: {arch.key}: {error}")
+                known[arch.key] = {}
+            else:
+                journal.append({"key": arch.key, "context": context, "proxies": known[arch.key]})
         return [known[arch.key] for arch in archs]
+
+
+def _record(sliced: Sliced) -> dict[str, Any]:
+    return {
+        "arch": sliced.arch.model_dump(mode="json"),
+        "latency": sliced.latency.model_dump(mode="json"),
+        "slice_ms": sliced.slice_ms,
+    }
+
+
+def _sliced(record: dict[str, Any]) -> Sliced:
+    latency = Latency.model_validate(record["latency"])
+    return Sliced(ArchConfig.model_validate(record["arch"]), latency, record["slice_ms"])
