@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -278,6 +279,15 @@ def test_a_candidate_that_cannot_be_measured_is_replaced(trainer, tmp_path, monk
     assert refused
     assert refused[0] not in trainer.trained
     assert f"left out: {refused[0]}: took too long" in watch.notes
+
+
+def test_a_worker_that_dies_is_an_error_that_names_the_run_to_resume(trainer, tmp_path, monkeypatch):
+    def dies(*args):
+        raise BrokenProcessPool("died")
+
+    monkeypatch.setattr(labels_module, "_train", dies)
+    with pytest.raises(EvitNasError, match=f"go on with: evit-nas resume {tmp_path}, with fewer --workers"):
+        collected(tmp_path, labels=8)
 
 
 def test_too_few_labels_are_an_error(trainer, tmp_path, monkeypatch):

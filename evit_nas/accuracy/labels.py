@@ -121,6 +121,7 @@ class Labels:
         step: Callable[[Job, Label], None],
         note: Callable[[str], None],
         cluster: Executor | None = None,
+        way: str = "run the same command again to go on",
     ) -> None:
         """Trains what is not known yet, begun in the order of `jobs`, and writes each label down as it comes.
 
@@ -131,6 +132,7 @@ class Labels:
             note: told which networks could not be trained, and why. One whose training diverged is not tried again;
                 one that failed for want of memory, say, is by the next call.
             cluster: trains them, instead of processes of this machine.
+            way: how to go on when a worker has died, for the message.
 
         Raises:
             EvitNasError: a worker process died, or the cluster is gone; the labels so far are kept and unfinished
@@ -157,7 +159,7 @@ class Labels:
         except BrokenProcessPool:
             raise EvitNasError(
                 "a training process died, perhaps for want of memory. The labels so far are kept; "
-                "run the same command again to go on, with fewer --workers if it dies again."
+                f"{way}, with fewer --workers if it dies again."
             ) from None
         finally:
             if pool is not None:

@@ -77,7 +77,7 @@ def bench(
     if export is not None:
         table.save(export)
         say(f"written: {export} ({len(table.networks)} networks)")
-    card = score_card(table)
+    card = score_card(table, seed=seed)
     _print(card, format_)
     if plot is not None:
         from evit_nas.report.plot import write_card_plot
@@ -107,7 +107,7 @@ def _train(
         "data": data,
         "space": SearchSpace.load(space),
         "conditions": conditions_of(device, None, 1, None, None),
-        "slices_ms": [parse_budget(part) for part in slices.split(",")],
+        "slices_ms": [_slice_ms(part) for part in slices.split(",")],
         "archs": archs,
         "recipe": validate(ShortRecipe, recipe, "recipe"),
         "seed": seed,
@@ -118,6 +118,15 @@ def _train(
     say(f"pool: {folder}")
     with open_device(settings.conditions) as opened, progress_view() as view:
         return pool.train(opened, workers, view, seeds)
+
+
+def _slice_ms(text: str) -> float:
+    try:
+        return parse_budget(text)
+    except UsageError:
+        raise UsageError(
+            f"--slices must be positive numbers with a unit (us, ms or s), got '{text}'; try 2ms,3.5ms,5ms."
+        ) from None
 
 
 def _print(card: Card, format_: Format) -> None:

@@ -50,7 +50,7 @@ def collect_labels(
     """Trains the networks that the settings ask for, and goes on where an earlier call was interrupted.
 
     Args:
-        folder: where labels, checkpoints and the resulting table are kept.
+        folder: of a run's folder, where labels, checkpoints and the resulting table are kept.
         settings: data, recipe, number of labels, workers, seed, and the budget on the first device.
         device: that device.
         watch: told what happens.
@@ -65,6 +65,7 @@ def collect_labels(
         return LabelTable.load(path)
     assert wish.data is not None
     data = load_dataset(wish.data, wish.recipe.image_size, note=watch.note)
+    way = f"go on with: evit-nas resume {folder.parent}"
     labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
     stopwatch = _Stopwatch(folder, device, settings, watch)
     start, planned = _plan(labels, settings, stopwatch, watch)
@@ -86,7 +87,7 @@ def collect_labels(
         found = _trainings(labels)
         done.update(asked.keys() & found.keys())
         jobs = [Job(arch, settings.seed, wish.recipe.last_rung) for arch, _ in more if arch.key not in found]
-        labels.collect(jobs, workers, step, watch.note, cluster)
+        labels.collect(jobs, workers, step, watch.note, cluster, way)
         found = _trainings(labels)
         return [
             TrainedNetwork(arch=arch, latency_ms=ms, trainings=found[key])
