@@ -1,5 +1,6 @@
 """Data sets: one contract for every kind of source, what becomes of odd pictures, and a cache that is never half."""
 
+import errno
 import fcntl
 import gzip
 import os
@@ -196,6 +197,55 @@ def test_unreadable_images_are_skipped_by_name_and_said_each_time(tmp_path):
     assert np.bincount(data.train.labels).tolist() == [5, 6, 6]
     assert np.bincount(data.val.labels).tolist() == [2, 1, 2]
     assert len(data.train.images) == 17
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    (folder / "train" / "bus" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    assert load_dataset(str(folder), SIDE).skipped == ("train/bus/lost.png",)
+    picture().save(tmp_path / "nowhere.png")
+    assert load_dataset(str(folder), SIDE).skipped == ()
+
+
+def test_names_that_are_not_utf_8_are_taken_and_shown_as_far_as_possible(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    for split in ("train", "val"):
+        bus = folder / split / "bus"
+        bus.rename(folder / split / os.fsdecode(b"b\xfcs"))
+    (folder / "train" / "car" / os.fsdecode(b"\xff.png")).write_bytes(b"no picture")
+    for _ in range(2):
+        data = load_dataset(str(folder), SIDE)
+        assert len(data.train.labels) == 18
+        assert data.skipped == ("train/car/\ufffd.png",)
+
+
+@pytest.mark.parametrize("place", [(Image, "open"), (cache, "to_square")], ids=["opening", "decoding"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_failing_disk_or_system_costs_no_image(number, place, tmp_path, monkeypatch):
+    folder = split_folder(tmp_path / "mine")
+
+    def fails(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, fails)
+        refused(folder, rf"mine: train/bus/00\.png cannot be read: {os.strerror(number)}\. Put that right")
+    data = load_dataset(str(folder), SIDE)
+    assert data.skipped == ()
+    assert len(data.train.labels) == 18
+
+
+def test_a_header_that_points_to_before_the_file_is_the_images_own_fault(tmp_path, monkeypatch):
+    folder, decode, calls = split_folder(tmp_path / "mine"), cache.to_square, []
+
+    def fails_once(*args: object) -> np.ndarray:
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return decode(*args)
+
+    monkeypatch.setattr(cache, "to_square", fails_once)
+    assert load_dataset(str(folder), SIDE).skipped == ("train/bus/00.png",)
 
 
 def test_a_class_without_a_readable_image_is_an_error(tmp_path):
@@ -451,6 +501,25 @@ def test_what_timm_cannot_open_here_is_refused_with_how_to_get_it(tmp_path):
     refused(f"torch/cifar10@{tmp_path}", rf"on this machine already.*create_dataset.*{tmp_path}.*download=True")
     refused(f"torch/cifar11@{tmp_path}", "cifar11")
     refused("hfds/nobody/nothing", r"on this machine already.*datasets\.load_dataset\('nobody/nothing'\)")
+
+
+def test_a_folder_of_nobody_or_without_rights_is_refused_with_its_path(tmp_path, monkeypatch):
+    refused("~nobody-at-all/x", "~nobody-at-all/x: no such data: Could not determine home directory")
+    folder = class_folders(tmp_path / "mine", 3)
+
+    def denied(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", denied)  # of a class
+        refused(folder, f"{folder}: {folder / 'bus'} cannot be read: Permission denied")
+    monkeypatch.setattr(Path, "is_dir", denied)
+    refused(folder, f"{folder}: {folder} cannot be read: Permission denied")
+
+
+def test_links_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    refused(tmp_path / "round", "round: no such data")
 
 
 def test_an_image_size_must_be_positive():

@@ -6,6 +6,7 @@ believed. One process decodes while others that want the same entry wait; the lo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,6 +29,7 @@ from evit_nas.errors import UsageError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # from Pillow
 NAMED = 5  # skipped images in a message
+_BROKEN = (None, errno.EINVAL)  # numbers of an OSError about one image: Pillow's own, and a seek to before its start
 _VERSION = 1  # of what is done to an image; a new one makes old entries void
 
 
@@ -42,7 +44,7 @@ def load_dataset(
     decoding and about skipped images.
 
     Raises:
-        UsageError: the source cannot be used, or no image of some class can be read.
+        UsageError: the source cannot be used, no image of some class can be read, or the system fails to read one.
     """
     if image_size < 1:
         raise UsageError(f"image_size must be at least 1 pixel, got {image_size}.")
@@ -69,7 +71,7 @@ def load_dataset(
 
 
 def _entry(source: Source, image_size: int) -> Path:
-    location = hashlib.blake2b(source.location.encode(), digest_size=6).hexdigest()
+    location = hashlib.blake2b(os.fsencode(source.location), digest_size=6).hexdigest()
     return Path(platformdirs.user_cache_dir("evit-nas")) / "data" / f"{source.name[:64]}-{image_size}-{location}"
 
 
@@ -104,7 +106,7 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed: the lock is ours
     scratch.mkdir()
     mode = _mode(source)
-    digest = hashlib.blake2b("\0".join(source.classes).encode(), digest_size=6)
+    digest = hashlib.blake2b(os.fsencode("\0".join(source.classes)), digest_size=6)
     skipped: list[str] = []
     for split, images in (("train", source.train), ("val", source.val)):
         read = []
@@ -114,7 +116,8 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str
                 try:
                     with images.picture(index) as image:
                         pixels = to_square(image, image_size, mode).tobytes()
-                except UNREADABLE:
+                except UNREADABLE as error:
+                    _check_image_is_to_blame(error, source, images.name(index))
                     skipped.append(images.name(index))
                     continue
                 file.write(pixels)
@@ -160,9 +163,15 @@ def _mode(source: Source) -> str:
                 with images.picture(index) as image:
                     if image.mode not in GRAY_MODES:
                         return "RGB"
-            except UNREADABLE:
-                continue
+            except UNREADABLE as error:
+                _check_image_is_to_blame(error, source, images.name(index))
     return "L"
+
+
+def _check_image_is_to_blame(error: Exception, source: Source, name: str) -> None:
+    """An image is left out for good; a disk or a system that fails would have all that follow left out too."""
+    if isinstance(error, OSError) and error.errno not in _BROKEN:
+        raise UsageError(f"{source.name}: {name} cannot be read: {error.strerror}. Put that right, and try again.")
 
 
 def _check_every_class(source: Source, split: str, labels: np.ndarray) -> None:

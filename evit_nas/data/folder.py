@@ -23,10 +23,13 @@ class FolderImages(Images):
         self.root, self.paths = root, paths
 
     def picture(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
+        path = self.paths[index]
+        if path.is_symlink() and not path.exists():
+            raise ValueError("a link that leads nowhere")
+        return Image.open(path)
 
     def name(self, index: int) -> str:
-        return str(self.paths[index].relative_to(self.root))
+        return os.fsencode(self.paths[index].relative_to(self.root)).decode(errors="replace")
 
 
 def open_folder(root: Path, seed: int) -> Source:
@@ -70,13 +73,17 @@ def _files_by_class(folder: Path) -> dict[str, list[Path]]:
     for path in classes:
         files[path.name] = sorted(
             Path(place, name)
-            for place, _, names in os.walk(path)
+            for place, _, names in os.walk(path, onerror=_refuse)
             for name in names
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         )
         if not files[path.name]:
             raise UsageError(f"{path}: a class must have pictures ({' '.join(SUFFIXES)}), found none.")
     return files
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _images(root: Path, files: dict[str, list[Path]]) -> FolderImages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -123,6 +124,6 @@ def stamp_of(files: Iterable[Path]) -> str:
     """Changes when a file is added, removed, renamed or written (names, sizes and times; contents are not read)."""
     stamp = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
-        stat = path.stat()
-        stamp.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        stat = path.stat() if path.exists() else path.lstat()  # a link that leads nowhere is a file too
+        stamp.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return stamp.hexdigest()

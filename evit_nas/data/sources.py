@@ -29,7 +29,17 @@ def open_source(text: str, seed: int) -> Source:
     """
     if text in BUILT_IN:
         return BUILT_IN[text](seed)
-    path = Path(text).expanduser().resolve()
+    try:
+        path = Path(text).expanduser().resolve()
+    except RuntimeError as error:  # a user without a home, or links in a circle
+        raise UsageError(f"{text}: no such data: {error}") from None
+    try:
+        return _open(text, path, seed)
+    except OSError as error:
+        raise UsageError(f"{text}: {error.filename or 'it'} cannot be read: {error.strerror}.") from None
+
+
+def _open(text: str, path: Path, seed: int) -> Source:
     if path.is_dir():
         return open_idx(path) if is_idx_folder(path) else open_folder(path, seed)
     if text.startswith(PREFIXES):
