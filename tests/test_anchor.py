@@ -66,6 +66,7 @@ def test_leaving_the_papers_design_widens_the_interval_choice_by_choice():
     assert width(changed("m4", mixer="linear")) < width(changed("m4", mixer="linear", ffn_ratio=1.5))
     assert width(changed("m4", v_ratio=0.5)) > 2.5
     assert width(ArchConfig.preset("m4").model_copy(update={"stem_ratio": 0.5})) > 2.5
+    assert width(changed("m4", window=5)) > 1.5 * width(ArchConfig.preset("m4"))
 
 
 def test_turning_the_cascade_off_costs_what_the_paper_found():
@@ -86,6 +87,12 @@ def test_what_the_network_does_not_use_changes_nothing():
             update={"stages": tuple(stage.model_copy(update={"cascade": False}) for stage in linear.stages)}
         )
     )
+
+
+def test_a_window_larger_than_the_map_is_the_papers():
+    m4 = ArchConfig.preset("m4")
+    last = m4.stages[2].model_copy(update={"window": 4})  # its map has 4 x 4 tokens
+    assert imagenet_estimate(m4.model_copy(update={"stages": (*m4.stages[:2], last)})) == imagenet_estimate(m4)
 
 
 def test_sizes_far_outside_get_a_wider_interval_and_then_no_estimate():

@@ -22,7 +22,7 @@ class Estimate(BaseModel):
     high: float | None = None
     """Its other end."""
     method: str
-    """Name in METHODS."""
+    """Name in `evit_nas.search.judges.JUDGES`."""
 
 
 class ShortScore(BaseModel):

@@ -42,8 +42,9 @@ class RankAggregate:
     def score(self, proxies: Mapping[str, float]) -> float:
         """Mean over the proxies of log(rank / (m + 1)) for a pool of m networks; higher is better.
 
-        About -1 for a network like the pool's average, about 0 for one like its best; see `rank` for the
-        networks between and beyond. Proxies that are not aggregated may be present and do not count.
+        About -0.7 (log 1/2) for a network in the middle of the pool by every proxy, about 0 for one like its best; -1
+        is the pool's mean score. See `rank` for the networks between and beyond. Proxies that are not aggregated may
+        be present and do not count.
 
         Raises:
             UsageError: a proxy is missing or not finite.

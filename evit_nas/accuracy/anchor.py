@@ -83,20 +83,22 @@ def leave_one_out() -> dict[str, float]:
 def _departures(arch: ArchConfig) -> dict[str, float]:
     """The share of the blocks that differ from those of m0 to m5 in each respect, 0 to 1."""
 
-    def unlike(stage: StageConfig) -> dict[str, bool]:
+    def unlike(index: int, stage: StageConfig) -> dict[str, bool]:
         return {
             "mixer": stage.mixer != "softmax",
             "cascade": stage.mixer == "softmax" and stage.heads > 1 and not stage.cascade,
             "qk_dim": stage.mixer != "none" and stage.qk_dim != 16,
             "v_ratio": stage.mixer != "none" and stage.v_dim != stage.head_dim,
+            "window": stage.mixer == "softmax" and arch.window_side(index) != min(7, *arch.grids[index]),
             "ffn_ratio": stage.ffn_dim != 2 * stage.width,
             "ffn_count": stage.ffn_count != 1,
         }
 
     blocks = sum(stage.depth for stage in arch.stages)
+    found = [unlike(index, stage) for index, stage in enumerate(arch.stages)]
     shares = {
-        name: sum(stage.depth for stage in arch.stages if unlike(stage)[name]) / blocks
-        for name in unlike(arch.stages[0])
+        name: sum(stage.depth for stage, own in zip(arch.stages, found, strict=True) if own[name]) / blocks
+        for name in found[0]
     }
     slim = [arch.merge_dim(index) != 4 * arch.stages[index - 1].width for index in (1, 2)]
     width = arch.stages[0].width
