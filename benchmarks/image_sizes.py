@@ -61,7 +61,7 @@ def told(job: Job, label: Label) -> None:
 def scores_of(table: LabelTable) -> dict[str, np.ndarray]:
     """(n,) what the table says of each of its networks without having seen it at another size; higher is better."""
     truth, noise = table.truth()
-    (held_out,) = cross_validated(features_of(table.archs, ("code", "size")), truth, noise)
+    (held_out,) = cross_validated(features_of(table.archs), truth, noise)
     proxies = [network.proxies for network in table.networks]
     aggregate = RankAggregate.fit([one for one in proxies if all(name in one for name in NAMES)])
     sizes = features_of(table.archs, ["size"])

@@ -13,7 +13,7 @@ appears once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ class Spread:
     arch_sd: float
     """Between the expected labels of different networks: what a score can explain."""
     seed_sd: float
-    """Between trainings of one network that differ in the seed only."""
+    """Between trainings of one network that differ in the seed only, beyond what a seed does to all networks."""
     label_sd: float
     """The noise left in a network's mean label; equal to `seed_sd` with one training a network."""
 
@@ -123,32 +123,120 @@ def noise_ceiling(arch_sd: float, label_sd: float) -> float:
     return 2 / math.pi * math.asin(arch_sd / total) if total else 0.0
 
 
-def spread(runs: Sequence[Sequence[float]], latency_ms: np.ndarray | None = None) -> Spread:
+Runs = Sequence[Mapping[int, float]]
+"""For each network the labels of its trainings, by seed; at least one."""
+
+
+def seed_effects(runs: Runs) -> tuple[dict[int, float], int]:
+    """What each seed adds to every network's label, and how many of these effects were estimated.
+
+    Trainings of one seed see the same images in the same order, and that moves all of them alike: which network is
+    better must not depend on which of them were trained with the better seed. The least-squares fit of label = network
+    + seed, with the seeds' mean over all trainings 0. Seeds that no network links to others cannot be told from their
+    networks, and get no effect.
+    """
+    seeds = sorted({seed for labels in runs for seed in labels})
+    of = {seed: column for column, seed in enumerate(seeds)}
+    rows, off = [], []
+    for labels in runs:
+        has = np.isin(seeds, list(labels)).astype(float)
+        mean = np.mean(list(labels.values()))
+        for seed, label in labels.items():
+            row = -has / len(labels)
+            row[of[seed]] += 1
+            rows.append(row)
+            off.append(label - mean)
+    effects, _, rank, _ = np.linalg.lstsq(np.array(rows), np.array(off), rcond=None)
+    trainings = np.array([sum(seed in labels for labels in runs) for seed in seeds])
+    effects -= trainings @ effects / trainings.sum()
+    return dict(zip(seeds, effects.tolist(), strict=True)), int(rank)
+
+
+def without_seed_effects(runs: Runs) -> list[dict[int, float]]:
+    """The labels as they would be if all seeds were equally good; see `seed_effects`."""
+    effects, _ = seed_effects(runs)
+    return [{seed: label - effects[seed] for seed, label in labels.items()} for labels in runs]
+
+
+def seed_sd(runs: Runs) -> float:
+    """Standard deviation of the labels of one network, beyond what a seed does to all networks; NaN if not known.
+
+    Pooled over the networks: squares about their means, over the trainings less the means and the effects estimated.
+    """
+    _, effects = seed_effects(runs)
+    freedom = sum(len(labels) - 1 for labels in runs) - effects
+    if freedom < 1:
+        return math.nan
+    values = [np.array(list(labels.values())) for labels in without_seed_effects(runs)]
+    return math.sqrt(sum(float(np.sum((labels - labels.mean()) ** 2)) for labels in values) / freedom)
+
+
+def spread(runs: Runs, latency_ms: np.ndarray | None = None) -> Spread:
     """How far labels of rivals lie apart because of the architecture and because of the seed.
 
-    The variance between seeds is pooled over the networks. Half the mean squared difference of two rivals' mean
-    labels is the variance of both sources together; the share of the seeds, known from their numbers, is taken off.
+    Half the mean squared difference of two rivals' mean labels is the variance of both sources together; the share of
+    the seeds, known from their numbers, is taken off.
 
     Args:
-        runs: for each network the labels of its trainings, in any number from 1; some need two.
+        runs: of which some have two seeds; what a seed adds to all of them is taken out first.
         latency_ms: (n,) of the networks.
 
     Raises:
-        ValueError: a network has no label, or none has two, or there are no rivals.
+        ValueError: a network has no label, or too few have two, or there are no rivals.
     """
     counts = np.array([len(labels) for labels in runs])
-    if counts.min(initial=1) < 1 or counts.max(initial=1) < 2:
+    if counts.min(initial=1) < 1 or math.isnan(noise := seed_sd(runs)):
         raise ValueError(f"every network needs a label and some need two, got {counts.tolist()} of them.")
     pairs = rivals(len(runs), latency_ms)
     if not pairs.any():
         raise ValueError(f"a spread needs networks of about equal latency, got none among {len(runs)}.")
-    means = np.array([np.mean(labels) for labels in runs])
+    means = np.array([np.mean(list(labels.values())) for labels in without_seed_effects(runs)])
     _checked(len(runs), labels=means)
-    within = sum(float(np.sum((np.asarray(labels) - mean) ** 2)) for labels, mean in zip(runs, means, strict=True))
-    seed_var = within / float((counts - 1).sum())
-    label_var = seed_var * float(np.add.outer(1 / counts, 1 / counts)[pairs].mean()) / 2
+    label_var = noise**2 * float(np.add.outer(1 / counts, 1 / counts)[pairs].mean()) / 2
     total_var = float((np.subtract.outer(means, means)[pairs] ** 2).mean()) / 2
-    return Spread(math.sqrt(max(0.0, total_var - label_var)), math.sqrt(seed_var), math.sqrt(label_var))
+    return Spread(math.sqrt(max(0.0, total_var - label_var)), noise, math.sqrt(label_var))
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], n: int) -> Interval:
+    """95 % interval of a smooth statistic of n networks, by leaving out one at a time (Efron and Tibshirani, 1993).
+
+    For statistics that a network drawn twice would distort, such as a spread between networks.
+
+    Args:
+        statistic: of an array of distinct indices into the networks.
+        n: number of networks.
+    """
+    value, every = float(statistic(np.arange(n))), np.arange(n)
+    without = np.array([statistic(np.delete(every, index)) for index in every])
+    half = 1.96 * math.sqrt((n - 1) / n * float(np.sum((without - without.mean()) ** 2)))
+    return Interval(value, value - half, value + half)
+
+
+def resampled_tau(
+    scores: np.ndarray, truth: np.ndarray, latency_ms: np.ndarray | None = None
+) -> Callable[[np.ndarray], float]:
+    """`kendall_tau` of the networks at given indices, which may repeat: for `bootstrap`, its pairs compared only once.
+
+    Args:
+        scores: (n,) NaN where a network has none, and then counts in no pair.
+        truth: (n,)
+        latency_ms: (n,)
+    """
+    n = len(truth)
+    truth, has = _checked(n, truth=truth)[0], np.isfinite(scores)
+    pairs = rivals(n, latency_ms) & np.logical_and.outer(has, has)
+    by_score = np.sign(np.subtract.outer(scores, scores), where=pairs, out=np.zeros((n, n)))
+    by_truth = np.where(pairs, np.sign(np.subtract.outer(truth, truth)), 0.0)
+    agreement, tied_not = by_score * by_truth, (np.abs(by_score), np.abs(by_truth))
+
+    def tau(index: np.ndarray) -> float:
+        times = np.bincount(index, minlength=n).astype(float)
+        if not times @ pairs @ times:
+            return math.nan
+        untied = math.prod(math.sqrt(times @ one @ times) for one in tied_not)
+        return float(times @ agreement @ times / untied) if untied else 0.0
+
+    return tau
 
 
 def bootstrap(

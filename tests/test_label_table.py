@@ -127,21 +127,28 @@ def test_labels_are_the_accuracies_that_the_losses_stand_for():
         network(A, 1.0, 2.0, accuracies=(0.8, 0.6)),
         network(B, 3.0, accuracies=(0.7,)),
     )
-    assert found.labels() == [pytest.approx([75, 70]), pytest.approx([65])]
+    assert found.labels() == [pytest.approx({0: 75, 1: 70}), pytest.approx({0: 65})]
+
+
+def test_where_losses_do_not_fall_as_accuracies_rise_accuracies_are_the_labels():
+    found = table_of(network(A, 1.0, 2.0, accuracies=(0.6, 0.7)), network(B, 3.0, accuracies=(0.8,)))
+    assert found.labels() == [pytest.approx({0: 60, 1: 70}), pytest.approx({0: 80})]
 
 
 @pytest.mark.filterwarnings("error")
 def test_equal_losses_stand_for_the_mean_accuracy():
     found = table_of(network(A, 1.0, accuracies=(0.8,)), network(B, 1.0, accuracies=(0.6,)))
-    assert found.labels() == [pytest.approx([70]), pytest.approx([70])]
+    assert found.labels() == [pytest.approx({0: 70}), pytest.approx({0: 70})]
 
 
-def test_the_truth_is_the_mean_with_the_pooled_error_of_seeds():
-    """Ten points a nat. Squares about the means: 50 + 50 of A, 200 of B, over 1 + 2 degrees: sd 10."""
-    found = table_of(network(A, 1.0, 1.0 + math.sqrt(2)), network(B, 2.0, 3.0, 1.0), network(C, 4.0, accuracies=(0.5,)))
+def test_the_truth_is_the_mean_without_what_seeds_add_with_the_error_of_the_rest():
+    """Ten points a nat. Seed 1 costs 10 points, 5 less for A and 5 more for B; one degree of freedom is left."""
+    found = table_of(network(A, 1.0, 1.5), network(B, 2.0, 3.5), network(C, 4.0, accuracies=(0.5,)))
     means, errors = found.truth()
-    assert means == pytest.approx([90 - 10 * (1 + math.sqrt(2) / 2), 70, 50])
-    assert errors == pytest.approx([10 / math.sqrt(2), 10 / math.sqrt(3), 10])
+    effects = 4, -6  # ten apart, 0 over three trainings of seed 0 and two of seed 1
+    assert means == pytest.approx([77.5 - sum(effects) / 2, 62.5 - sum(effects) / 2, 50 - effects[0]])
+    sd = math.sqrt(2 * 2 * 2.5**2)
+    assert errors == pytest.approx([sd / math.sqrt(2), sd / math.sqrt(2), sd])
 
 
 def test_without_second_seeds_the_truth_has_no_known_error():

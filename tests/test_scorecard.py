@@ -155,11 +155,13 @@ def test_seeds_tell_the_noise_and_the_ceiling(without_predictors):
     expected = (
         2 / math.pi * math.asin(1 / math.hypot(1, math.sqrt(0.5)))
     )  # of two seeds' mean, half the variance is left
-    assert card.spread.ceiling == pytest.approx(expected, abs=0.08)
+    assert card.ceiling.value == card.spread.ceiling == pytest.approx(expected, abs=0.08)
+    assert 0 < card.ceiling.low < card.ceiling.value < card.ceiling.high < 1
 
 
 def test_with_one_seed_there_is_no_ceiling(without_predictors):
-    assert score_card(table_of(TRUTH)).spread is None
+    card = score_card(table_of(TRUTH))
+    assert (card.spread, card.ceiling) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from evit_nas.stats import bootstrap, kendall_tau, noise_ceiling, rivals, spread, top_regret
+from evit_nas.stats import (
+    Runs,
+    bootstrap,
+    jackknife,
+    kendall_tau,
+    noise_ceiling,
+    resampled_tau,
+    rivals,
+    seed_effects,
+    seed_sd,
+    spread,
+    top_regret,
+    without_seed_effects,
+)
 
 TIED = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(90, 130)), min_size=2, max_size=12)
 
@@ -107,45 +120,109 @@ def test_noise_ceiling_without_noise_is_one_and_without_differences_zero():
     assert noise_ceiling(0.0, 1.0) == noise_ceiling(0.0, 0.0) == 0.0
 
 
-def simulated(networks: int, arch_sd: float, seed_sd: float, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-    """True values and the labels of 1 to 3 trainings each."""
+def simulated(networks: int, arch_sd: float, noise_sd: float, seed: int = 0) -> tuple[np.ndarray, Runs]:
+    """True values, and the labels of 1 to 3 trainings each; the seeds themselves add 0, 1 and 2."""
     rng = np.random.default_rng(seed)
     truth = arch_sd * rng.standard_normal(networks)
-    return truth, [value + seed_sd * rng.standard_normal(rng.integers(1, 4)) for value in truth]
+    return truth, [
+        {seed: value + seed + noise_sd * rng.standard_normal() for seed in range(rng.integers(1, 4))} for value in truth
+    ]
+
+
+def runs_of(*labels: list[float]) -> Runs:
+    return [dict(enumerate(one)) for one in labels]
+
+
+def test_what_a_seed_adds_to_all_networks_is_found_and_taken_out():
+    """Network + seed and nothing else: which networks have a second seed changes no difference; no noise is left."""
+    runs = [{0: 5.0, 1: 4.0}, {0: 7.0}, {1: 1.0}, {0: 3.0, 1: 2.0}]
+    effects, number = seed_effects(runs)
+    assert number == 1
+    assert effects[0] - effects[1] == pytest.approx(1)
+    assert 3 * effects[0] + 3 * effects[1] == pytest.approx(0)
+    means = [np.mean(list(labels.values())) for labels in without_seed_effects(runs)]
+    assert np.diff(means) == pytest.approx([2, -5, 1])
+    assert seed_sd(runs) == pytest.approx(0, abs=1e-12)
+
+
+def test_three_seeds_that_networks_link_in_a_chain_are_all_told_apart():
+    runs = [{0: 1.0, 1: 3.0}, {1: 13.0, 2: 10.0}, {2: 20.0}]
+    effects, number = seed_effects(runs)
+    assert number == 2
+    assert (effects[1] - effects[0], effects[2] - effects[1]) == (pytest.approx(2), pytest.approx(-3))
+
+
+def test_seeds_that_no_network_links_cannot_be_told_from_their_networks_and_have_no_effect():
+    effects, number = seed_effects([{0: 5.0}, {0: 6.0}, {1: 9.0}])
+    assert (effects, number) == ({0: 0, 1: 0}, 0)
+
+
+def test_with_one_network_of_two_seeds_the_noise_is_not_known():
+    assert math.isnan(seed_sd([{0: 5.0, 1: 4.0}, {0: 7.0}]))
+
+
+def test_noise_between_seeds_is_what_is_left_of_the_additive_fit():
+    """Two networks, two seeds: differences of 1 and 3, so each label is half a point off the fit; one degree left."""
+    assert seed_sd([{0: 0.0, 1: 1.0}, {0: 0.0, 1: 3.0}]) == pytest.approx(1.0)
 
 
 def test_spread_and_ceiling_are_found_again_with_unequal_numbers_of_seeds():
-    truth, runs = simulated(1500, arch_sd=0.3, seed_sd=0.2)
+    truth, runs = simulated(1500, arch_sd=0.3, noise_sd=0.2)
     found = spread(runs)
     assert found.arch_sd == pytest.approx(0.3, rel=0.05)
     assert found.seed_sd == pytest.approx(0.2, rel=0.05)
-    assert found.ceiling == pytest.approx(kendall_tau(truth, np.array([np.mean(labels) for labels in runs])), abs=0.02)
+    means = np.array([np.mean(list(labels.values())) for labels in without_seed_effects(runs)])
+    assert found.ceiling == pytest.approx(kendall_tau(truth, means), abs=0.02)
 
 
-def test_spread_equals_the_one_way_analysis_of_variance_by_hand():
-    found = spread([[1.0, 3.0], [5.0, 5.0], [9.0]])
-    # within: (1 + 1) / 2 degrees of freedom; means 2, 5, 9 vary by 37 / 3; noise of the means (1/2 + 1/2 + 1) / 3
+def test_spread_equals_the_analysis_of_variance_by_hand():
+    found = spread(runs_of([1.0, 3.0], [5.0, 5.0], [9.0]))
+    # the seeds differ by 1: -0.4 and 0.6; what is left differs by 1 in both networks: squares 1/2 + 1/2, one degree
     assert found.seed_sd == pytest.approx(1.0)
     assert found.label_sd == pytest.approx(math.sqrt(2 / 3))
-    assert found.arch_sd == pytest.approx(math.sqrt(37 / 3 - 2 / 3))
+    # means 1.9, 4.9 and 9.4: half the mean squared difference is (9 + 56.25 + 20.25) / 6
+    assert found.arch_sd == pytest.approx(math.sqrt(85.5 / 6 - 2 / 3))
 
 
 def test_spread_counts_differences_among_rivals_only():
-    runs = [[1.0, 1.0], [1.0], [9.0], [9.0]]
+    runs = runs_of([1.0, 1.0], [1.0, 1.0], [9.0], [9.0])
     assert spread(runs).arch_sd > 4
     assert spread(runs, np.array([1.0, 1.0, 5.0, 5.0])).arch_sd == 0
 
 
 def test_spread_of_networks_that_differ_by_noise_only_is_never_negative():
-    found = [spread(simulated(20, arch_sd=0.0, seed_sd=1.0, seed=seed)[1]).arch_sd for seed in range(20)]
+    found = [spread(simulated(20, arch_sd=0.0, noise_sd=1.0, seed=seed)[1]).arch_sd for seed in range(20)]
     assert min(found) == 0.0
     assert max(found) < 1
 
 
-@pytest.mark.parametrize("runs", [[[1.0], [2.0]], [[1.0, 2.0], []], []])
-def test_spread_needs_repeated_trainings(runs):
+@pytest.mark.parametrize("labels", [[[1.0], [2.0]], [[1.0, 2.0], [1.0, 2.0], []], [[1.0, 2.0], [1.0]]])
+def test_spread_needs_repeated_trainings(labels):
     with pytest.raises(ValueError, match="every network needs a label and some need two"):
-        spread(runs)
+        spread(runs_of(*labels))
+
+
+def test_jackknife_of_a_mean_is_its_standard_error_in_closed_form():
+    values = np.random.default_rng(0).standard_normal(30)
+    found = jackknife(lambda i: float(values[i].mean()), len(values))
+    assert found.value == values.mean()
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def test_resampled_tau_is_the_tau_of_the_networks_drawn():
+    rng = np.random.default_rng(0)
+    scores, truth, ms = rng.integers(5, size=30).astype(float), rng.standard_normal(30), rng.uniform(1, 1.3, 30)
+    tau = resampled_tau(scores, truth, ms)
+    for _ in range(20):
+        index = rng.integers(30, size=30)
+        assert tau(index) == pytest.approx(kendall_tau(scores[index], truth[index], ms[index]))
+    assert math.isnan(tau(np.array([3, 3])))
+    assert resampled_tau(np.zeros(30), truth)(index) == 0
+
+
+def test_resampled_tau_leaves_out_networks_without_a_score():
+    truth = np.array([1.0, 2.0, 3.0, 4.0])
+    assert resampled_tau(np.array([1.0, 2.0, math.nan, 0.0]), truth)(np.arange(4)) == pytest.approx(-1 / 3)
 
 
 def test_bootstrap_of_a_mean_is_its_standard_error():

@@ -1,4 +1,4 @@
-"""An architecture as numbers a predictor can learn from: its code (what was chosen) and its size (what that costs).
+"""An architecture as numbers a predictor can learn from: its code (what was chosen), and what that costs, by part.
 
 Which of them a predictor sees, and what else (proxies, the score of a short training), is a matter of columns: a
 table is (n, d), and more evidence is more columns. Amounts enter as logs, since twice as wide means the same change
@@ -14,7 +14,7 @@ import numpy as np
 
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.network.cost import cost
+from evit_nas.network.cost import cost, stage_costs
 
 
 def code(arch: ArchConfig) -> dict[str, float]:
@@ -57,11 +57,22 @@ def size(arch: ArchConfig) -> dict[str, float]:
     return {"log_params": math.log(total.params), "log_macs": math.log(total.macs), "log_depth": math.log(total.depth)}
 
 
-INPUTS: Mapping[str, Callable[[ArchConfig], dict[str, float]]] = {"code": code, "size": size}
+def stages(arch: ArchConfig) -> dict[str, float]:
+    """Logs of the MACs and parameters of each part but the classifier: of two networks of one size, the better one is
+    often that which spends it elsewhere."""
+    parts = stage_costs(arch)[:-1]
+    return {
+        f"{part.name}.log_{unit}": math.log(amount)
+        for part in parts
+        for unit, amount in (("macs", part.macs), ("params", part.params))
+    }
+
+
+INPUTS: Mapping[str, Callable[[ArchConfig], dict[str, float]]] = {"code": code, "stages": stages, "size": size}
 _COLUMNS = {name: tuple(describe(ArchConfig.preset("m0"))) for name, describe in INPUTS.items()}
 
 
-def table(archs: Sequence[ArchConfig], inputs: Sequence[str] = ("code", "size")) -> np.ndarray:
+def table(archs: Sequence[ArchConfig], inputs: Sequence[str] = tuple(INPUTS)) -> np.ndarray:
     """(n, d) features, the same d columns in the same order for every set of architectures.
 
     NaN stands where a network has no such feature. Append further evidence as columns: np.column_stack([table, zc]).

@@ -13,7 +13,7 @@ from evit_nas.accuracy.table import LabelTable
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import UsageError
 
-INPUTS = ("code", "size")
+INPUTS = ("code", "stages", "size")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ with the sizes. Predictors are only ever judged on networks they did not see.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,18 @@ from evit_nas.accuracy.features import table as features_of
 from evit_nas.accuracy.predictor import MIN_LABELS, HeldOut, cross_validated, with_labels
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.errors import UsageError
-from evit_nas.stats import Interval, Spread, bootstrap, kendall_tau, rivals, spread, top_regret
+from evit_nas.stats import (
+    Interval,
+    Runs,
+    Spread,
+    bootstrap,
+    jackknife,
+    kendall_tau,
+    resampled_tau,
+    rivals,
+    spread,
+    top_regret,
+)
 
 MIN_NETWORKS, MIN_PAIRS = 16, 10
 MIN_UNSEEN = 8  # networks that a predictor from few labels is judged on
@@ -41,8 +52,8 @@ class Row:
     overall: float
     """Kendall's tau-b over all pairs."""
     iso: Interval
-    """Kendall's tau-b over rivals. Its 95 % interval is over resampled networks, or, for predictors from few labels,
-    over draws of the labelled ones; NaN where no rivals were left."""
+    """Kendall's tau-b over rivals, with its 95 % interval over resampled networks; for predictors from few labels the
+    mean over draws of the labelled ones; NaN where no rivals were left."""
     gain: Interval | None
     """`iso` less that of the best size on the same networks; None for sizes."""
     regret: float
@@ -72,7 +83,9 @@ class Card:
 
     rows: tuple[Row, ...]
     spread: Spread | None
-    """Of the labels among rivals; None where no network was trained with two seeds."""
+    """Of the labels among rivals; None where too few networks were trained with two seeds."""
+    ceiling: Interval | None
+    """The tau among rivals that a perfect score is expected to reach, with its 95 % interval; None as for `spread`."""
     networks: int
     pairs: int
     """Of rivals."""
@@ -109,42 +122,51 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
     sizes = _sizes(table)
     best = max(sizes.values(), key=lambda scores: kendall_tau(scores, truth, latency_ms))
 
-    def judged(name: str, kind: str, scores: np.ndarray) -> Row:
-        has = np.flatnonzero(np.isfinite(scores))
+    def judged(name: str, kind: str, draws: np.ndarray) -> Row:
+        """The row of a score from (d, n) draws of it, NaN for the networks on which a draw is not judged."""
+        taus = [resampled_tau(scores, truth, latency_ms) for scores in draws]
+        beside = [resampled_tau(np.where(np.isfinite(scores), best, math.nan), truth, latency_ms) for scores in draws]
+        has = [np.flatnonzero(np.isfinite(scores)) for scores in draws]
 
-        def iso(index: np.ndarray, scores: np.ndarray = scores) -> float:
-            at = has[index]
-            return kendall_tau(scores[at], truth[at], latency_ms[at])
+        def iso(index: np.ndarray) -> float:
+            return _mean([tau(index) for tau in taus])
 
         def gain(index: np.ndarray) -> float:
-            return iso(index) - iso(index, best)
+            return _mean([tau(index) - size(index) for tau, size in zip(taus, beside, strict=True)])
 
         return Row(
             name,
             kind,
-            kendall_tau(scores[has], truth[has]),
-            bootstrap(iso, len(has), seed=seed, resamples=RESAMPLES),
-            None if kind == "size" else bootstrap(gain, len(has), seed=seed, resamples=RESAMPLES),
-            top_regret(scores[has], truth[has], TOP, latency_ms[has]),
+            _mean([kendall_tau(scores[at], truth[at]) for scores, at in zip(draws, has, strict=True)]),
+            bootstrap(iso, n, seed=seed, resamples=RESAMPLES),
+            None if kind == "size" else bootstrap(gain, n, seed=seed, resamples=RESAMPLES),
+            _mean([top_regret(one[at], truth[at], TOP, latency_ms[at]) for one, at in zip(draws, has, strict=True)]),
         )
 
-    rows = [judged(name, "size", scores) for name, scores in sizes.items()]
-    rows += [judged(name, "proxy", scores) for name, scores in _proxies(table).items() if only in (None, name)]
+    rows = [judged(name, "size", scores[None]) for name, scores in sizes.items()]
+    rows += [judged(name, "proxy", scores[None]) for name, scores in _proxies(table).items() if only in (None, name)]
     aggregate = _aggregate(table) if only in (None, AGGREGATE) else None
     if aggregate is not None:
-        rows.append(judged(AGGREGATE, "aggregate", aggregate))
+        rows.append(judged(AGGREGATE, "aggregate", aggregate[None]))
     for name, features in inputs_of(table).items():
         if only not in (None, name):
             continue
-        (held_out,) = cross_validated(features, truth, noise, folds=FOLDS, seed=seed)
-        rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", held_out.mean))
+        whole = cross_validated(features, truth, noise, folds=FOLDS, seed=seed)
+        rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", _scores(whole, n)))
         for count in labels:
             if MIN_LABELS <= count <= n - MIN_UNSEEN:
                 draws = with_labels(count, features, truth, latency_ms, noise, repeats=DRAWS, seed=seed)
-                rows.append(_few(f"{name}, {count} labels", list(draws), truth, latency_ms, best))
-    runs = table.labels()
-    noisy = spread(runs, latency_ms) if max(map(len, runs)) > 1 else None
-    return Card(tuple(rows), noisy, n, pairs, table.origin)
+                rows.append(judged(f"{name}, {count} labels", "predictor", _scores(draws, n)))
+    return Card(tuple(rows), *_noise(table.labels(), latency_ms), n, pairs, table.origin)
+
+
+def _noise(runs: Runs, latency_ms: np.ndarray) -> tuple[Spread, Interval] | tuple[None, None]:
+    """How far the labels of rivals lie apart, and what that leaves for a perfect score; None if it is not known."""
+    try:
+        found = jackknife(lambda index: spread([runs[i] for i in index], latency_ms[index]).ceiling, len(runs))
+        return spread(runs, latency_ms), Interval(found.value, max(0.0, found.low), min(1.0, found.high))
+    except ValueError:  # too few networks with two seeds
+        return None, None
 
 
 def inputs_of(table: LabelTable) -> dict[str, np.ndarray]:
@@ -156,26 +178,19 @@ def inputs_of(table: LabelTable) -> dict[str, np.ndarray]:
     return found
 
 
-def _few(name: str, draws: Sequence[HeldOut], truth: np.ndarray, latency_ms: np.ndarray, baseline: np.ndarray) -> Row:
-    """A predictor from few labels: means over the draws, each on the networks it did not see."""
-    unseen = [(draw.mean, truth[draw.index], latency_ms[draw.index], baseline[draw.index]) for draw in draws]
-    iso = [kendall_tau(mean, labels, ms) for mean, labels, ms, _ in unseen]
-    size = [kendall_tau(scores, labels, ms) for _, labels, ms, scores in unseen]
-    return Row(
-        name,
-        "predictor",
-        _over_draws([kendall_tau(mean, labels) for mean, labels, _, _ in unseen]).value,
-        _over_draws(iso),
-        _over_draws([one - other for one, other in zip(iso, size, strict=True)]),
-        _over_draws([top_regret(mean, labels, TOP, ms) for mean, labels, ms, _ in unseen]).value,
-    )
+def _scores(draws: Iterable[HeldOut], n: int) -> np.ndarray:
+    """(draws, n) predictions, NaN for the networks that a draw has seen."""
+    rows = []
+    for draw in draws:
+        rows.append(np.full(n, math.nan))
+        rows[-1][draw.index] = draw.mean
+    return np.array(rows)
 
 
-def _over_draws(values: Sequence[float]) -> Interval:
-    """Mean and 2.5th to 97.5th percentile of the draws that have a value; NaN where none has."""
-    known = [value for value in values if math.isfinite(value)] or [math.nan]
-    low, high = np.quantile(known, [0.025, 0.975])
-    return Interval(float(np.mean(known)), float(low), float(high))
+def _mean(values: Sequence[float]) -> float:
+    """Of the draws that have a value; NaN where none has."""
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _sizes(table: LabelTable) -> dict[str, np.ndarray]:

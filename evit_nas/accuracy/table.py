@@ -19,7 +19,10 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.runs import write_atomically
+from evit_nas.stats import seed_sd, without_seed_effects
 from evit_nas.yamlio import validate
+
+MAX_CORRELATION = -0.3  # of cross-entropy and accuracy, for the one to stand for the other
 
 
 class Training(BaseModel):
@@ -118,28 +121,34 @@ class LabelTable(BaseModel):
         """(n,) measured medians in milliseconds."""
         return np.array([network.latency_ms for network in self.networks])
 
-    def labels(self) -> list[list[float]]:
+    def labels(self) -> list[dict[int, float]]:
         """For each network and seed the accuracy in percent that its cross-entropy stands for; higher is better.
 
         The accuracy of one training is noisy: a few hundred images decide. Its cross-entropy, which uses all of them,
-        orders the networks with less noise; one line through all trainings puts it in percent.
+        orders the networks with less noise; one line through all trainings puts it in percent. Where the two do not
+        clearly fall together, as with images so few that networks overfit, accuracies are taken as they are.
         """
         scores = [training.score for network in self.networks for training in network.trainings]
         loss, accuracy = np.array([(s.cross_entropy, 100 * s.accuracy) for s in scores]).T
+        if np.ptp(loss) and np.ptp(accuracy) and np.corrcoef(loss, accuracy)[0, 1] > MAX_CORRELATION:
+            return [{t.seed: 100 * t.score.accuracy for t in network.trainings} for network in self.networks]
         slope, level = np.polyfit(loss, accuracy, 1) if np.ptp(loss) else (0.0, accuracy.mean())
-        return [[float(level + slope * t.score.cross_entropy) for t in network.trainings] for network in self.networks]
+        return [
+            {t.seed: float(level + slope * t.score.cross_entropy) for t in network.trainings}
+            for network in self.networks
+        ]
 
     def truth(self) -> tuple[np.ndarray, np.ndarray]:
         """(n,) mean labels in percent, and (n,) their standard errors, higher is better.
 
-        How much trainings of one network differ is pooled over those with several seeds, and divided by the root of
-        a network's number of seeds; where none has several it is not known, and the errors are 0.
+        What a seed adds to all networks alike is taken out. How much trainings of one network still differ is pooled
+        over those with several seeds, and divided by the root of a network's number of seeds; where too few have
+        several it is not known, and the errors are 0.
         """
-        labels = self.labels()
-        counts, means = np.array([len(seeds) for seeds in labels]), np.array([np.mean(seeds) for seeds in labels])
-        off = np.concatenate(labels) - np.repeat(means, counts)
-        seed_sd = np.sqrt(off @ off / max(len(off) - len(labels), 1))
-        return means, seed_sd / np.sqrt(counts)
+        runs = self.labels()
+        counts = np.array([len(seeds) for seeds in runs])
+        means = np.array([np.mean(list(seeds.values())) for seeds in without_seed_effects(runs)])
+        return means, np.nan_to_num(seed_sd(runs)) / np.sqrt(counts)
 
     @property
     def origin(self) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from evit_nas.arch import LINEAR_V_KERNEL, SE_RATIO, ArchConfig, StageConfig, round_to
 
@@ -45,8 +47,7 @@ class PartCost:
     macs: int
 
 
-@dataclass(frozen=True)
-class _Op:
+class _Op(NamedTuple):  # made a hundred times for each candidate of a search: cheaper than a dataclass
     """A layer (or, with `weighted` off, an attention product); `live` is its input and output elements."""
 
     params: int
@@ -57,22 +58,27 @@ class _Op:
 
 def cost(arch: ArchConfig) -> Cost:
     """The size of the network that `arch` describes."""
-    params = macs = depth = live = 0
-    for _, ops, times in _parts(arch):
-        for op in ops:
-            params += times * op.params
-            macs += times * op.macs
-            depth += times * op.weighted
-            live = max(live, op.live)
-    return Cost(params, macs, depth, weight_bytes=BYTES * params, activation_bytes=BYTES * live)
+    _, params, macs, depth, live = zip(*_counted(arch), strict=True)
+    weights = sum(params)
+    return Cost(weights, sum(macs), sum(depth), weight_bytes=BYTES * weights, activation_bytes=BYTES * max(live))
 
 
 def stage_costs(arch: ArchConfig) -> list[PartCost]:
     """Stem, then downsampling and blocks stage by stage, then head; the shares add up to `cost`."""
-    return [
-        PartCost(name, times * sum(op.params for op in ops), times * sum(op.macs for op in ops))
-        for name, ops, times in ((name, list(part), times) for name, part, times in _parts(arch))
-    ]
+    return [PartCost(name, params, macs) for name, params, macs, _, _ in _counted(arch)]
+
+
+@lru_cache(maxsize=1024)  # a search asks for the parts and for the whole of the same candidates
+def _counted(arch: ArchConfig) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Name, parameters, MACs, layers with weights and the largest layer's elements of each part."""
+    found = []
+    for name, part, times in _parts(arch):
+        params = macs = depth = live = 0
+        for op in part:
+            params, macs, depth = params + op.params, macs + op.macs, depth + op.weighted
+            live = max(live, op.live)
+        found.append((name, times * params, times * macs, times * depth, live))
+    return tuple(found)
 
 
 def _parts(arch: ArchConfig) -> Iterator[tuple[str, Iterable[_Op], int]]:

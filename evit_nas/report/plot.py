@@ -109,8 +109,8 @@ def write_card_plot(card: Card, path: Path) -> None:
             axes.plot(row.iso.value, place, "o", color=colour, markersize=4)
         axes.set_yticks(range(len(rows)), [row.score for row in rows])
         axes.axvline(0, color=FAINT, linewidth=0.8)
-        if card.spread is not None:
-            axes.axvline(card.spread.ceiling, color=BUDGET, linestyle="--", linewidth=1)
+        if card.ceiling is not None:
+            axes.axvline(card.ceiling.value, color=BUDGET, linestyle="--", linewidth=1)
             axes.set_title("dashed: what a perfect score could reach", fontsize=8, loc="left")
         axes.set_xlabel(f"Kendall's tau, {card.pairs} pairs within 10 % of latency")
         _save(figure, path)

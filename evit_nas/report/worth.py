@@ -67,6 +67,6 @@ def _plain(row: Row) -> dict[str, str]:
 
 def _judged(card: Card) -> str:
     text = f"Kendall’s tau over {card.pairs} pairs of {card.origin}; pairs differ by at most 10 % in latency."
-    if card.spread is None:
+    if card.ceiling is None:
         return text
-    return f"{text} With labels as noisy as these a perfect score is expected to reach {card.spread.ceiling:.2f}."
+    return f"{text} With labels as noisy as these a perfect score is expected to reach {card.ceiling}."
