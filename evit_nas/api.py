@@ -103,7 +103,7 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
         raise UsageError(f"a search has no option '{word}'. {did_you_mean(word, Words.__annotations__)}")
     given: dict[str, Any] = {word: value for word, value in words.items() if value is not None}
     base = load_settings(Path(given["config"])) if "config" in given else None
-    fields: dict[str, Any] = dict(base) if base else {"workers": max((os.cpu_count() or 1) - 1, 0)}
+    fields: dict[str, Any] = dict(base) if base else {"workers": len(os.sched_getaffinity(0)) - 1}
     fields |= {word: given[word] for word in _as_they_are if word in given}
     if base is None or "space" in given:
         name = str(given.get("space", DEFAULT_SPACE))
@@ -347,7 +347,7 @@ class Result:
         if self.run.owner():
             return "running"
         certified = self.found.references and all(member.certified for member in self.found.members)
-        nothing_fits = self.found.done >= self.found.total and not self.found.members
+        nothing_fits = (self.found.ended or self.found.done >= self.found.total) and not self.found.members
         return "done" if certified or nothing_fits else "interrupted"
 
     @property

@@ -310,6 +310,9 @@ class TestLocalDevice:
                 device.measure(SMALL, QUICK)
             assert caught.value.kind == "timeout"
             assert not lives(started(folder)[0])
+            stand_in("exec sleep 60")
+            with pytest.raises(MeasurementError, match="longer than 6 s"):  # two visits, and a third if they disagree
+                device.measure(SMALL, STRICT)
             stand_in(ANSWERS)
             assert device.measure(SMALL, QUICK)[0].median_ms == 7.5
 

@@ -7,16 +7,18 @@ import pytest
 from optuna.study import StudyDirection
 
 from evit_nas.cli.search import ObjectiveName as Offered
-from evit_nas.config import Limits, ObjectiveName, parse_energy
+from evit_nas.config import Conditions, Limits, ObjectiveName, parse_energy
 from evit_nas.errors import Infeasible, MeasurementError, UsageError
 from evit_nas.latency import DEVICES, memory
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
+from evit_nas.runs import Journal
+from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.front import points
 from evit_nas.search.objectives import OBJECTIVES, directions, limit_excess, losses, metric_names, values, worst
 from evit_nas.search.samplers import SAMPLERS
 from evit_nas.search.study import Search
-from tests.fakes import FakeDevice
+from tests.fakes import FakeDevice, latency_of
 from tests.searches import Silent, trials
 from tests.test_picks import settings_of
 
@@ -138,6 +140,16 @@ def test_energy_that_cannot_be_had_ends_the_search_before_it_starts(new_run, mor
     assert trials(run) == []
 
 
+def test_energy_that_other_work_hid_is_asked_for_again(monkeypatch, tmp_path, powered):
+    journal, arch = Journal(tmp_path / "measurements.jsonl"), settings_of().space.smallest()
+    device = DEVICES["fake"](Conditions(device="fake"))
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "measure", lambda subject, protocol: (latency_of(1.0), {"energy_mj": None}))
+        with pytest.raises(MeasurementError, match="other work hides what the network draws"):
+            Evaluator([device], journal, seed=0).energy_mj(arch)
+    assert Evaluator([device], journal, seed=0).energy_mj(arch) == pytest.approx(cost(arch).macs / 1e6)
+
+
 def test_a_lowest_score_is_kept_by_every_member(new_run):
     scores = [member.score for member in Search(new_run(), Silent()).run().members]
     bar = float(np.median(scores))
@@ -146,7 +158,7 @@ def test_a_lowest_score_is_kept_by_every_member(new_run):
 
 
 def test_when_the_budget_is_kept_and_another_limit_is_not_that_one_is_named(new_run):
-    with pytest.raises(Infeasible, match=r"within the budget keeps --min-score 1e\+06: the nearest has -?[\d.]+"):
+    with pytest.raises(Infeasible, match=r"within the budget keeps --min-score 1000000: the nearest has -?[\d.]+"):
         Search(new_run(limits={"score": 1e6}, trials=8), Silent()).run()
 
 

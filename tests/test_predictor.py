@@ -589,13 +589,13 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 class PickyDevice:
     """Measures what it has not been told to refuse."""
 
-    def __init__(self, refused: Sequence[ArchConfig] = ()) -> None:
-        self.refused, self.asked = {arch.key for arch in refused}, []
+    def __init__(self, refused: Sequence[ArchConfig] = (), kind: str = "rejected") -> None:
+        self.refused, self.kind, self.asked = {arch.key for arch in refused}, kind, []
 
     def measure(self, arch, protocol):
         self.asked.append(arch.key)
         if arch.key in self.refused:
-            raise MeasurementError("the runtime does not like it")
+            raise MeasurementError("the runtime does not like it", self.kind)
         return latency_of(macs_device(arch)), {}
 
 
@@ -628,4 +628,12 @@ def test_a_network_that_cannot_be_measured_is_left_out_with_a_note_and_another_t
     assert fresh == [archs[0].key, archs[2].key, archs[3].key]
     assert steps == [1, 2, 3]
     assert notes == [f"left out: {archs[1].key}: the runtime does not like it"]
+
+
+def test_a_lost_link_is_not_the_networks_fault():
+    archs = members(2)
+    device = PickyDevice(refused=archs[:1], kind="lost link")
+    with pytest.raises(MeasurementError):
+        visit(device, archs, count=1)
+    assert device.asked == [archs[0].key]
     assert archs[1].key not in {sample.arch.key for sample in table().samples()}

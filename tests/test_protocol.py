@@ -378,12 +378,29 @@ class TestBench:
     def test_a_figure_of_a_gpu_names_the_gpu(self, monkeypatch, tmp_path):
         monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary GPU", "fake_backend", argument="index"))
         monkeypatch.setenv("PATH", str(tmp_path))
+        machine._gpu.cache_clear()
         assert machine.machine_of(Conditions(device="fake:1")) == "GPU 1"  # no driver to ask
+        machine._gpu.cache_clear()
         (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "Imaginary $*"\n')
         (tmp_path / "nvidia-smi").chmod(0o755)
         latency, _ = child.Bench(Conditions(device="fake:1")).measure(tiny_arch(), Protocol())
         assert latency.machine.startswith("Imaginary")
         assert latency.machine.endswith("-i 1")
+
+    def test_the_driver_is_asked_once_and_for_the_gpu_that_cuda_numbers_so(self, monkeypatch):
+        asked = []
+
+        def smi(query, **_):
+            asked.append(query[-1])
+            return SimpleNamespace(stdout="Imaginary\n")
+
+        monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary GPU", "fake_backend", argument="index"))
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=f"uuid-of-{index}"))
+        monkeypatch.setattr(machine.subprocess, "run", smi)
+        machine._gpu.cache_clear()
+        assert [machine.machine_of(Conditions(device="fake:1")) for _ in range(2)] == ["Imaginary"] * 2
+        machine._gpu.cache_clear()
+        assert asked == ["GPU-uuid-of-1"]
 
 
 @pytest.mark.usefixtures("backend")

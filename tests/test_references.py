@@ -146,15 +146,15 @@ def latency_of(ms, noise=""):
 class Shelf(Device):
     """A device that answers from a table of milliseconds and notes what it was asked."""
 
-    def __init__(self, ms=3.0, noise="", place="here", broken=()):
-        self.conditions = Conditions()
+    def __init__(self, ms=3.0, noise="", place="here", broken=(), kind="rejected"):
+        self.conditions, self.kind = Conditions(), kind
         self.ms, self.noise, self.place, self.broken, self.asked = ms, noise, place, broken, []
 
     def measure(self, subject, protocol):
         assert isinstance(subject, TimmModel)
         self.asked.append((subject.name, subject.image_size))
         if subject.name in self.broken:
-            raise MeasurementError("it fell off")
+            raise MeasurementError("it fell off", self.kind)
         return latency_of(self.ms, self.noise), {}
 
     def context(self):
@@ -169,6 +169,12 @@ class TestMeasuring:
         measured = measure_references(shelf, Protocol())
         assert [one.reference for one in measured] == list(REFERENCES)
         assert shelf.asked == [(reference.name, reference.image_size) for reference in REFERENCES]
+
+    def test_a_lost_link_is_not_the_networks_fault(self):
+        shelf = Shelf(broken=[REFERENCES[0].name], kind="lost link")
+        with pytest.raises(MeasurementError, match="it fell off"):
+            measure_references(shelf, Protocol())
+        assert len(shelf.asked) == 1
 
     def test_the_second_time_nothing_is_measured(self):
         first, second = Shelf(), Shelf(ms=9.0)

@@ -90,6 +90,23 @@ def test_a_storage_that_does_not_serve_is_one_message_with_the_way_out(new_run, 
         Search(run, Silent()).run()
 
 
+def test_a_journal_that_cannot_be_had_is_one_message_too(new_run, tmp_path):
+    nowhere, damaged = tmp_path / "no" / "such.log", tmp_path / "damaged.log"
+    damaged.write_text("this is no journal\n" * 3)
+    for journal, words in ((nowhere, "No such file"), (damaged, "Expecting value")):
+        with pytest.raises(RunError, match=rf"the storage {journal} does not serve: .*{words}"):
+            Search(new_run(storage=str(journal)), Silent()).run()
+
+
+def test_what_goes_wrong_in_the_search_is_not_the_storages_fault(new_run, storage):
+    class Broken(Silent):
+        def update(self, status):
+            raise ImportError("a library is missing")
+
+    with pytest.raises(ImportError, match="a library is missing"):
+        Search(new_run(storage=storage), Broken()).run()
+
+
 def test_a_storage_that_goes_away_in_mid_search_loses_nothing(new_run, tmp_path):
     file = tmp_path / "shared.db"
     run = new_run(storage=f"sqlite:///{file}")

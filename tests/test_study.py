@@ -1,6 +1,8 @@
 """The search loop on a fake device and fake proxies: exact totals, no repeats, nothing lost, reproducible."""
 
+import errno
 import itertools
+import re
 import sqlite3
 from types import SimpleNamespace
 
@@ -9,11 +11,14 @@ import pytest
 
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.errors import Infeasible, MeasurementError, RunError
+from evit_nas.config import Conditions, parse_budgets
+from evit_nas.errors import Infeasible, Interrupted, MeasurementError, RunError, UsageError
+from evit_nas.latency import Protocol
 from evit_nas.network.cost import cost
 from evit_nas.runs import Run
 from evit_nas.search import forecast, progress
-from evit_nas.search.front import select
+from evit_nas.search.feasibility import plainly
+from evit_nas.search.front import Candidate, select
 from evit_nas.search.record import Known, load_front
 from evit_nas.search.storage import for_samplers, open_study
 from evit_nas.search.study import Search
@@ -22,6 +27,7 @@ from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 from tests.searches import Died, Silent, keys, trials
+from tests.test_picks import settings_of
 
 pytestmark = pytest.mark.usefixtures("fakes")
 
@@ -182,6 +188,80 @@ def test_a_lost_link_ends_the_search_and_is_nobodys_fault(new_run, monkeypatch, 
     assert Search(run, Silent()).run() == expected
 
 
+def test_a_device_that_refuses_ends_the_search_and_no_trial_fails(new_run, monkeypatch):
+    """As a board does that was restarted with another runtime, or another token."""
+    whole, run, real = new_run(), new_run(), FakeDevice.measure
+    expected = Search(whole, Silent()).run()
+    calls = itertools.count()
+
+    def refusing(self, arch, protocol):
+        if next(calls) > 15:
+            raise UsageError("the worker refuses: it is another board")
+        return real(self, arch, protocol)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDevice, "measure", refusing)
+        for _ in range(2):
+            with pytest.raises(UsageError, match="another board"):
+                Search(run, Silent()).run()
+    assert 0 < len(keys(run)) < 24
+    assert {trial.state.name for trial in trials(run)} == {"COMPLETE"}
+    assert Search(run, Silent()).run() == expected
+
+
+@pytest.mark.parametrize("error", [Interrupted(), KeyboardInterrupt(), OSError(errno.ENOSPC, "no space left")])
+def test_what_ends_the_search_without_a_death_is_nobodys_fault(new_run, monkeypatch, error):
+    whole, run = new_run(trials=10), new_run(trials=10)
+    Search(whole, Silent()).run()
+    victim = keys(whole)[8]
+
+    def ends(arch, *, seed=0, names=None):
+        if arch.key == victim:
+            raise error
+        return fake_proxies(arch, seed=seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zero_cost, "score_all", ends)
+        for _ in range(MAX_DEATHS + 1):
+            with pytest.raises(type(error)):
+                Search(run, Silent()).run()
+    Search(run, Silent()).run()
+    assert [trial.state for trial in trials(run)] == [trial.state for trial in trials(whole)]
+
+
+def test_what_is_too_big_for_the_device_is_noted_and_the_search_goes_on(new_run, monkeypatch):
+    run, watcher, real = new_run(trials=8, pool=4), Silent(), FakeDevice.measure
+    too_big = {run.settings.space.adapted(ArchConfig.preset("m5")).key, run.settings.space.largest().key}
+
+    def small(self, arch, protocol):
+        if arch.key in too_big:
+            raise MeasurementError("not enough memory", "out of memory")
+        return real(self, arch, protocol)
+
+    monkeypatch.setattr(FakeDevice, "measure", small)
+    assert Search(run, watcher).run().members
+    assert "m5 cannot be measured: not enough memory" in watcher.notes
+    assert "the largest network of the space cannot be measured: not enough memory" in watcher.notes
+    assert any("to what cannot be measured on fake; of the paper's networks" in note for note in watcher.notes)
+
+
+def test_when_every_strict_measurement_takes_too_long_nothing_is_given_up(new_run, monkeypatch):
+    run, whole, real = new_run(), new_run(), FakeDevice.measure
+    expected = Search(whole, Silent()).run()
+
+    def slow(self, arch, protocol):
+        if protocol.visits > 1:
+            raise MeasurementError("took too long", "timeout")
+        return real(self, arch, protocol)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDevice, "measure", slow)
+        with pytest.raises(MeasurementError, match=r"3 networks in a row took too long.*evit-nas resume") as caught:
+            Search(run, Silent()).run()
+    assert caught.value.kind == "timeout"
+    assert Search(run, Silent()).run() == expected
+
+
 def test_when_the_time_is_over_the_front_so_far_is_certified_and_a_resumed_search_goes_on(new_run, monkeypatch):
     """Every score takes an hour."""
     now = itertools.count(0, 3600)
@@ -190,7 +270,8 @@ def test_when_the_time_is_over_the_front_so_far_is_certified_and_a_resumed_searc
     front = Search(run, watcher).run()
     done = len(keys(run))
     assert 2 <= done < 24
-    assert f"the time is over after {done} of 24 trials" in watcher.notes
+    assert "the time is over; a resumed search takes as much again" in watcher.notes
+    assert front.ended in watcher.notes
     assert all(member.certified for member in front.members)
     Search(run, watcher).run()
     assert len(keys(run)) > done
@@ -204,6 +285,38 @@ def test_a_search_ends_when_its_front_has_stood_for_so_many_architectures(new_ru
     assert any("has not grown by 0.1% over 5 architectures" in note for note in watcher.notes)
     with open_study(run) as study:
         assert progress.Progress(run.settings, study).over()  # also when it is read from the record
+    why = load_front(run).ended
+    assert "has not grown" in why
+    again = Silent()
+    Search(run, again).run()
+    assert why in again.notes
+
+
+def test_patience_begins_with_the_first_network_within_the_limits_if_the_pool_has_none():
+    settings = settings_of(pool=4, patience=3)
+    stall = progress.Stall(settings)
+
+    def candidate(score, ms):
+        return Candidate("", ArchConfig.preset("m0"), score, (latency_of(ms),), certified=False, trial=0)
+
+    found = [None] * 6 + [candidate(0.5, 8.0), None, candidate(0.6, 7.0), None, candidate(0.6, 7.0)]
+    for done, one in enumerate(found, start=1):
+        stall.add(done, one)
+    assert stall.grew_at == 9
+
+
+def test_an_interrupted_search_has_not_ended(new_run):
+    run = new_run()
+
+    class Stops(Silent):
+        def update(self, status):
+            if status.done == 9:
+                raise Died
+
+    with pytest.raises(Died):
+        Search(run, Stops()).run()
+    assert load_front(run).ended == ""
+    assert Search(run, Silent()).run().ended == "all 24 trials are done"
 
 
 def test_same_seed_same_search_other_seed_other_search(new_run):
@@ -428,6 +541,34 @@ def test_auto_screens_what_is_predicted_and_a_sampler_that_is_asked_for_proposes
         Search(run, Silent()).run()
         found[sampler] = proposed(run)
     assert found == {"auto": {"screening"}, "evolution": {"evolution"}}
+
+
+@pytest.mark.parametrize("more", [{"limits": {"memory_mb": 12.0}}, {"objectives": ("score", "latency", "memory")}])
+def test_nothing_is_screened_while_a_number_is_asked_for_that_is_not_predicted(new_run, monkeypatch, more):
+    from evit_nas.latency import memory
+
+    monkeypatch.setattr(memory, "peak_memory_mb", lambda arch, conditions: cost(arch).params / 1e4)
+    monkeypatch.setattr(forecast.Forecast, "predict_ms", lambda _, archs: np.array([cost(a).macs / 1e6 for a in archs]))
+    run = new_run(accuracy={"method": "table"}, trials=16, **more)
+    Search(run, Silent()).run()
+    assert "screening" not in proposed(run)
+
+
+@pytest.mark.parametrize(("budget_ms", "device"), [(0.01, "fake"), (1.0, "fake:1000")])
+def test_the_budget_that_is_proposed_is_one_that_the_search_takes(new_run, budget_ms, device):
+    with pytest.raises(Infeasible) as caught:
+        Search(new_run(budget_ms=budget_ms, devices=(device,)), Silent()).run()
+    proposal = re.search("--budget (.+?), or", str(caught.value))[1]
+    smallest = FakeDevice(Conditions(device=device)).measure(new_run().settings.space.smallest(), Protocol())[0]
+    assert parse_budgets(proposal, [device])[0] > smallest.median_ms
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "text"),
+    [(6_123_456, "params", "6123000"), (120.0, "latency_ms", "120ms"), (0.0214, "energy_mj", "0.0214mJ")],
+)
+def test_numbers_in_messages_are_as_options_take_them(value, metric, text):
+    assert plainly(value, metric) == text
 
 
 def test_auto_is_tpe_where_scores_are_dear(new_run):

@@ -92,7 +92,7 @@ def test_a_device_measures_under_the_lock_and_gives_it_back_when_that_fails(monk
     """While it measures, nobody else can; after an error anybody can."""
     waiting = []
 
-    def exchange(self, line):
+    def exchange(self, line, timeout_s):
         waiting.append(wanting())
         assert not waiting[-1][1].wait(0.1)
         if len(waiting) == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from enum import StrEnum
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
     from evit_nas.runs import Run
     from evit_nas.search.record import Front
+
+
+CERTIFYING_S = 40.0  # the strict measurements at the end
 
 
 class Accuracy(StrEnum):
@@ -235,13 +239,14 @@ def front(
     format_: FormatOption = Format.table,
 ) -> None:
     """Show the Pareto front of a run, with the paper's networks measured in the same run."""
-    from evit_nas.runs import Run
+    from evit_nas.runs import Run, explained
     from evit_nas.search import picks
     from evit_nas.search.front import write_front
     from evit_nas.search.record import load_front
 
     opened = Run.open(run)
-    found = load_front(opened)
+    with explained(run):
+        found = load_front(opened)
     if pick is not None:
         path = opened.front_folder / f"{picks.pick(found.members, pick, opened.settings).name}.yaml"
         if not path.exists():
@@ -249,7 +254,9 @@ def front(
                 write_front(opened, found.members, found.origin)
         print(path)
         return
-    if found.done < found.total:
+    if found.done < found.total and found.ended:
+        say(f"ended after {found.done} of {found.total} trials: {found.ended}")
+    elif found.done < found.total:
         say(f"{found.done} of {found.total} trials so far. Continue with: evit-nas resume {run}")
     _print_front(opened, found, format_)
     if not found.members:
@@ -306,20 +313,23 @@ def _dry_run(settings: SearchSettings) -> None:
     say(f"space {settings.space_name}: {len(space.dimensions())} dimensions, {space.size:.3g} points")
     with tempfile.TemporaryDirectory() as scratch, open_devices(settings) as devices:
         evaluator = Evaluator(devices, Journal(Path(scratch) / "measurements.jsonl"), settings.seed)
-        found = feasibility(evaluator, settings)
+        found = feasibility(evaluator, settings, say)
         rng, start = random.Random(settings.seed), time.monotonic()
         for arch in (space.sample(rng) for _ in range(5)):
             if settings.accuracy.method == "zero-cost":
                 evaluator.proxies(arch)
             evaluator.latencies(arch)
-        pace = (time.monotonic() - start) / 5
-    measured = {"smallest": found.smallest, **found.presets, "largest": found.largest}
+        pace_s = (time.monotonic() - start) / 5
+    measured = {"smallest": found.smallest, **found.presets} | ({"largest": found.largest} if found.largest else {})
     for index, target in enumerate(settings.targets):
-        rows, cells = [], []
+        cells = []
         for name, latencies in measured.items():
             within = latencies[index].stat_ms(settings.budget_stat) <= target.budget_ms
-            rows.append({"name": name, "latency_ms": latencies[index].median_ms, "within_budget": within})
             cells.append([name, str(latencies[index]), "yes" if within else "no"])
         title = f"budget {target.budget_ms:g} ms on {target.conditions}"
-        emit(rows, Format.table, make_table(title, ["", "latency", "within"], cells))
-    say(f"{settings.trials} trials would take about {duration(settings.trials * pace + 40)}")
+        emit([], Format.table, make_table(title, ["", "latency", "within"], cells))
+    takes_s = min(settings.trials * pace_s, settings.time_s or math.inf) + CERTIFYING_S
+    besides = ""
+    if settings.accuracy.method in ("predictor", "short"):
+        besides = f", and the trainings of --accuracy {settings.accuracy.method} besides: hours, as a rule"
+    say(f"{settings.trials} trials would take about {duration(takes_s)}{besides}")

@@ -43,7 +43,7 @@ class LocalDevice(Device):
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
         with alone():
-            reply = self._exchange(json.dumps(request))
+            reply = self._exchange(json.dumps(request), self._timeout_s * _most_visits(protocol))
         if "error" in reply:
             runtime = RUNTIMES[self.conditions.family].what
             raise MeasurementError(f"{runtime} could not run the network: {reply['error']}", reply["kind"])
@@ -63,7 +63,7 @@ class LocalDevice(Device):
             self._child.communicate()
             self._child = None
 
-    def _exchange(self, line: str) -> dict[str, Any]:
+    def _exchange(self, line: str, timeout_s: float) -> dict[str, Any]:
         if self._child is None or self._child.poll() is not None:
             self._child = self._start()
         child = self._child
@@ -74,7 +74,7 @@ class LocalDevice(Device):
             child.stdin.flush()
             with selectors.DefaultSelector() as selector:
                 selector.register(child.stdout, selectors.EVENT_READ)
-                answered = bool(selector.select(self._timeout_s))
+                answered = bool(selector.select(timeout_s))
             reply = child.stdout.readline() if answered else ""
         except BrokenPipeError:
             answered, reply = True, ""
@@ -86,9 +86,7 @@ class LocalDevice(Device):
             return answer
         if not answered:
             self.close()
-            raise MeasurementError(
-                f"the measurement took longer than {self._timeout_s:.0f} s and was ended.", "timeout"
-            )
+            raise MeasurementError(f"the measurement took longer than {timeout_s:.0f} s and was ended.", "timeout")
         status = child.wait()
         self._stderr.seek(0)
         last_words = (self._stderr.read().strip().splitlines() or ["no message; out of memory?"])[-1]
@@ -108,6 +106,11 @@ class LocalDevice(Device):
             env=os.environ | {"OMP_NUM_THREADS": str(self.conditions.threads)},
             start_new_session=True,  # Ctrl-C is for the parent, which ends the child itself
         )
+
+
+def _most_visits(protocol: Protocol) -> int:
+    """How many visits a measurement may make: one more where several may disagree."""
+    return protocol.visits + (protocol.visits > 1)
 
 
 @contextlib.contextmanager

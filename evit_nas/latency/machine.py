@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -62,11 +63,23 @@ def machine_of(conditions: Conditions) -> str:
     """The processor, or the GPU as its driver calls it, that `conditions` measure on."""
     if RUNTIMES[conditions.family].argument != "index":
         return processor()
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", conditions.argument or "0"]
+    return _gpu(int(conditions.argument or 0))
+
+
+@cache
+def _gpu(index: int) -> str:
+    """The GPU that CUDA numbers so; nvidia-smi counts in another order, and does not heed CUDA_VISIBLE_DEVICES."""
+    try:
+        import torch
+
+        named = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+    except (ImportError, RuntimeError, AssertionError):  # no torch, or none that finds the GPU
+        named = str(index)
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", named]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return f"GPU {conditions.argument or 0}"
+        return f"GPU {index}"
 
 
 def measuring_core() -> frozenset[int]:

@@ -321,6 +321,9 @@ def measure_unseen(
         protocol: how carefully.
         step: told how many are done.
         note: told what was left out and why.
+
+    Raises:
+        MeasurementError: the link to the device was lost.
     """
     known = {sample.arch.key for sample in table.samples()}
     fresh: list[Sample] = []
@@ -333,6 +336,8 @@ def measure_unseen(
         try:
             latency, _ = device.measure(arch, protocol)
         except MeasurementError as error:
+            if error.kind == "lost link":
+                raise
             note(f"left out: {arch.key}: {error}")
             continue
         table.add(arch, latency)

@@ -85,6 +85,7 @@ def measure_references(
 
     Raises:
         UsageError: a name is not in REFERENCES.
+        MeasurementError: the link to the device was lost.
     """
     known = {reference.name: reference for reference in REFERENCES}
     for name in names or ():
@@ -99,6 +100,8 @@ def measure_references(
             try:
                 latency, _ = device.measure(TimmModel(reference.name, reference.image_size), protocol)
             except MeasurementError as error:
+                if error.kind == "lost link":
+                    raise
                 note(f"{reference.label} is left out: {error}")
                 continue
             _remember(device.context(), reference.name, protocol, latency)

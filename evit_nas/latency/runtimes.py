@@ -46,7 +46,7 @@ class Runtime:
     takes_timm: bool = False
     """Whether it builds timm's networks itself; the others get them as ONNX files."""
     timeout_s: float = 120.0
-    """Wall limit of one measurement; half a second is usual, a compiler takes minutes."""
+    """Wall limit of a visit; half a second is usual, a compiler takes minutes."""
 
     def missing(self, family: str) -> str | None:
         """Why it cannot run here, and what would help; None if it can."""

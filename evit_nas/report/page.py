@@ -77,6 +77,7 @@ def _page(run: Run, found: Findings) -> str:
         charts=charts,
         checks=[compare(one.predicted_ms, one.measured_ms) if one.names else None for one in found.forecasts],
         rows=rows,
+        restless=sum(any(latency.noisy for latency in one.latencies) for one in found.front.members),
         noisy=any(latency.noisy for one in rows for latency in one.latencies),
         columns=6 + len(settings.targets) * (3 if settings.budget_stat == "p90" else 2),
         yaml=_yaml,

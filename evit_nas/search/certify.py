@@ -11,12 +11,14 @@ from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.runs import Run
 from evit_nas.search.evaluate import Evaluator, recorded_latencies
-from evit_nas.search.feasibility import nothing_fits
+from evit_nas.search.feasibility import nothing_fits, plainly
 from evit_nas.search.front import Candidate, excess, write_front
 from evit_nas.search.judges import Judge
 from evit_nas.search.objectives import OBJECTIVES, limit_excess
-from evit_nas.search.record import Known, certified, give_up, journal_of, named, plain, standing
+from evit_nas.search.record import Known, certified, give_up, journal_of, named, plain, readmit, standing
 from evit_nas.search.status import Watcher
+
+MAX_LATE = 3  # strict measurements in a row that take too long
 
 
 def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, watch: Watcher) -> None:
@@ -27,10 +29,11 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
 
     Raises:
         Infeasible: nothing keeps the budget.
-        MeasurementError: the link to a device was lost.
+        MeasurementError: the link to a device was lost, or nothing can be measured in time any more; a resumed search
+            tries again.
     """
     watch.note("measuring the front and the paper's networks again, strictly")
-    settings = run.settings
+    settings, late = run.settings, list[str]()
     while True:
         candidates = certified(Known(record).candidates, recorded_latencies(journal_of(run), "strict"), settings)
         members = standing(candidates, settings)
@@ -41,9 +44,18 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
             watch.step("strict measurement", done, len(open_members))
             try:
                 evaluator.latencies(member.arch, strict=True)
+                late.clear()
             except MeasurementError as error:
                 if error.kind == "lost link":
                     raise
+                late = [*late, member.arch.key] if error.kind == "timeout" else []
+                if len(late) == MAX_LATE:
+                    readmit(record, late)
+                    raise MeasurementError(
+                        f"{MAX_LATE} networks in a row took too long to be measured strictly: it is the device rather "
+                        f"than they. Nothing is lost; when it is less busy: evit-nas resume {run.path}",
+                        "timeout",
+                    ) from error
                 give_up(record, member.arch.key, str(error))
                 watch.note(f"left out of the front: {member.arch.key}: {error}")
     if not members:
@@ -84,8 +96,9 @@ def _other_limits(in_time: Sequence[Candidate], settings: SearchSettings) -> str
             [nearest] = numbers[missed.index(min(missed))][objective.metric]
             limit = getattr(settings.limits, objective.metric)
             return (
-                f"nothing that was found within the budget keeps {objective.limit} {limit:.4g}: the nearest has "
-                f"{nearest:.4g}. Give it more room, or the search more --trials."
+                f"nothing that was found within the budget keeps {objective.limit} "
+                f"{plainly(limit, objective.metric)}: the nearest has {plainly(nearest, objective.metric)}. "
+                "Give it more room, or the search more --trials."
             )
     return "nothing that was found keeps all limits at once. Give one of them more room, or the search more --trials."
 

@@ -84,7 +84,10 @@ class Evaluator:
 
             peak_mb = self._cluster.peak_memory_mb(arch) if self._cluster else memory.peak_memory_mb(arch, conditions)
             self._remember(memo_id, arch, {"memory_mb": peak_mb})
-        return self._had(memo_id, "memory_mb", "the system there does not show the memory of a process")
+        value: float | None = self._memo[memo_id]["memory_mb"]
+        if value is None:
+            raise self._without("memory", "the system there does not show the memory of a process")
+        return value
 
     def energy_mj(self, arch: ArchConfig) -> float:
         """Millijoules per inference on the first device, above what it draws when idle.
@@ -94,21 +97,19 @@ class Evaluator:
         """
         device = self.devices[0]
         memo_id = _memo_id("energy", arch, device.context() | ENERGY.model_dump())
-        if memo_id not in self._memo:
+        if self._memo.get(memo_id, {}).get("energy_mj") is None:
             _, samples = device.measure(arch, ENERGY)
-            self._remember(memo_id, arch, {"energy_mj": samples.get("energy_mj")})
-        return self._had(memo_id, "energy_mj", "no counter can be read, or other work hides what the network draws")
-
-    def _had(self, memo_id: str, metric: str, otherwise: str) -> float:
-        """A remembered number; what could not be had is remembered as None."""
-        value: float | None = self._memo[memo_id][metric]
-        if value is None:
-            name = metric.partition("_")[0]
-            raise MeasurementError(
-                f"{name} cannot be had on '{self.devices[0].conditions.device}': {otherwise}. "
-                f"Leave out --objective {name} and --max-{name}."
-            )
+            if samples.get("energy_mj") is None:  # perhaps for the moment only: nothing to remember
+                raise self._without("energy", "no counter can be read, or other work hides what the network draws")
+            self._remember(memo_id, arch, {"energy_mj": samples["energy_mj"]})
+        value: float = self._memo[memo_id]["energy_mj"]
         return value
+
+    def _without(self, name: str, reason: str) -> MeasurementError:
+        return MeasurementError(
+            f"{name} cannot be had on '{self.devices[0].conditions.device}': {reason}. "
+            f"Leave out --objective {name} and --max-{name}."
+        )
 
     def expect(self, arch: ArchConfig) -> None:
         """Begins to compute the proxies in a worker process or on the cluster, if there are any."""

@@ -35,7 +35,7 @@ class Candidate:
     latencies: tuple[Latency, ...]
     """On each device of the search, in its order."""
     certified: bool
-    """Measured strictly, after the search."""
+    """Measured strictly, after the search; a latency of that may still be noisy."""
     trial: int | None
     """Number of the trial in study.db; None for a reference that is not in the space."""
     memory_mb: float | None = None
@@ -153,7 +153,7 @@ def score_text(member: Candidate) -> str:
 
 
 def _provenance(latency: Latency) -> list[str]:
-    noise = f"; not certified: {latency.noise}" if latency.noisy else ""
+    noise = f"; noisy: {latency.noise}" if latency.noisy else ""
     return [
         f"{latency} (p90 {latency.p90_ms:.2f} ms) on {latency.conditions}",
         f"  measured on {latency.machine}; {latency.runtime}; {latency.rounds} rounds, {latency.ratio:.3f} times "

@@ -65,7 +65,7 @@ class Progress:
         if self._settings.patience is not None and done - self._stall.grew_at >= self._settings.patience:
             return f"the front has not grown by {STALLED:.1%} over {self._settings.patience} architectures"
         if time_s is not None and time.monotonic() - self._begun >= time_s:
-            return f"the time is over after {done} of {total} trials"
+            return "the time is over; a resumed search takes as much again"
         return ""
 
     def status(self) -> Status:
@@ -85,7 +85,8 @@ class Progress:
 class Stall:
     """When the front last grew, by its hypervolume.
 
-    It counts from the budgets, and from the worst of the other objectives in the pool, once that has been evaluated.
+    It counts from the budgets, and from the worst of the other objectives in the pool, once that has been evaluated. If
+    nothing in the pool keeps every limit, the first network that does stands for it.
     """
 
     def __init__(self, settings: SearchSettings) -> None:
@@ -100,7 +101,7 @@ class Stall:
         if candidate is not None and keeps_limits(candidate, self._settings):
             [point] = points([candidate], self._settings)
             self._front.append(point)
-            if done <= self._settings.pool:
+            if done <= self._settings.pool or not self._pool:
                 self._pool.append(point)
         if done < self._settings.pool or not self._pool:
             self.grew_at = done

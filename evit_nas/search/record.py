@@ -5,7 +5,7 @@ Nothing here measures or proposes; `front` and `score --run` read a run through 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import optuna
@@ -23,6 +23,7 @@ from evit_nas.search.front import NEAR, Candidate, file_name, keeps_limits, unbe
 from evit_nas.search.picks import thin
 from evit_nas.search.storage import begun, open_study
 
+ENDED = "ended"  # attribute of the study: why nothing more is evaluated; empty while the search goes on
 GIVEN_UP = "given up"  # attribute of the study: key of the network -> why
 
 
@@ -36,6 +37,8 @@ class Front:
     total: int
     origin: str
     """What the scores are and where they come from."""
+    ended: str = ""
+    """Why nothing more was evaluated; empty while the search goes on, or where it was interrupted."""
 
 
 def load_front(run: Run) -> Front:
@@ -50,7 +53,7 @@ def load_front(run: Run) -> Front:
         raise UsageError(f"{run.path} has no trials yet. Continue it with: evit-nas resume {run.path}")
     with open_study(run) as study:
         known, estimates = Known(study), study.user_attrs.get("references", {})
-        origin = study.user_attrs.get("judge", "")
+        origin, ended = study.user_attrs.get("judge", ""), study.user_attrs.get(ENDED, "")
     strict = recorded_latencies(journal_of(run), "strict")
     hopeful = standing(certified(known.candidates, strict, run.settings), run.settings)
     members = [member for member in hopeful if keeps_limits(member, run.settings)]
@@ -60,7 +63,7 @@ def load_front(run: Run) -> Front:
         latencies = on_all(strict.get(arch.key, {}), run.settings)
         if latencies:
             references.append(_candidate(arch, estimate, latencies, name=name, certified=True))
-    return Front(named(members), references, done=len(known.by_key), total=run.settings.trials, origin=origin)
+    return Front(named(members), references, len(known.by_key), run.settings.trials, origin, ended)
 
 
 def load_aggregate(run: Run) -> RankAggregate:
@@ -118,6 +121,12 @@ def plain(estimate: Estimate) -> dict[str, object]:
 def give_up(study: optuna.Study, key: str, reason: str) -> None:
     """Keeps an architecture off the front for good: it cannot be measured strictly."""
     study.set_user_attr(GIVEN_UP, study.user_attrs.get(GIVEN_UP, {}) | {key: reason})
+
+
+def readmit(study: optuna.Study, keys: Collection[str]) -> None:
+    """Takes back that architectures were given up: it was not their fault."""
+    kept = {key: reason for key, reason in study.user_attrs.get(GIVEN_UP, {}).items() if key not in keys}
+    study.set_user_attr(GIVEN_UP, kept)
 
 
 def _candidate(

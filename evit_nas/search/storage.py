@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -75,24 +75,37 @@ def for_samplers(trial: FrozenTrial) -> FrozenTrial:
 def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
     named = run.settings.storage
     if named is None:
-        with _database(f"sqlite:///{run.database}") as storage:  # what goes wrong is explained by the run folder
-            yield storage
+        with _database(f"sqlite:///{run.database}") as database:  # what goes wrong is explained by the run folder
+            yield database
         return
+    url = storage_url(named) if "://" in named else ""
+    with ExitStack() as stack:
+        with _refused(run, named, (*_storage_errors(), ImportError, OSError, ValueError)):
+            storage = stack.enter_context(_elsewhere(url, named, run.writing))
+        with _refused(run, named, _storage_errors()):
+            yield storage
+
+
+@contextmanager
+def _elsewhere(url: str, named: str, writing: bool) -> Iterator[optuna.storages.BaseStorage]:
+    if url.startswith("redis"):
+        with _quiet():
+            backend = JournalRedisBackend(url)
+        yield optuna.storages.JournalStorage(backend)
+    elif url:
+        with _database(url) as database:
+            yield database
+    else:
+        if writing:
+            Journal(Path(named)).repair()  # or the next line would glue itself to a torn one
+        yield optuna.storages.JournalStorage(JournalFileBackend(named))
+
+
+@contextmanager
+def _refused(run: Run, named: str, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
-        if named.startswith("redis"):
-            with _quiet():
-                backend = JournalRedisBackend(storage_url(named))
-            yield optuna.storages.JournalStorage(backend)
-        elif "://" in named:
-            with _database(storage_url(named)) as storage:
-                yield storage
-        else:
-            if run.writing:
-                Journal(Path(named)).repair()  # or the next line would glue itself to a torn one
-            yield optuna.storages.JournalStorage(JournalFileBackend(named))
-    except Exception as error:
-        if not _of_storage(error):
-            raise
+        yield
+    except kinds as error:
         raise RunError(
             f"the storage {named} does not serve: {' '.join(str(_root(error)).split()):.300}. Nothing that was "
             f"evaluated is lost; when it answers again: evit-nas resume {run.path}"
@@ -113,14 +126,14 @@ def _quiet() -> warnings.catch_warnings[None]:
     return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def _of_storage(error: Exception) -> bool:
-    """Whether it is the storage that went wrong, or a driver of it that is not installed."""
-    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError)
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """What a storage raises when it does not serve."""
+    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
     with suppress(ImportError):
         from redis.exceptions import RedisError
 
         kinds = (*kinds, RedisError)
-    return isinstance(error, kinds)
+    return kinds
 
 
 def _root(error: BaseException) -> BaseException:

@@ -24,7 +24,7 @@ from evit_nas.search.feasibility import Feasibility, feasibility
 from evit_nas.search.forecast import Forecasts
 from evit_nas.search.judges import Judge, judge_of
 from evit_nas.search.progress import Progress
-from evit_nas.search.record import Front, check_same_conditions, journal_of, load_front
+from evit_nas.search.record import ENDED, Front, check_same_conditions, journal_of, load_front
 from evit_nas.search.rounds import Pool, Rounds, pool_of
 from evit_nas.search.samplers import AUTO
 from evit_nas.search.status import Watcher
@@ -57,7 +57,7 @@ class Search:
         ):
             evaluator.repair()
             check_same_conditions(record, [device.context() for device in devices], self._run)
-            self._announce(feasibility(evaluator, settings))
+            self._announce(feasibility(evaluator, settings, self._watch.note))
             pool = pool_of(settings)
             judge = judge_of(self._run, evaluator, record, pool, self._watch, cluster)
             forecasts = Forecasts(devices, settings, self._run.path, self._watch.note)
@@ -72,11 +72,12 @@ class Search:
                 name: latencies[index].stat_ms(self._settings.budget_stat) for name, latencies in found.presets.items()
             }
             within = [name for name in ms if ms[name] <= target.budget_ms]
+            end = found.largest[index] if found.largest else "what cannot be measured"
             self._watch.note(
-                f"the space spans {found.smallest[index]} to {found.largest[index]} on {target.device}; "
+                f"the space spans {found.smallest[index]} to {end} on {target.device}; "
                 f"of the paper's networks {', '.join(within) or 'none'} keep {target.budget_ms:g} ms"
             )
-            if found.largest[index].stat_ms(self._settings.budget_stat) <= target.budget_ms:
+            if found.largest and found.largest[index].stat_ms(self._settings.budget_stat) <= target.budget_ms:
                 self._watch.note(
                     f"even the largest network keeps the budget on {target.device}: "
                     "a smaller budget or a larger space says more"
@@ -93,20 +94,29 @@ class Search:
             if trial.user_attrs["round"] < first:
                 forecasts.learn(trial)
         progress = Progress(self._settings, record)
-        if progress.over():
+        if why := progress.over():
+            self._end(record, why)
             return
+        self._end(record, "")
         for current in rounds.follow(record, first, judge.expect):
             for asked, arch in current.proposals:
                 told = on_record.get(asked.number)
                 if told is None:
                     if why := progress.over():
-                        self._watch.note(why)
+                        self._end(record, why)
                         return
                     told = current.finish(asked, trials.values(asked, arch, progress))
                     record.add_trial(for_dashboards(told))
                     progress.add(told)
                     self._watch.update(progress.status())
                 forecasts.learn(told)
+
+    def _end(self, record: optuna.Study, why: str) -> None:
+        """Says why nothing more is evaluated, also to whoever reads the record; nothing while the search goes on."""
+        if why != record.user_attrs.get(ENDED, ""):
+            record.set_user_attr(ENDED, why)
+        if why:
+            self._watch.note(why)
 
 
 def _workers(settings: SearchSettings) -> int:
