@@ -71,7 +71,7 @@ def test_the_defaults_are_those_of_the_command_line():
     assert shown.keys() >= {"space", "trials", "pool", "seed", "sampler", "front_size", "labels", "table", "batch"}
     assert settings_from(**{**shown, "budget": "5ms"}) == default
     assert default.targets[0].device == "cpu"
-    assert default.workers == max((os.cpu_count() or 1) - 1, 0)
+    assert default.workers == len(os.sched_getaffinity(0)) - 1
 
 
 def test_words_become_settings():

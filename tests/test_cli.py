@@ -254,6 +254,27 @@ def test_an_interrupted_search_is_exit_130_and_names_the_resume_command(run, mon
     assert run("resume", "r").code == 0
 
 
+def test_front_says_why_a_search_ended_before_its_total(run):
+    run(*SEARCH, "--trials", "99", "--patience", "3", "--out", "r")
+    words = run("front", "r").err
+    assert "of 99 trials: the front has not grown" in " ".join(words.split())
+    assert "evit-nas resume" not in words
+
+
+def test_front_of_a_damaged_record_is_one_message(run, tmp_path):
+    run(*SEARCH, "--out", "r")
+    (tmp_path / "r" / "study.db").write_bytes(b"no database" * 100)
+    result = run("front", "r")
+    assert result.code == 2
+    assert "Move it away, then: evit-nas resume r" in " ".join(result.err.split())
+
+
+def test_dry_run_says_what_it_does_not_count_and_heeds_the_time(run):
+    long = ("--trials", "1000000", "--time", "1m", "--accuracy", "short", "--data", "digits")
+    words = " ".join(run(*SEARCH, *long, "--dry-run").err.split())
+    assert "would take about 1m40s, and the trainings of --accuracy short besides" in words
+
+
 def test_dry_run_says_what_would_happen_and_writes_nothing(run, tmp_path):
     result = run(*SEARCH, "--dry-run")
     assert result.code == 0

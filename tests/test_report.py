@@ -31,6 +31,8 @@ from evit_nas.report.plot import write_plot
 from evit_nas.runs import Run
 from evit_nas.search.front import Candidate
 from evit_nas.search.judges import JUDGES
+from evit_nas.search.record import give_up, readmit
+from evit_nas.search.storage import open_study
 from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
@@ -266,6 +268,39 @@ def test_a_search_that_goes_on_says_how_far_it_is_and_what_is_not_certified(unfi
     assert "None of the front’s members are certified so far" in text(page)
     assert len(traces(page)["front, to be certified"]["x"]) == len(front) > 0
     assert text(page).count("not certified") >= len(front)
+
+
+def test_a_search_that_ended_before_its_total_says_why(finished, monkeypatch):
+    found = find(finished)
+    early = replace(found, front=replace(found.front, total=999, ended="the time is over"))
+    monkeypatch.setattr("evit_nas.report.page.find", lambda run: early)
+    page = text(write_report(finished).read_text())
+    assert f"The search ended after {TRIALS} of 999 networks: the time is over." in page
+    assert "evit-nas resume" not in page
+
+
+def test_a_front_with_a_noisy_figure_is_not_called_certified(finished, monkeypatch):
+    found = find(finished)
+    assert "Every member of the front is certified" in text(page_of(finished))
+    first, *others = found.front.members
+    noisy = replace(first, latencies=(first.latency.model_copy(update={"noise": "others were at work"}),))
+    unsure = replace(found, front=replace(found.front, members=[noisy, *others]))
+    monkeypatch.setattr("evit_nas.report.page.find", lambda run: unsure)
+    page = text(write_report(finished).read_text())
+    assert "but 1 of them on a noisy machine" in page
+    assert "is certified" not in page
+
+
+def test_a_given_up_member_still_tells_how_good_predictions_were(finished):
+    before = find(finished)
+    with open_study(finished) as study:
+        found = [trial.user_attrs for trial in study.get_trials()]
+        key = next(one["key"] for one in found if one.get("latencies") and one["predicted_ms"])
+        give_up(study, key, "took too long")
+        after = find(finished)
+        readmit(study, [key])
+    assert after.forecasts == before.forecasts
+    assert len(after.measured) == len(before.measured) - 1
 
 
 def test_nothing_within_the_budget_is_said_with_the_nearest_figure(infeasible):
