@@ -7,7 +7,7 @@ import pytest
 from evit_nas.accuracy import zero_cost
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.config import AccuracySettings, Conditions, SearchSettings
-from evit_nas.errors import MeasurementError, RunError
+from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.runs import Run
 from evit_nas.search import judges
 from evit_nas.search.evaluate import Evaluator
@@ -59,6 +59,15 @@ def scored(monkeypatch):
 
     monkeypatch.setattr(zero_cost, "score_all", score_all)
     return keys
+
+
+def test_a_node_that_refuses_is_not_taken_for_a_network_without_a_score(new_run, monkeypatch):
+    def refuse(arch, *, seed=0, names=None):
+        raise UsageError("a node of the cluster has another version")
+
+    monkeypatch.setattr(zero_cost, "score_all", refuse)
+    with pytest.raises(UsageError, match="another version"):
+        judge(new_run(method="zero-cost"))
 
 
 def test_zero_cost_ranks_in_the_pool_which_is_scored_once(new_run, scored):
