@@ -157,7 +157,8 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
             if MIN_LABELS <= count <= n - MIN_UNSEEN:
                 draws = with_labels(count, features, truth, latency_ms, noise, repeats=DRAWS, seed=seed)
                 rows.append(judged(f"{name}, {count} labels", "predictor", _scores(draws, n)))
-    return Card(tuple(rows), *_noise(table.labels(), latency_ms), n, pairs, table.origin)
+    apart, ceiling = _noise(table.labels(), latency_ms)
+    return Card(tuple(rows), apart, ceiling, n, pairs, table.origin)
 
 
 def _noise(runs: Runs, latency_ms: np.ndarray) -> tuple[Spread, Interval] | tuple[None, None]:

@@ -149,8 +149,7 @@ def _print(card: Card, format_: Format) -> None:
         say("tau: all pairs; iso tau: pairs within 10 % of latency, and its gain over the best size")
         say("regret: accuracy in points that is lost by training the five best-scored of a slice only")
         if card.spread is not None:
-            found = card.spread
             say(
-                f"a perfect score would reach an iso tau of {found.ceiling:.2f}: rivals differ by {found.arch_sd:.2f} "
-                f"points because of the architecture, trainings of one network by {found.seed_sd:.2f}"
+                f"a perfect score would reach an iso tau of {card.ceiling}: rivals differ by {card.spread.arch_sd:.2f} "
+                f"points because of the architecture, trainings of one network by {card.spread.seed_sd:.2f}"
             )
