@@ -97,6 +97,7 @@ def _area(grid: tuple[int, int]) -> int:
     return grid[0] * grid[1]
 
 
+@lru_cache(maxsize=1 << 14)  # candidates of a space share most of their layers
 def _conv(in_chs: int, out_chs: int, area: int, kernel: int = 1, groups: int = 1, in_area: int = 0) -> _Op:
     """A convolution and its BatchNorm over `area` output positions; `in_area` input ones if they differ."""
     weights = kernel * kernel * in_chs // groups * out_chs
@@ -120,10 +121,8 @@ def _stem(arch: ArchConfig) -> Iterator[_Op]:
         yield _conv(in_chs, out_chs, in_area // 4, kernel=3, in_area=in_area)
 
 
-def _local_ffn(width: int, hidden: int, area: int) -> Iterator[_Op]:
-    yield _depthwise(width, area, 3)
-    yield _conv(width, hidden, area)
-    yield _conv(hidden, width, area)
+def _local_ffn(width: int, hidden: int, area: int) -> tuple[_Op, ...]:
+    return _depthwise(width, area, 3), _conv(width, hidden, area), _conv(hidden, width, area)
 
 
 def _downsample(arch: ArchConfig, index: int) -> Iterator[_Op]:
@@ -141,8 +140,7 @@ def _downsample(arch: ArchConfig, index: int) -> Iterator[_Op]:
 
 
 def _block(stage: StageConfig, grid: tuple[int, int], side: int) -> Iterator[_Op]:
-    for _ in range(2 * stage.ffn_count):
-        yield from _local_ffn(stage.width, stage.ffn_dim, _area(grid))
+    yield from 2 * stage.ffn_count * _local_ffn(stage.width, stage.ffn_dim, _area(grid))
     if stage.mixer == "softmax":
         yield from _softmax_mixer(stage, grid, side)
     elif stage.mixer == "linear":
