@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from evit_nas.accuracy import ShortScore, predictor, scorecard
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.accuracy.features import code, size
-from evit_nas.accuracy.predictor import HeldOut
 from evit_nas.accuracy.scorecard import Card, Row, inputs_of, score_card
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
@@ -194,7 +194,7 @@ def test_predictions_from_few_labels_are_judged_on_the_networks_they_are_for(mon
     def told(labels, features, truth, latency_ms, noise, *, repeats, seed):
         for draw in range(repeats):
             unseen = np.random.default_rng(draw).permutation(COUNT)[labels:]
-            yield HeldOut(unseen, tau * truth[unseen], np.ones(len(unseen)))
+            yield SimpleNamespace(index=unseen, mean=tau * truth[unseen])
 
     monkeypatch.setattr(scorecard, "with_labels", told)
     monkeypatch.setattr(scorecard, "inputs_of", lambda table: {"predictor": inputs_of(table)["predictor (size)"]})

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,9 @@ class AccuracyPredictor:
     """
 
     _ensemble: _Ensemble
-    _factor: float
-    """By how much the Gaussian process underrates the errors of the ensemble."""
+    _features: np.ndarray
+    _truth: np.ndarray
+    _noise_sd: np.ndarray
 
     @classmethod
     def fit(
@@ -56,38 +58,62 @@ class AccuracyPredictor:
         features, truth, noise_sd = _checked(features, truth, noise_sd)
         order = np.lexsort((truth, *features.T))
         features, truth, noise_sd = features[order], truth[order], noise_sd[order]
-        off = np.zeros(len(truth))
-        for train, test in _folds(len(truth), FOLDS, np.random.default_rng(SEED)):
-            mean, sd = _Ensemble.fit(features[train], truth[train], noise_sd[train]).predict(features[test])
-            off[test] = (truth[test] - mean) / np.hypot(sd, noise_sd[test])
+        return cls(_Ensemble.fit(features, truth, noise_sd), features, truth, noise_sd)
+
+    @cached_property
+    def _factor(self) -> float:
+        """By how much the Gaussian process underrates the errors of the ensemble; five times as dear as the fit."""
+        off = np.zeros(len(self._truth))
+        for train, test in _folds(len(off), FOLDS, np.random.default_rng(SEED)):
+            fitted = _Ensemble.fit(self._features[train], self._truth[train], self._noise_sd[train])
+            off[test] = (self._truth[test] - fitted.mean(self._features[test])) / np.hypot(
+                fitted.sd(self._features[test]), self._noise_sd[test]
+            )
         # the rank that makes an interval cover a newcomer too (split conformal prediction, arXiv 1604.04173)
         bound = np.sort(np.abs(off))[math.ceil(COVERAGE * (len(off) + 1)) - 1]
-        return cls(_Ensemble.fit(features, truth, noise_sd), float(bound) / NORMAL_QUANTILE)
+        return float(bound) / NORMAL_QUANTILE
+
+    def mean(self, features: np.ndarray) -> np.ndarray:
+        """(m,) expected labels of networks with (m, d) features."""
+        return self._ensemble.mean(features)
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(m,) expected labels of networks with (m, d) features, and their standard deviations, noise left out."""
-        mean, sd = self._ensemble.predict(features)
-        return mean, self._factor * sd
+        return self.mean(features), self._factor * self._ensemble.sd(features)
 
     def sample(self, features: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
         """(draws, m) labels that (m, d) networks may well have, drawn jointly: similar networks err alike.
 
         For Thompson sampling: train what is best in a draw. The draws have the mean and spread of `predict`.
         """
-        mean, _ = self._ensemble.predict(features)
-        return mean + self._factor * self._ensemble.deviations(features, draws, rng)
+        return self.mean(features) + self._factor * self._ensemble.deviations(features, draws, rng)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Predictions for networks whose labels the predictor has not seen."""
+    """Predictions for networks whose labels the predictor has not seen, made when they are asked for."""
 
-    index: np.ndarray
-    """(m,) which rows of the table they are."""
-    mean: np.ndarray
-    """(m,) in the labels' unit."""
-    sd: np.ndarray
-    """(m,) standard deviations."""
+    parts: Sequence[tuple[np.ndarray, np.ndarray, AccuracyPredictor]]
+    """Rows of the table, their features, and a predictor that was fitted without them."""
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """(m,) which rows of the table they are, in their order."""
+        return np.sort(np.concatenate([rows for rows, _, _ in self.parts]))
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """(m,) in the labels' unit."""
+        return self._joined([predictor.mean(features) for _, features, predictor in self.parts])
+
+    @cached_property
+    def sd(self) -> np.ndarray:
+        """(m,) standard deviations; they cost five times as much as the means."""
+        return self._joined([predictor.predict(features)[1] for _, features, predictor in self.parts])
+
+    def _joined(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        joined: np.ndarray = np.concatenate(values)[np.argsort(np.concatenate([rows for rows, _, _ in self.parts]))]
+        return joined
 
 
 def cross_validated(
@@ -101,18 +127,19 @@ def cross_validated(
 ) -> Iterator[HeldOut]:
     """Predictions for every network by predictors that were fitted without its fold, once for each repeat.
 
-    Everything is learned inside the folds, standardisation and calibration too. A predictor without any skill gets
-    a tau a little below 0 here: without a fold of high labels the mean of the others is lower. Arguments as for
-    `AccuracyPredictor.fit`.
+    All but the labels' noise is learned inside the folds, standardisation and calibration too. A predictor without any
+    skill gets a tau a little below 0 here: without a fold of high labels the mean of the others is lower. Arguments as
+    for `AccuracyPredictor.fit`.
     """
     features, truth, noise_sd = _checked(features, truth, noise_sd)
     rng = np.random.default_rng(seed)
     for _ in range(repeats):
-        mean, sd = np.zeros(len(truth)), np.zeros(len(truth))
-        for train, test in _folds(len(truth), folds, rng):
-            predictor = AccuracyPredictor.fit(features[train], truth[train], noise_sd[train])
-            mean[test], sd[test] = predictor.predict(features[test])
-        yield HeldOut(np.arange(len(truth)), mean, sd)
+        yield HeldOut(
+            [
+                (test, features[test], AccuracyPredictor.fit(features[train], truth[train], noise_sd[train]))
+                for train, test in _folds(len(truth), folds, rng)
+            ]
+        )
 
 
 def with_labels(
@@ -145,7 +172,7 @@ def with_labels(
         train = np.array([rng.choice(group) for group in groups])
         test = np.setdiff1d(np.arange(len(truth)), train)
         predictor = AccuracyPredictor.fit(features[train], truth[train], noise_sd[train])
-        yield HeldOut(test, *predictor.predict(features[test]))
+        yield HeldOut([(test, features[test], predictor)])
 
 
 @dataclass(frozen=True)
@@ -186,11 +213,16 @@ class _Ensemble:
         ridge = RidgeCV(np.logspace(-1, 4, 11)).fit(z, y)
         return cls(center, scale, label_mean, label_sd, process, trees, ridge)
 
-    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def mean(self, features: np.ndarray) -> np.ndarray:
         z = _standardised(features, self.center, self.scale)
-        smooth, sd = self.process.predict(z, return_std=True)
-        mean = (smooth + self.trees.predict(z) + self.ridge.predict(z)) / 3
-        return self.label_mean + self.label_sd * mean, self.label_sd * sd
+        mean = (self.process.predict(z) + self.trees.predict(z) + self.ridge.predict(z)) / 3
+        labels: np.ndarray = self.label_mean + self.label_sd * mean
+        return labels
+
+    def sd(self, features: np.ndarray) -> np.ndarray:
+        _, sd = self.process.predict(_standardised(features, self.center, self.scale), return_std=True)
+        deviation: np.ndarray = self.label_sd * sd
+        return deviation
 
     def deviations(self, features: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
         """(draws, m) joint draws of the Gaussian process, less its mean.

@@ -37,7 +37,7 @@ MIN_UNSEEN = 8  # networks that a predictor from few labels is judged on
 AGGREGATE = "zero-cost aggregate"
 SIZES = ("params", "macs", "depth", "latency")
 TOP = 5
-DRAWS = 10  # of labelled networks, for predictors from few labels
+DRAWS = 40  # of labelled networks, for predictors from few labels
 FOLDS = 10  # of cross-validation
 RESAMPLES = 500
 
