@@ -80,9 +80,11 @@ def _draw(axes: Axes, found: Findings, index: int) -> None:
             error = [one * candidate.latencies[index].rel_error for one, candidate in zip(ms, candidates, strict=True)]
             scores = [candidate.score for candidate in candidates]
             axes.errorbar(ms, scores, xerr=error, fmt=marker, color=color, ms=4, elinewidth=1, label=label)
-    for one in references:
+    for number, one in enumerate(references):
         at = (one.latencies[index].stat_ms(stat), one.score)
-        axes.annotate(one.name, at, xytext=(4, -9), textcoords="offset points", color=REFERENCE)
+        below = number % 2 == 0  # and the next one above: m3 and m4 are neighbours
+        offset = (4, -9) if below else (4, 4)
+        axes.annotate(one.name, at, xytext=offset, textcoords="offset points", color=REFERENCE)
     axes.axvline(target.budget_ms, color=BUDGET, ls="--", lw=1, label="budget")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
