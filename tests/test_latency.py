@@ -94,10 +94,10 @@ class TestOnnxRuntime:
         assert 0.5 < file.median_ms / arch.median_ms < 2
 
     def test_takes_longer_for_a_batch_than_for_one_image(self, device):
-        with open_device(parse_conditions("cpu", batch=4)) as other:
-            (one, _), (four, _) = device.measure(SMALL, QUICK), other.measure(SMALL, QUICK)
-        assert four.input_shape == (4, 3, 64, 64)
-        assert four.median_ms > 1.3 * one.median_ms
+        with open_device(parse_conditions("cpu", batch=16)) as other:
+            (one, _), (sixteen, _) = device.measure(SMALL, QUICK), other.measure(SMALL, QUICK)
+        assert sixteen.input_shape == (16, 3, 64, 64)
+        assert sixteen.median_ms > 1.5 * one.median_ms  # about six times; each has its own yardstick
 
 
 class TestContext:
