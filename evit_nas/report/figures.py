@@ -82,7 +82,7 @@ def pareto(found: Findings, index: int) -> go.Figure:
             hoverinfo="skip",
             showlegend=False,
         )
-    for certified, name, symbol in ((True, "front, certified", "circle"), (False, "front, to be certified", "diamond")):
+    for certified, name, symbol in ((True, "front", "circle"), (False, "front, not certified", "diamond")):
         members = [member for member in found.front.members if member.certified is certified]
         if members:
             figure.add_trace(_points(members, index, stat, name, {"symbol": symbol, "color": "var(--front)"}))
