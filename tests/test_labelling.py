@@ -192,16 +192,22 @@ def test_a_run_without_trained_networks_cannot_give_any(trainer, tmp_path):
         collected(tmp_path / "run", labels_from=[str(tmp_path)])
 
 
-def test_what_cannot_be_trained_is_left_out_and_others_come_instead(trainer, restless, tmp_path, monkeypatch):
-    train, failing = trainer.__call__, list[str]()
+def first_two_diverge(trainer, monkeypatch) -> list[str]:
+    """Keys of the networks whose training diverges, as they come."""
+    failing: list[str] = []
 
     def picky(data, digest, recipe, job, checkpoint):
         if len(failing) < 2:
             failing.append(job.arch.key)
             raise MeasurementError("the loss is not finite")
-        return train(data, digest, recipe, job, checkpoint)
+        return trainer(data, digest, recipe, job, checkpoint)
 
     monkeypatch.setattr(labels_module, "_train", picky)
+    return failing
+
+
+def test_what_cannot_be_trained_is_left_out_and_others_come_instead(trainer, restless, tmp_path, monkeypatch):
+    failing = first_two_diverge(trainer, monkeypatch)
     watch = Notes()
     _, keys = collected(tmp_path, watch)
     assert len(keys) == LABELS
@@ -240,15 +246,7 @@ def test_what_was_measured_while_the_start_was_looked_for_makes_predictions_on_a
 
 
 def test_a_small_run_replaces_what_diverges_and_a_resume_does_not_train_it_again(trainer, tmp_path, monkeypatch):
-    train, failing = trainer.__call__, list[str]()
-
-    def picky(data, digest, recipe, job, checkpoint):
-        if len(failing) < 2:
-            failing.append(job.arch.key)
-            raise MeasurementError("the loss is not finite")
-        return train(data, digest, recipe, job, checkpoint)
-
-    monkeypatch.setattr(labels_module, "_train", picky)
+    failing = first_two_diverge(trainer, monkeypatch)
     table, keys = collected(tmp_path, labels=8)
     assert len(keys) == 8
     assert not set(keys) & set(failing)

@@ -1,4 +1,4 @@
-"""Accuracy learned from a table of trained networks: microseconds for a candidate, with an interval."""
+"""Accuracy learned from a table of trained networks: less than a millisecond for a candidate, with an interval."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from evit_nas.accuracy.predictor import MIN_LABELS, NORMAL_QUANTILE, AccuracyPre
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import UsageError
-
-INPUTS = ("code", "stages", "size")
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class LearnedAccuracy:
         """
         if len(table.networks) < MIN_LABELS:
             raise UsageError(f"a predictor needs at least {MIN_LABELS} trained networks, got {len(table.networks)}.")
-        return cls(AccuracyPredictor.fit(features_of(table.archs, INPUTS), *table.truth()))
+        return cls(AccuracyPredictor.fit(features_of(table.archs), *table.truth()))
 
     def intervals(self, archs: Sequence[ArchConfig]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(n,) accuracies in percent on the table's data, and the ends of the intervals that hold four in five."""
-        mean, sd = self._predictor.predict(features_of(archs, INPUTS))
+        mean, sd = self._predictor.predict(features_of(archs))
         return mean, mean - NORMAL_QUANTILE * sd, mean + NORMAL_QUANTILE * sd

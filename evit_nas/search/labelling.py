@@ -20,7 +20,6 @@ import numpy as np
 
 from evit_nas.accuracy.features import table as features_of
 from evit_nas.accuracy.labels import Job, Label, Labels
-from evit_nas.accuracy.learned import INPUTS
 from evit_nas.accuracy.predictor import MIN_LABELS, AccuracyPredictor
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
@@ -103,7 +102,7 @@ def collect_labels(
     def table_of(networks: Sequence[TrainedNetwork]) -> LabelTable:
         return LabelTable(data=data.name, recipe=wish.recipe, device=str(device.conditions), networks=tuple(networks))
 
-    networks, tops, features = trained(start), list[set[int]](), features_of(candidates, INPUTS)
+    networks, tops, features = trained(start), list[set[int]](), features_of(candidates)
     while len(networks) < MIN_LABELS and len(tried) - len(networks) < max(wish.labels, MIN_LABELS):
         more = [arch for arch in candidates if arch.key not in tried][: MIN_LABELS - len(networks)]
         if not more:
@@ -111,7 +110,7 @@ def collect_labels(
         networks = measured_and_trained(more)
     while candidates and MIN_LABELS <= len(networks) < wish.labels:
         table = table_of(networks)
-        predictor = AccuracyPredictor.fit(features_of(table.archs, INPUTS), *table.truth())
+        predictor = AccuracyPredictor.fit(features_of(table.archs), *table.truth())
         tops.append(set(np.argsort(-predictor.predict(features)[0])[:TOP].tolist()))
         if len(tops) > STANDS and all(top == tops[-1] for top in tops[-STANDS - 1 :]):
             watch.note(f"the best {TOP} stand after {len(networks)} trained networks")
