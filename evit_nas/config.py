@@ -28,15 +28,15 @@ def _measured(text: str, units: Mapping[str, float]) -> float:
     return float(match["number"]) * units.get(match["unit"], 0.0) if match else 0.0
 
 
-def parse_budget(text: str) -> float:
-    """A latency budget such as "5ms", "750us" or "0.02s" in milliseconds.
+def parse_latency(text: str, option: str = "--budget", example: str = "5ms") -> float:
+    """A latency such as "5ms", "750us" or "0.02s" in milliseconds; `option` and `example` are for the error.
 
     Raises:
         UsageError: not a positive number with a unit.
     """
     value = _measured(text, _UNIT_MS)
     if not value:
-        raise UsageError(f"--budget must be a positive number with a unit (us, ms or s), got '{text}'; try 5ms.")
+        raise UsageError(f"{option} must be a positive number with a unit (us, ms or s), got '{text}'; try {example}.")
     return value
 
 
@@ -52,7 +52,7 @@ def parse_budgets(text: str, devices: Sequence[str]) -> list[float]:
         if len(devices) > 1:
             example = ",".join(f"{name}=5ms" for name in devices)
             raise UsageError(f"--budget needs one limit for each of the {len(devices)} devices: {example}.")
-        return [parse_budget(text)]
+        return [parse_latency(text)]
     budgets: dict[str, float] = {}
     for part in text.split(","):
         name, _, limit = part.partition("=")
@@ -61,7 +61,7 @@ def parse_budgets(text: str, devices: Sequence[str]) -> list[float]:
             raise UsageError(f"--budget names the device '{name.strip()}', but --device has {', '.join(devices)}.")
         if found[0] in budgets:
             raise UsageError(f"--budget gives the device '{name.strip()}' two limits.")
-        budgets[found[0]] = parse_budget(limit)
+        budgets[found[0]] = parse_latency(limit)
     without = [device for device in devices if device not in budgets]
     if without:
         raise UsageError(f"--budget has no limit for the device '{without[0]}'; add {without[0]}=5ms.")

@@ -12,7 +12,7 @@ from evit_nas.errors import UsageError
 def test_slices_without_a_positive_number_or_unit_are_refused_by_their_option(call, slices):
     result = call("proxies", "bench", "--data", "digits", "--slices", slices)
     assert result.code == 2
-    assert "--slices must be positive numbers with a unit" in result.err
+    assert "each of --slices must be a positive number with a unit" in result.err
     assert "--budget" not in result.err
 
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from evit_nas.config import SearchSettings, parse_budget
+from evit_nas.config import SearchSettings, parse_latency
 from evit_nas.errors import RunError, UsageError
 from evit_nas.runs import Journal, Run, new_run_path, write_atomically
 from evit_nas.space import SearchSpace
@@ -270,10 +270,10 @@ def test_what_is_not_about_the_run_folder_passes_unchanged(tmp_path, settings):
     [("5ms", 5.0), ("750us", 0.75), ("0.02s", 20.0), (" 1.5 ms ", 1.5), (".5ms", 0.5), ("10µs", 0.01)],
 )
 def test_budgets_as_people_write_them(text, ms):
-    assert parse_budget(text) == pytest.approx(ms)
+    assert parse_latency(text) == pytest.approx(ms)
 
 
 @pytest.mark.parametrize("text", ["5", "ms", "0ms", "-1ms", "5 m", "five", "", "1e3ms", "nan ms"])
 def test_a_budget_without_number_or_unit_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match="5ms"):
-        parse_budget(text)
+        parse_latency(text)

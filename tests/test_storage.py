@@ -1,5 +1,7 @@
 """A run's study in Optuna's storages: in its folder, in a database that runs share, in a journal."""
 
+import errno
+import os
 import sqlite3
 
 import optuna
@@ -121,6 +123,30 @@ def test_a_storage_that_goes_away_in_mid_search_loses_nothing(new_run, tmp_path)
         Search(run, Locking()).run()
     with sqlite3.connect(file) as database:
         database.execute("ALTER TABLE gone RENAME TO trials")
+    Search(run, Silent()).run()
+    assert len(keys(run)) == 24
+
+
+def test_a_journal_on_a_disk_that_fills_in_mid_search_loses_nothing(new_run, tmp_path, monkeypatch):
+    journal = tmp_path / "shared.log"
+    run = new_run(storage=str(journal))
+    write = os.fsync
+
+    def full(file):
+        if os.path.sameopenfile(file, probe):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file)
+
+    class Filling(Silent):
+        def update(self, status):
+            if status.done == 5:
+                monkeypatch.setattr(os, "fsync", full)
+
+    with journal.open("wb") as opened:
+        probe = opened.fileno()
+        with pytest.raises(RunError, match=r"does not serve: .*No space left.*Nothing that was evaluated is lost"):
+            Search(run, Filling()).run()
+    monkeypatch.setattr(os, "fsync", write)
     Search(run, Silent()).run()
     assert len(keys(run)) == 24
 

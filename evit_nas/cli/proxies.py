@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evit_nas.cli.app import DeviceOption, FormatOption, SeedOption, app, conditions_of
-from evit_nas.config import ShortRecipe, parse_budget
+from evit_nas.config import ShortRecipe, parse_latency
 from evit_nas.console import Format, emit, make_table, progress_view, say
 from evit_nas.errors import UsageError
 
@@ -107,7 +107,7 @@ def _train(
         "data": data,
         "space": SearchSpace.load(space),
         "conditions": conditions_of(device, None, 1, None, None),
-        "slices_ms": [_slice_ms(part) for part in slices.split(",")],
+        "slices_ms": [parse_latency(part, "each of --slices", "2ms,3.5ms,5ms") for part in slices.split(",")],
         "archs": archs,
         "recipe": validate(ShortRecipe, recipe, "recipe"),
         "seed": seed,
@@ -118,15 +118,6 @@ def _train(
     say(f"pool: {folder}")
     with open_device(settings.conditions) as opened, progress_view() as view:
         return pool.train(opened, workers, view, seeds)
-
-
-def _slice_ms(text: str) -> float:
-    try:
-        return parse_budget(text)
-    except UsageError:
-        raise UsageError(
-            f"--slices must be positive numbers with a unit (us, ms or s), got '{text}'; try 2ms,3.5ms,5ms."
-        ) from None
 
 
 def _print(card: Card, format_: Format) -> None:

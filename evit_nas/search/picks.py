@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evit_nas.config import SearchSettings, Target, parse_budget
+from evit_nas.config import SearchSettings, Target, parse_latency
 from evit_nas.errors import Infeasible, UsageError
 from evit_nas.search.front import Candidate, excess, points
 
@@ -39,7 +39,7 @@ def pick(members: Sequence[Candidate], what: str, settings: SearchSettings) -> C
     if what == "knee":
         return members[int(_normalised(members, settings).sum(1).argmin())]
     if name == "under":
-        target = Target(budget_ms=_limit_ms(limit))
+        target = Target(budget_ms=parse_latency(limit, "under=", "under=4ms"))
         members = [member for member in members if excess(member.latency, member.certified, target, stat) <= 0]
         if not members:
             raise Infeasible(f"no member keeps {limit}: the fastest one, {fastest.name}, takes {fastest.latency}.")
@@ -80,12 +80,3 @@ def _normalised(members: Sequence[Candidate], settings: SearchSettings) -> np.nd
     spread = np.ptp(found, axis=0)
     scaled: np.ndarray = (found - found.min(0)) / np.where(spread > 0, spread, 1)
     return scaled
-
-
-def _limit_ms(text: str) -> float:
-    try:
-        return parse_budget(text)
-    except UsageError:
-        raise UsageError(
-            f"under= takes a positive number with a unit (us, ms or s), got '{text}'; try under=4ms."
-        ) from None

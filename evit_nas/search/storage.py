@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
@@ -98,7 +99,17 @@ def _elsewhere(url: str, named: str, writing: bool) -> Iterator[optuna.storages.
     else:
         if writing:
             Journal(Path(named)).repair()  # or the next line would glue itself to a torn one
-        yield optuna.storages.JournalStorage(JournalFileBackend(named))
+        yield optuna.storages.JournalStorage(_JournalFile(named))
+
+
+class _JournalFile(JournalFileBackend):
+    """A file that does not take a line, on a full disk say, is a storage that does not serve."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise optuna.exceptions.StorageInternalError from error
 
 
 @contextmanager
