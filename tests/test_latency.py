@@ -18,6 +18,7 @@ from evit_nas.config import Conditions
 from evit_nas.doctor import examine
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import (
+    BOARDS_DEFAULT,
     DEVICES,
     STRICT,
     Latency,
@@ -162,7 +163,8 @@ class TestConditions:
             ({"device": "cuda", "precision": "fp16"}, {"device": "cuda", "precision": "fp16"}),
             ({"device": "torch:compiled"}, {"device": "torch:compiled"}),
             ({"device": "torch", "threads": 3}, {"device": "torch", "threads": 3}),
-            ({"device": "remote:pi:7000", "batch": 2}, {"device": "remote:pi:7000", "batch": 2}),
+            ({"device": "remote:pi", "batch": 2}, {"device": "remote:pi", "batch": 2, "precision": BOARDS_DEFAULT}),
+            ({"device": "remote:pi:7000", "precision": "fp16"}, {"device": "remote:pi:7000", "precision": "fp16"}),
             ({"device": "cpu", "entries": ["a.b=1", "c=d=e"]}, {"entries": {"a.b": "1", "c": "d=e"}}),
             ({"device": "cpu", "entries": {"a": "1"}}, {"entries": {"a": "1"}}),
         ],

@@ -21,12 +21,13 @@ import pytest
 
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.latency import Latency, Protocol, TimmModel
+from evit_nas.latency import Latency, Protocol, TimmModel, parse_conditions
 from evit_nas.latency import board as board_module
 from evit_nas.latency import remote as remote_module
 from evit_nas.latency import worker as worker_module
 from evit_nas.latency.board import Shelf
 from evit_nas.latency.remote import RemoteDevice, check, parse_address
+from evit_nas.latency.runtimes import RUNTIMES, Runtime
 from evit_nas.latency.worker import DEFAULT_PORT, WorkerServer
 from evit_nas.network.onnx_graph import build_onnx
 from tests.networks import tiny_arch
@@ -175,6 +176,46 @@ class TestMeasuring:
         assert client(server).context() != here
 
 
+class TestOtherDevices:
+    """A board that measures on something else than fp32 with threads of a processor."""
+
+    @pytest.fixture(params=["cuda", "cuda:1", "cuda-onnx", "tensorrt", "torch", "cpu-int8"])
+    def board(self, request, monkeypatch):
+        monkeypatch.setattr(Runtime, "missing", lambda self, family: None)
+        with serving(device=request.param) as server:
+            yield server
+
+    def test_serves_a_client_that_asks_for_nothing_in_particular(self, board, fake):
+        device = RemoteDevice(parse_conditions(f"remote:127.0.0.1:{board.address[1]}"))
+        latency, _ = device.measure(tiny_arch(), QUICK)
+        (local,) = fake.devices
+        assert local.conditions == parse_conditions(board.worker.device)
+        assert not any(finding.fatal for finding in check(device))
+        assert latency.conditions.precision == local.conditions.precision  # what it really was, in the figure
+        assert latency.conditions.device == device.conditions.device
+        assert f'"precision":"{local.conditions.precision}"' in device.context()["conditions"]  # and in its key
+
+    def test_does_not_quietly_measure_something_else_than_it_is_asked_for(self, board, fake):
+        device = RemoteDevice(parse_conditions(f"remote:127.0.0.1:{board.address[1]}", precision="fp8"))
+        with pytest.raises(UsageError, match=r"computes in .*got --precision fp8"):
+            device.measure(tiny_arch(), QUICK)
+        assert not fake.calls
+
+    def test_takes_threads_only_where_its_device_does(self, board):
+        device = RemoteDevice(parse_conditions(f"remote:127.0.0.1:{board.address[1]}", threads=2))
+        if RUNTIMES[board.worker.device.partition(":")[0]].argument == "index":
+            with pytest.raises(UsageError, match="takes no --threads"):
+                device.measure(tiny_arch(), QUICK)
+        else:
+            assert device.measure(tiny_arch(), QUICK)[0].conditions.threads == 2
+
+
+def test_a_board_in_fp32_is_the_same_board_whether_that_was_asked_for_or_not(server):
+    name = f"remote:127.0.0.1:{server.address[1]}"
+    silent, explicit = (RemoteDevice(parse_conditions(name, precision=precision)) for precision in (None, "fp32"))
+    assert silent.context() == explicit.context()
+
+
 class TestIdempotence:
     def test_the_same_visit_is_measured_once(self, server, fake):
         first, again = (ask(server, "POST", "/v1/jobs", job(server)) for _ in range(2))
@@ -274,6 +315,11 @@ class TestIdempotence:
         assert shelf.find("old")
         shelf.put("huge", bytes(1000))
         assert [path.name for path in tmp_path.iterdir()] == ["huge"]
+
+    def test_a_file_that_vanishes_meanwhile_is_no_trouble_for_the_shelf(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / "gone.tmp", folder / "kept"]))
+        Shelf(tmp_path, max_bytes=100).put("kept", bytes(30))
+        assert (tmp_path / "kept").stat().st_size == 30
 
 
 class TestFiles:
@@ -619,6 +665,22 @@ class TestTokens:
             for request in ("GET /v1/info", "GET /v1/load", "POST /v1/jobs", f"PUT /v1/models/{'0' * 64}", "GET /x"):
                 assert ask(server, *request.split(), Authorization=f"Bearer {given}".encode())[0] == 401
         assert not fake.calls
+
+    @pytest.mark.parametrize(
+        "host", ["localhost", "LocalHost:8642", "127.0.0.1", "127.1.2.3:80", "[::1]", "[::1]:8642"]
+    )
+    def test_without_a_token_who_asks_this_machine_is_answered(self, server, host):
+        assert ask(server, "GET", "/v1/info", Host=host)[0] == 200
+
+    @pytest.mark.parametrize("host", ["evil.example", "evil.example:8642", "127.0.0.1.evil.example", "192.0.2.1", ""])
+    def test_without_a_token_a_name_made_to_mean_this_machine_is_refused(self, server, host):
+        status, reply = ask(server, "GET", "/v1/info", Host=host)
+        assert status == 403
+        assert "set EVIT_NAS_TOKEN" in reply["error"]
+
+    def test_with_the_token_the_board_may_have_any_name(self):
+        with serving(token="secret") as server:
+            assert ask(server, "GET", "/v1/info", Host="board.example", Authorization="Bearer secret")[0] == 200
 
     def test_who_knows_it_measures(self, monkeypatch):
         monkeypatch.setenv("EVIT_NAS_TOKEN", "secret\n")  # as read from a file

@@ -29,7 +29,8 @@ class Latency(BaseModel):
     median_ms: float
     """Median time per inference (of the whole batch) in milliseconds, as it is on the quiet machine."""
     p90_ms: float
-    """90th percentile of the same; on a noisy machine it holds the noise as well."""
+    """90th percentile of the samples whose median is `median_ms`. Each sample is the mean of two runs or more, so this
+    is not the 90th percentile of single inferences, which scatter more; on a noisy machine it holds the noise as well."""
     rel_error: float
     """Standard error of the median as a share of it, inflated for drift between visits."""
     ratio: float
@@ -145,6 +146,8 @@ def _remote(conditions: Conditions) -> Device:
     return RemoteDevice(conditions)
 
 
+BOARDS_DEFAULT = "board's default"  # the precision of a remote device that is asked for none; the board knows which
+
 DEVICES: dict[str, Callable[[Conditions], Device]] = {**dict.fromkeys(RUNTIMES, _local), "remote": _remote}
 
 
@@ -172,6 +175,8 @@ def parse_conditions(
     if family not in DEVICES:
         raise UsageError(f"no device is called '{family}'. {did_you_mean(family, DEVICES)}")
     given = _entries(entries)
+    if family == "remote":
+        precision = precision or BOARDS_DEFAULT
     if family in RUNTIMES:
         runtime = RUNTIMES[family]
         threads = _argued(runtime, family, argument, threads)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +64,11 @@ class Board(BaseModel):
     """Largest ONNX file it takes."""
     noise: str | None
     """Why its last measurement is only an estimate; empty if it is none, None before the first."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in unless a client asks for another."""
+        return RUNTIMES[self.device.partition(":")[0]].precisions[0]
 
     @property
     def context(self) -> dict[str, str]:
@@ -140,13 +146,17 @@ class Shelf:
         self._prune(keep=name)
 
     def _prune(self, keep: str) -> None:
-        files = [(path.stat(), path) for path in self._folder.iterdir() if path.name != keep]
-        excess = sum(stat.st_size for stat, _ in files) + (self._folder / keep).stat().st_size - self._max_bytes
+        files = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # another thread keeps or forgets a file just now
+                files.append((path.stat(), path))
+        excess = sum(stat.st_size for stat, _ in files) - self._max_bytes
         for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
             if excess <= 0:
                 break
-            path.unlink(missing_ok=True)
-            excess -= stat.st_size
+            if path.name != keep:
+                path.unlink(missing_ok=True)
+                excess -= stat.st_size
 
 
 class BoardDevice(LocalDevice):
@@ -262,7 +272,7 @@ class Worker:
                 raise UsageError(f"session entry {name} can open files of the board; a worker does not take it.")
         return parse_conditions(
             self.device,
-            threads=wanted.threads,
+            threads=wanted.threads if wanted.threads > 1 else None,  # some devices take no threads at all
             batch=wanted.batch,
             precision=wanted.precision,
             entries=wanted.entries,

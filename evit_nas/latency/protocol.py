@@ -70,7 +70,7 @@ class Rounds:
 
     @property
     def p90_ns(self) -> float:
-        """90th percentile of `quiet_ns`."""
+        """90th percentile of `quiet_ns`: of means over runs, not of single runs, which scatter more."""
         return float(np.percentile(self.quiet_ns, 90))
 
     @property

@@ -26,7 +26,7 @@ from evit_nas import __version__
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.latency import STRICT, Device, Latency, Protocol, Subject, TimmModel
+from evit_nas.latency import BOARDS_DEFAULT, STRICT, Device, Latency, Protocol, Subject, TimmModel
 from evit_nas.latency.board import Board
 from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.subjects import resolved
@@ -70,7 +70,7 @@ class RemoteDevice(Device):
         """
         job = {
             "protocol": protocol.model_dump(),
-            "conditions": self.conditions.model_dump(),
+            "conditions": self._on_board.model_dump(),
             "board": self.board.context,
             "visit": uuid.uuid4().hex,
         }
@@ -87,10 +87,10 @@ class RemoteDevice(Device):
         if "error" in answer:
             raise MeasurementError(f"{self.conditions.device}: {answer['error']}", answer["kind"])
         latency = Latency.model_validate(answer["latency"])
-        return latency.model_copy(update={"conditions": self.conditions}), answer["samples"]
+        return latency.model_copy(update={"conditions": self._on_board}), answer["samples"]
 
     def context(self) -> dict[str, str]:
-        return {"conditions": self.conditions.model_dump_json(), **self.board.context}
+        return {"conditions": self._on_board.model_dump_json(), **self.board.context}
 
     def close(self) -> None: ...
 
@@ -126,6 +126,13 @@ class RemoteDevice(Device):
             UsageError: no worker answers, or it refuses.
         """
         return self._now("/v1/load")
+
+    @property
+    def _on_board(self) -> Conditions:
+        """`conditions` with the precision that the board really uses: what figures and their keys say."""
+        if self.conditions.precision != BOARDS_DEFAULT:
+            return self.conditions
+        return self.conditions.model_copy(update={"precision": self.board.precision})
 
     @property
     def _address(self) -> str:

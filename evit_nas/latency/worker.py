@@ -7,7 +7,7 @@
 
 The whole paired protocol runs here, canary included: no sample has ever seen the network. Only JSON and ONNX bytes come
 in, nothing is unpickled, and onnxruntime, onnx and numpy are all the machinery it takes. It listens on loopback, where
-ssh is the authentication; any other address demands a token.
+ssh is the authentication; any other address, and any other name for it, demands a token.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = _respond
 
     def _reply(self) -> tuple[int, Reply]:
-        self._check_token()
+        self._check_caller()
         worker, request = self.server.worker, f"{self.command} {self.path}"
         if request == "GET /v1/info":
             return 200, worker.board().model_dump(mode="json")
@@ -80,10 +80,20 @@ class Handler(BaseHTTPRequestHandler):
             return 201, {}
         raise Refusal(404, "there is GET /v1/info, GET /v1/load, PUT /v1/models/SHA256 and POST /v1/jobs")
 
-    def _check_token(self) -> None:
-        given = self.headers.get("Authorization", "").encode()
-        if self.server.token and not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
-            raise Refusal(401, f"this worker asks for its token; set {TOKEN_VARIABLE} to it")
+    def _check_caller(self) -> None:
+        if self.server.token:
+            given = self.headers.get("Authorization", "").encode()
+            if not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
+                raise Refusal(401, f"this worker asks for its token; set {TOKEN_VARIABLE} to it")
+            return
+        # a web page can make its own name mean this machine, and its reader's browser then asks on its behalf
+        host = self.headers.get("Host", "localhost")
+        if not _is_loopback(re.sub(r":\d*$", "", host).strip("[]").lower()):
+            raise Refusal(
+                403,
+                "without a token a worker is asked as localhost or at a loopback address, "
+                f"got the host {host}; to call it otherwise set {TOKEN_VARIABLE} on both sides",
+            )
 
     def _json(self) -> Any:
         try:
