@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +25,10 @@ from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.export import open_onnx, run_onnx
 from evit_nas.latency import DEVICES
+from evit_nas.network.model import build
 from evit_nas.network.saved import open_saved
 from evit_nas.ship import package
-from evit_nas.ship.accuracy import inputs, probes, some
+from evit_nas.ship.accuracy import Comparison, compare, inputs, probes, some
 from evit_nas.ship.package import ship
 from evit_nas.ship.shipped import Shipped
 from tests.trainings import ARCH, FILES, PREPROCESSING, TRAINED, FileDevice, finished, fitted_weights
@@ -222,6 +227,29 @@ def test_nothing_is_written_where_the_graph_computes_something_else(
     assert names_in(tmp_path) == {"training"}
 
 
+def comparison(error: float, top1: float = 90.0) -> Comparison:
+    return Comparison(images=100, top1s={"torch": 90.0, "model.onnx": top1}, errors={"model.onnx": error})
+
+
+def test_an_image_that_rounding_turns_is_no_reason_to_refuse_but_an_output_that_is_no_number_is() -> None:
+    package._check_equal(comparison(error=1e-6, top1=89.0))
+    with pytest.raises(EvitNasError, match="differs from the torch network by nan"):
+        package._check_equal(comparison(error=float("nan")))
+
+
+def test_an_output_that_is_no_number_is_no_small_error() -> None:
+    class Broken:
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="input")]
+
+        def run(self, outputs: None, feed: object) -> list[np.ndarray]:
+            return [np.full((1, 10), np.nan, np.float32)]
+
+    images = some(open_source("digits", 0).val, 3, 0)
+    found = compare(build(ARCH).eval(), {"model.onnx": Broken()}, images, PREPROCESSING)
+    assert np.isnan(found.errors["model.onnx"])
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device", str(folder / "SHA256SUMS"))
@@ -239,18 +267,66 @@ def test_a_device_that_quantises_by_itself_is_refused(tmp_path: Path) -> None:
 
 def test_data_with_other_classes_are_refused(tmp_path: Path) -> None:
     training = finished(tmp_path / "training", classes=tuple("abcdefghij"))
-    with pytest.raises(UsageError, match=r"digits must have the classes .*: a, b, c, d, e \(10\), got 0, 1"):
+    with pytest.raises(UsageError, match=r"digits must have the classes .*: a, b, c, d, e, ... \(10\), got 0, 1"):
         ship(training, tmp_path / "out", conditions=FILES)
 
 
-def test_an_unreadable_image_is_left_out(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for index in range(20):
-            Image.new("L", (64, 64), index).save(tmp_path / name / f"{index}.png")
-    source = open_source(str(tmp_path), 0)
-    (tmp_path / source.train.name(0)).write_bytes(b"no image")
-    assert len(list(inputs(source.train, PREPROCESSING))) == len(source.train) - 1
+def digit_folder(folder: Path, count: int = 3) -> Path:
+    """`count` pictures of each class to train on, and one to validate on."""
+    for name, index in [(name, index) for name in TRAINED.classes for index in range(count + 1)]:
+        place = folder / ("train" if index else "val") / name
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (64, 64), 10 * index).save(place / f"{index}.png")
+    return folder
+
+
+def test_unreadable_images_are_left_out_named_and_not_counted(tmp_path: Path) -> None:
+    data = digit_folder(tmp_path / "data")
+    for name in ("train/3/1.png", "train/3/2.png", "val/7/0.png"):
+        (data / name).write_bytes(b"no image")
+    training, notes = finished(tmp_path / "training", data=str(data)), list[str]()
+    record = ship(training, tmp_path / "out", conditions=FILES, note=notes.append)
+    assert (record.calibration_images, record.images) == (28, 9)
+    assert "calibrated on 28 training images" in (tmp_path / "out" / "README.md").read_text()
+    (said,) = [note for note in notes if "unreadable" in note]
+    assert said.startswith("data: skipped 3 unreadable of these images: ")
+    assert all(name in said for name in ("train/3/1.png", "train/3/2.png", "val/7/0.png"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_readable_image_is_refused(split: str, tmp_path: Path) -> None:
+    data = digit_folder(tmp_path / "data")
+    pictures = list((data / split).rglob("*.png"))
+    for path in pictures:
+        path.write_bytes(b"no image")
+    training = finished(tmp_path / "training", data=str(data))
+    with pytest.raises(UsageError, match=rf"none of the {len(pictures)} images can be read, {split}/./..png"):
+        ship(training, tmp_path / "out", conditions=FILES)
+
+
+def test_a_failing_disk_costs_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_source(str(digit_folder(tmp_path)), 0).train
+
+    def fails(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(UsageError, match=r"train/0/1\.png cannot be read: Input/output error\. Put that right"):
+        list(inputs(images, PREPROCESSING))
+
+
+def test_the_record_names_the_libraries_that_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Distribution.from_name
+
+    def without_onnxruntime(name: str) -> Distribution:  # its module comes from the distribution onnxruntime-gpu
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(Distribution, "from_name", without_onnxruntime)
+    record = ship(finished(tmp_path / "training"), tmp_path / "out", conditions=FILES, images=20, calibration_images=5)
+    assert record.versions.keys() >= {"evit_nas", "torch", "timm", "onnx"}
+    assert "onnxruntime" not in record.versions
 
 
 def test_chosen_images_are_the_same_every_time_and_fewer_are_part_of_more() -> None:

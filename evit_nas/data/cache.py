@@ -117,7 +117,7 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str
                     with images.picture(index) as image:
                         pixels = to_square(image, image_size, mode).tobytes()
                 except UNREADABLE as error:
-                    _check_image_is_to_blame(error, source, images.name(index))
+                    check_image_is_to_blame(error, f"{source.name}: {images.name(index)}")
                     skipped.append(images.name(index))
                     continue
                 file.write(pixels)
@@ -164,14 +164,22 @@ def _mode(source: Source) -> str:
                     if image.mode not in GRAY_MODES:
                         return "RGB"
             except UNREADABLE as error:
-                _check_image_is_to_blame(error, source, images.name(index))
+                check_image_is_to_blame(error, f"{source.name}: {images.name(index)}")
     return "L"
 
 
-def _check_image_is_to_blame(error: Exception, source: Source, name: str) -> None:
-    """An image is left out for good; a disk or a system that fails would have all that follow left out too."""
+def check_image_is_to_blame(error: Exception, name: str) -> None:
+    """An image is left out for good; a disk or a system that fails would have all that follow left out too.
+
+    Args:
+        error: one of `UNREADABLE`, as it came from reading the image.
+        name: of the image, for people.
+
+    Raises:
+        UsageError: it is the disk or the system that fails.
+    """
     if isinstance(error, OSError) and error.errno not in _BROKEN:
-        raise UsageError(f"{source.name}: {name} cannot be read: {error.strerror}. Put that right, and try again.")
+        raise UsageError(f"{name} cannot be read: {error.strerror}. Put that right, and try again.")
 
 
 def _check_every_class(source: Source, split: str, labels: np.ndarray) -> None:

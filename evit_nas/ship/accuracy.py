@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evit_nas.data.cache import UNREADABLE
+from evit_nas.data.cache import UNREADABLE, check_image_is_to_blame
 from evit_nas.data.images import ChosenImages, Images
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
@@ -40,15 +40,26 @@ def some(images: Images, count: int, seed: int) -> Images:
     return ChosenImages(images, np.random.default_rng(seed).permutation(len(images))[:count])
 
 
-def inputs(images: Images, preprocessing: Preprocessing) -> Iterator[tuple[np.ndarray, int]]:
-    """(1, C, H, W) float32 input and label of every image that can be read."""
-    transform = preprocessing.transform()
+def inputs(
+    images: Images, preprocessing: Preprocessing, skip: Callable[[str], None] = lambda name: None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """(1, C, H, W) float32 input and label of every image that can be read; `skip` is told the names of the others.
+
+    Raises:
+        UsageError: none can be read, or it is the disk or the system that fails.
+    """
+    transform, empty = preprocessing.transform(), True
     for index in range(len(images)):
         try:
             image, label = images[index]
-        except UNREADABLE:
+        except UNREADABLE as error:
+            check_image_is_to_blame(error, images.name(index))
+            skip(images.name(index))
             continue
+        empty = False
         yield transform(image).numpy()[None], label
+    if empty:
+        raise UsageError(f"none of the {len(images)} images can be read, {images.name(0)} for example: check the data.")
 
 
 def probes(preprocessing: Preprocessing) -> np.ndarray:
@@ -75,16 +86,24 @@ def difference(model: EfficientViT, graph: Path, images: np.ndarray) -> float:
     return relative_error(np.concatenate([run_onnx(session, image[None]) for image in images]), expected)
 
 
-def compare(model: EfficientViT, graphs: Mapping[str, Any], images: Images, preprocessing: Preprocessing) -> Comparison:
+def compare(
+    model: EfficientViT,
+    graphs: Mapping[str, Any],
+    images: Images,
+    preprocessing: Preprocessing,
+    skip: Callable[[str], None] = lambda name: None,
+) -> Comparison:
     """Runs `images` through `model`, in eval mode, and through each of `graphs`, which are ONNX Runtime sessions.
 
+    `skip` is told the names of the images that cannot be read.
+
     Raises:
-        UsageError: no image can be read.
+        UsageError: see `inputs`.
     """
     import torch
 
     count, right, errors = 0, dict.fromkeys([TORCH, *graphs], 0), dict.fromkeys(graphs, 0.0)
-    pairs = inputs(images, preprocessing)
+    pairs = inputs(images, preprocessing, skip)
     while chunk := list(islice(pairs, BATCH)):
         labels = np.array([label for _, label in chunk])
         with torch.inference_mode():
@@ -95,7 +114,8 @@ def compare(model: EfficientViT, graphs: Mapping[str, Any], images: Images, prep
         count += len(chunk)
         for name, output in ({TORCH: expected} | outputs).items():
             right[name] += int((output.argmax(axis=1) == labels).sum())
-        errors = {name: max(errors[name], relative_error(output, expected)) for name, output in outputs.items()}
-    if not count:
-        raise UsageError("none of the validation images can be read.")
+        # numpy's maximum keeps a NaN, which is no small error
+        errors = {
+            name: float(np.maximum(errors[name], relative_error(output, expected))) for name, output in outputs.items()
+        }
     return Comparison(count, {name: 100 * found / count for name, found in right.items()}, errors)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from evit_nas.export import TOLERANCE, open_onnx
 from evit_nas.latency import STRICT, open_device
 from evit_nas.network.cost import cost
 from evit_nas.network.saved import efficientvit, open_saved
+from evit_nas.runs import installed_versions
 from evit_nas.ship.accuracy import TORCH, Comparison, compare, difference, inputs, probes, some
 from evit_nas.ship.card import card
 from evit_nas.ship.quantise import quantise, refusal
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 256  # 16 to 1024 of Fashion-MNIST made no difference beyond 0.3 points
 VALIDATION_IMAGES = 5000  # the difference of two accuracies on them has a standard error of about 0.2 points
-NAMED = 5  # classes in a message
-_VERSIONED = ("torch", "timm", "onnx", "onnxruntime")
+NAMED = 5  # classes or images in a message
 
 
 def ship(
@@ -71,16 +70,21 @@ def ship(
         _write_network(folder, trained, model)
         calibration = some(source.train, calibration_images, trained.seed)
         note(f"calibrating 8 bits on {len(calibration)} training images")
-        refused = ""
+        refused, skipped = "", list[str]()
         try:
-            quantise(folder / FP32, (image for image, _ in inputs(calibration, preprocessing)), folder / INT8)
+            fed = (image for image, _ in inputs(calibration, preprocessing, skipped.append))
+            quantise(folder / FP32, fed, folder / INT8)
         except MeasurementError as error:
             refused = str(error)
+        calibrated = len(calibration) - len(skipped)
         paths = [path for path in (folder / FP32, folder / INT8) if path.exists()]
         validation = some(source.val, images, trained.seed)
         note(f"comparing on {len(validation)} of {len(source.val)} validation images")
-        found = compare(model, {path.name: open_onnx(path) for path in paths}, validation, preprocessing)
+        sessions = {path.name: open_onnx(path) for path in paths}
+        found = compare(model, sessions, validation, preprocessing, skipped.append)
         _check_equal(found)
+        if skipped:
+            note(f"{source.name}: skipped {len(skipped)} unreadable of these images: {_some(skipped)}")
         note(f"measuring {' and '.join(path.name for path in paths)} on {conditions}")
         with open_device(conditions) as device:
             graphs = {
@@ -104,10 +108,10 @@ def ship(
             fp32=graphs[FP32],
             int8=graphs.get(INT8),
             int8_refusal=refused,
-            calibration_images=len(calibration),
+            calibration_images=calibrated,
             tolerance=tolerance,
             command=command,
-            versions={"evit_nas": __version__} | {name: version(name) for name in _VERSIONED},
+            versions={"evit_nas": __version__} | installed_versions(),
         )
         (folder / RECORD).write_text(shipped.model_dump_json(indent=1) + "\n")
         (folder / CARD).write_text(card(shipped))
@@ -139,7 +143,7 @@ def source_of(trained: Trained, data: str) -> Source:
     """
     source = open_source(data, seed=0)  # which splits as the training did
     if source.classes != trained.classes:
-        wanted, got = (f"{', '.join(names[:NAMED])} ({len(names)})" for names in (trained.classes, source.classes))
+        wanted, got = (f"{_some(names)} ({len(names)})" for names in (trained.classes, source.classes))
         raise UsageError(f"{data} must have the classes that the network was trained on: {wanted}, got {got}.")
     return source
 
@@ -161,12 +165,17 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def _check_equal(found: Comparison) -> None:
-    error, top1, expected = found.errors[FP32], found.top1s[FP32], found.top1s[TORCH]
-    if not error <= TOLERANCE or top1 != expected:
+    """The error decides, not the top-1: two classes as likely as each other change places within any tolerance."""
+    error = found.errors[FP32]
+    if not error <= TOLERANCE:
         raise EvitNasError(
-            f"the ONNX graph differs from the torch network by {error:.1e} on real images (allowed: {TOLERANCE:.0e}), "
-            f"its top-1 is {top1:.2f} % against {expected:.2f} %; nothing is written."
+            f"the ONNX graph differs from the torch network by {error:.1e} on real images (allowed: {TOLERANCE:.0e}); "
+            "nothing is written."
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _write_network(folder: Path, trained: Trained, model: EfficientViT) -> None:
