@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import pytest
 
-from evit_nas.accuracy import scorecard
+from evit_nas.accuracy import ShortScore, scorecard
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError
+from evit_nas.space import SearchSpace
 
 
 @pytest.mark.parametrize("slices", ["2,3", "2ms,", "0ms"])
@@ -26,3 +32,32 @@ def test_the_seed_is_that_of_the_score_card(call, monkeypatch):
     monkeypatch.setattr(scorecard, "score_card", no_card)
     assert call("proxies", "bench", "--from-table", "fashion-mnist-64", "--seed", "3").code == 2
     assert asked == [{"seed": 3}]
+
+
+@pytest.fixture
+def small_table(tmp_path, monkeypatch):
+    """16 networks of the tiny space with two proxies that the package knows and one that it does not."""
+    monkeypatch.setattr(scorecard, "inputs_of", lambda table: {})
+    rng, space = random.Random(0), SearchSpace.load("efficientvit-tiny")
+    score = ShortScore(accuracy=0.9, cross_entropy=0.3, curve=(1.0,))
+    networks = [
+        TrainedNetwork(
+            arch=arch,
+            latency_ms=1.0,
+            proxies={"snip": rng.random(), "naswot": rng.random(), "of_ones_own": rng.random()},
+            trainings=(Training(seed=0, score=score.model_copy(update={"cross_entropy": rng.random()}), seconds=75),),
+        )
+        for arch in (space.sample(rng) for _ in range(16))
+    ]
+    table = LabelTable(data="digits", recipe=ShortRecipe(), device="cpu", networks=tuple(networks))
+    table.save(tmp_path / "table.json")
+    return tmp_path / "table.json"
+
+
+def test_the_card_says_what_a_proxy_costs_here_and_what_a_label_did(call, small_table):
+    card = ("proxies", "bench", "--from-table", small_table)
+    costs = {row["score"]: row["cpu_seconds"] for row in json.loads(call(*card, "--format", "json").out)}
+    assert list(costs) == ["params", "macs", "depth", "latency", "snip", "naswot", "of_ones_own"]
+    assert [name for name, cost in costs.items() if cost is not None] == ["snip", "naswot"]
+    assert 0 < costs["naswot"] < costs["snip"]  # which draws twice, and needs gradients
+    assert "a label is one training, 1m15s of a core" in call(*card).err

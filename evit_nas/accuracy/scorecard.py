@@ -91,6 +91,8 @@ class Card:
     """Of rivals."""
     origin: str
     """What was trained on what."""
+    training_s: float
+    """What a label cost: the median time of a training."""
 
     @property
     def best_size(self) -> Row:
@@ -158,7 +160,8 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
                 draws = with_labels(count, features, truth, latency_ms, noise, repeats=DRAWS, seed=seed)
                 rows.append(judged(f"{name}, {count} labels", "predictor", _scores(draws, n)))
     apart, ceiling = _noise(table.labels(), latency_ms)
-    return Card(tuple(rows), apart, ceiling, n, pairs, table.origin)
+    training_s = float(np.median([training.seconds for network in table.networks for training in network.trainings]))
+    return Card(tuple(rows), apart, ceiling, n, pairs, table.origin, training_s)
 
 
 def _noise(runs: Runs, latency_ms: np.ndarray) -> tuple[Spread, Interval] | tuple[None, None]:

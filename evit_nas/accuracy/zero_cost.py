@@ -9,6 +9,8 @@ Initialisation is part of a proxy's definition: see `lively_copy` and `positive_
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +75,16 @@ def score_all(
 def score(name: str, network: ArchConfig | EfficientViT, *, seed: int = 0) -> float:
     """The score of one proxy: see `score_all`."""
     return score_all(network, seed=seed, names=[name])[name]
+
+
+def cpu_seconds(archs: Iterable[ArchConfig], names: Iterable[str]) -> float:
+    """What these proxies cost together for a network, in CPU time of one thread: the median over `archs`."""
+    taken, wanted = [], tuple(names)
+    for arch in archs:
+        start = time.thread_time()
+        score_all(arch, names=wanted)
+        taken.append(time.thread_time() - start)
+    return statistics.median(taken)
 
 
 def _finite_score(name: str, bench: Bench) -> float:

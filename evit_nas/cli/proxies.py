@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 
 from evit_nas.cli.app import DeviceOption, FormatOption, SeedOption, app, conditions_of
 from evit_nas.config import ShortRecipe, parse_latency
-from evit_nas.console import Format, emit, make_table, progress_view, say
+from evit_nas.console import Format, duration, emit, make_table, progress_view, say
 from evit_nas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 proxies = typer.Typer(help="Scores of untrained networks: what there is, and what it is worth.", no_args_is_help=True)
 app.add_typer(proxies, name="proxies")
+
+TIMED = 3  # networks of the table on which the cost of a proxy is measured
 
 
 @proxies.command("list")
@@ -78,7 +81,7 @@ def bench(
         table.save(export)
         say(f"written: {export} ({len(table.networks)} networks)")
     card = score_card(table, seed=seed)
-    _print(card, format_)
+    _print(card, _costs(card, table), format_)
     if plot is not None:
         from evit_nas.report.plot import write_card_plot
 
@@ -120,25 +123,40 @@ def _train(
         return pool.train(opened, workers, view, seeds)
 
 
-def _print(card: Card, format_: Format) -> None:
-    rows = [row.plain() for row in card.rows]
+def _costs(card: Card, table: LabelTable) -> dict[str, float]:
+    """Name of a proxy, or of their aggregate, on the card -> CPU seconds for a network here."""
+    from evit_nas.accuracy.aggregate import NAMES
+    from evit_nas.accuracy.scorecard import AGGREGATE
+    from evit_nas.accuracy.zero_cost import PROXIES, cpu_seconds
+
+    scored = [network.arch for network in table.networks if network.proxies]
+    some = scored[:: math.ceil(len(scored) / TIMED) or 1]
+    known = {AGGREGATE: NAMES} | {name: (name,) for name in PROXIES}
+    names = [row.score for row in card.rows if row.kind in ("proxy", "aggregate") and row.score in known]
+    return {name: cpu_seconds(some, known[name]) for name in names}
+
+
+def _print(card: Card, costs: dict[str, float], format_: Format) -> None:
+    rows = [row.plain() | {"cpu_seconds": costs.get(row.score)} for row in card.rows]
     cells = [
         [
             row.score,
             f"{row.overall:.2f}",
             f"{row.iso.value:.2f}",
-            f"{row.iso.low:.2f} .. {row.iso.high:.2f}",
+            f"{row.iso.low:.2f}..{row.iso.high:.2f}",
             f"{row.gain.value:+.2f}" if row.gain else "",
             f"{row.regret:.2f}",
+            f"{costs[row.score]:.2f}" if row.score in costs else "",
         ]
         for row in card.rows
     ]
-    header = ["score", "tau", "iso tau", "95 %", "gain", "regret"]
+    header = ["score", "tau", "iso tau", "95 %", "gain", "regret", "CPU s"]
     emit(rows, format_, make_table(f"{card.networks} networks, {card.pairs} pairs of rivals", header, cells))
     if format_ is Format.table:
         say(f"trained: {card.origin}")
         say("tau: all pairs; iso tau: pairs within 10 % of latency, and its gain over the best size")
         say("regret: accuracy in points that is lost by training the five best-scored of a slice only")
+        say(f"CPU s: of a proxy for one network here; a label is one training, {duration(card.training_s)} of a core")
         if card.spread is not None:
             say(
                 f"a perfect score would reach an iso tau of {card.ceiling}: rivals differ by {card.spread.arch_sd:.2f} "
