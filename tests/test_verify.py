@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from evit_nas.arch import ArchConfig
 from evit_nas.doctor import Finding
@@ -175,7 +175,24 @@ def test_data_with_other_classes_are_no_recheck(folder: Path, tmp_path: Path) ->
         (tmp_path / "pets" / name).mkdir(parents=True)
         for index in range(2):
             Image.new("L", (64, 64)).save(tmp_path / "pets" / name / f"{index}.png")
-    assert "must have the classes" in failed(folder, data=str(tmp_path / "pets"))["accuracy"]
+    with pytest.raises(UsageError, match="must have the classes"):
+        verify(folder, str(tmp_path / "pets"))
+
+
+def test_data_that_are_none_are_wrong_use_even_beside_a_damaged_folder(folder: Path) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'digits'"):
+        verify(folder, "digit")
+    (folder / "shipped.json").write_text("{")
+    with pytest.raises(UsageError, match="Did you mean 'digits'"):
+        verify(folder, "digit")
+    assert failed(folder, "digits").keys() >= {"record", "accuracy"}
+
+
+def test_outputs_that_are_no_numbers_are_found(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["head.linear.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    assert failed(folder).keys() >= {"timm", "ONNX, fp32"}
 
 
 def test_a_folder_that_is_none_is_wrong_use(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evit_nas.arch import ArchConfig
+from evit_nas.data.images import Source
+from evit_nas.data.sources import open_source
 from evit_nas.doctor import Finding
 from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.export import TOLERANCE, open_onnx, relative_error
@@ -35,7 +37,7 @@ def verify(folder: Path, data: str | None = None) -> list[Finding]:
         data: as for --data; on its validation images the stated accuracies are checked. None leaves that out.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or the data cannot be used or have other classes.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder. Give one that evit-nas ship has written.")
@@ -49,8 +51,17 @@ def verify(folder: Path, data: str | None = None) -> list[Finding]:
         "ONNX, 8 bits": lambda: _int8(folder),
     }
     if data is not None:
-        checks["accuracy"] = lambda: _accuracy(folder, data)
+        source = _source(folder, data)  # now: what is wrong with the data is no fault of the folder
+        checks["accuracy"] = lambda: _accuracy(folder, source)
     return [_examined(name, check) for name, check in checks.items()]
+
+
+def _source(folder: Path, data: str) -> Source:
+    try:
+        trained = Shipped.load(folder).trained
+    except UsageError:  # the checks find that
+        return open_source(data, seed=0)
+    return source_of(trained, data)
 
 
 def _examined(name: str, check: Callable[[], str]) -> Finding:
@@ -108,7 +119,7 @@ def _timm(folder: Path) -> str:
     images = torch.from_numpy(_probes(folder))
     with torch.inference_mode():
         error = relative_error(loaded(images).numpy(), _network(folder)(images).numpy())
-    if error > TOLERANCE:
+    if not error <= TOLERANCE:
         raise EvitNasError(f"timm {timm.__version__} computes something else: {error:.1e} away")
     return f"timm {timm.__version__} loads it"
 
@@ -133,11 +144,11 @@ def _int8(folder: Path) -> str:
     return f"differs from the torch network by {error:.2f}, when it was shipped by {usual:.2f}"
 
 
-def _accuracy(folder: Path, data: str) -> str:
+def _accuracy(folder: Path, source: Source) -> str:
     shipped = Shipped.load(folder)
     trained = shipped.trained
     sessions = {name: open_onnx(folder / name) for name in shipped.graphs}
-    images = some(source_of(trained, data).val, shipped.images, trained.seed)
+    images = some(source.val, shipped.images, trained.seed)
     found = compare(_network(folder), sessions, images, trained.preprocessing)
     stated = {TORCH: shipped.top1} | {name: graph.top1 for name, graph in shipped.graphs.items()}
     shown = [f"{name} {top1:.2f} % (stated: {stated[name]:.2f} %)" for name, top1 in found.top1s.items()]
