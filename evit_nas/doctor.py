@@ -9,13 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from evit_nas import __version__
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import STRICT, open_device
+from evit_nas.latency import STRICT, Device, open_device
 from evit_nas.latency.canary import CANARIES
+from evit_nas.latency.child import MAX_DUEL, MAX_FOREIGN_CORES
 from evit_nas.latency.machine import LoadMeter, probe
 
 LOAD_S = 0.2  # over which the load of others is counted
-MAX_FOREIGN_LOAD = 0.5  # cores that others may use before milliseconds become doubtful
-GOOD_DUEL, BAD_DUEL = 0.02, 0.05  # |canary / canary - 1| that proves the protocol, and that disproves it
+GOOD_DUEL = 0.02  # |canary / canary - 1| that proves the protocol; MAX_DUEL disproves it
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,14 @@ def examine(conditions: Conditions) -> list[Finding]:
     time.sleep(LOAD_S)
     load = meter.foreign_cores()
     if load is not None:
-        findings.append(Finding("load of other processes", f"{load:.2f} cores", load <= MAX_FOREIGN_LOAD))
-    return [*findings, *_duel(conditions)]
+        findings.append(load_of_others(load))
+    with open_device(conditions) as opened:
+        return [*findings, *duel(opened)]
+
+
+def load_of_others(cores: float) -> Finding:
+    """Whether other processes leave a machine quiet enough for milliseconds."""
+    return Finding("load of other processes", f"{cores:.2f} cores", cores <= MAX_FOREIGN_CORES)
 
 
 def _packages() -> list[Finding]:
@@ -70,16 +76,15 @@ def _providers() -> Finding:
     return Finding("ONNX Runtime runs on", ", ".join(names))
 
 
-def _duel(conditions: Conditions) -> list[Finding]:
+def duel(device: Device) -> list[Finding]:
     """A canary measured as if it were any network: it must take as long as the canary."""
     try:
-        with open_device(conditions) as opened:
-            latency, _ = opened.measure(CANARIES[0], STRICT)
+        latency, _ = device.measure(CANARIES[0], STRICT)
     except MeasurementError as error:
         return [Finding("canary against itself", str(error), ok=False, fatal=True)]
     off = abs(latency.ratio - 1)
     return [
-        Finding("canary against itself", f"ratio {latency.ratio:.3f}", off <= GOOD_DUEL, fatal=off > BAD_DUEL),
+        Finding("canary against itself", f"ratio {latency.ratio:.3f}", off <= GOOD_DUEL, fatal=off > MAX_DUEL),
         Finding(
             f"canary, {latency.canary_ms:.2f} ms when quiet",
             f"{latency.noise}: milliseconds are estimates" if latency.noisy else "as when quiet",

@@ -475,25 +475,55 @@ class TestMachine:
         monkeypatch.setattr(machine, "_read", read)
         assert machine.probe().turbo is turbo
 
+    @pytest.mark.parametrize(
+        ("files", "name"),
+        [
+            (
+                {"cpuinfo": "cpu family\t: 6\nmodel\t\t: 167\nmodel name\t: Intel(R) Xeon(R) Processor\n"},
+                "Intel(R) Xeon(R) Processor (family 6, model 167)",
+            ),
+            (
+                {
+                    "cpuinfo": "CPU implementer\t: 0x41\nCPU part\t: 0xd08\nHardware\t: BCM2835\n",
+                    "device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+                },
+                "Raspberry Pi 4 Model B Rev 1.4 (implementer 0x41, part 0xd08)",
+            ),
+            ({"cpuinfo": "CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"}, "aarch64 (implementer 0x41, part 0xd0c)"),
+            ({"cpuinfo": "Hardware\t: BCM2835\n"}, "BCM2835"),
+            ({}, "aarch64"),
+        ],
+        ids=["x86", "a board with 64-bit ARM", "a server with 64-bit ARM", "only the name of a chip", "nothing"],
+    )
+    def test_tells_processors_apart_by_what_the_system_shows_of_them(self, files, name, monkeypatch):
+        monkeypatch.setattr(machine, "_read", lambda path: files.get(path.removeprefix("/proc/")))
+        monkeypatch.setattr(machine, "platform", SimpleNamespace(processor=lambda: "", machine=lambda: "aarch64"))
+        assert machine.processor() == name
+
     def test_counts_the_cores_that_others_keep_busy(self, monkeypatch):
+        """Of those it may use, 0 and 2: a container shows all cores of its host."""
         tick = os.sysconf("SC_CLK_TCK")
         moments = iter(
             [
-                # user nice system idle iowait irq softirq steal guest, in seconds; of the process; on the clock
-                ([10, 0, 5, 100, 7, 0, 0, 0, 0, 0], 1.0, 100.0),
-                ([12, 1, 6, 107, 9, 0, 1, 1, 0, 0], 3.0, 102.0),  # 6 s of work in 2 s, 2 s of them its own
+                # user nice system idle iowait irq softirq steal guest of each core, of the process, on the clock; in s
+                ([10, 0, 5, 100, 7, 0, 0, 0, 0], [50] * 9, [4, 0, 0, 90, 9, 0, 0, 0, 0], 1.0, 100.0),
+                ([12, 1, 6, 107, 9, 0, 0, 0, 0], [52] * 9, [4, 0, 0, 92, 9, 0, 1, 1, 0], 3.0, 102.0),
             ]
         )
         now = {}
 
         def read(path):
-            seconds, now["own"], now["clock"] = next(moments)
-            return "cpu  " + " ".join(str(second * tick) for second in seconds)
+            *cores, now["own"], now["clock"] = next(moments)
+            cores = [" ".join(str(second * tick) for second in core) for core in cores]
+            return "\n".join(
+                [f"cpu  {cores[1]}", *(f"cpu{index} {core}" for index, core in enumerate(cores)), "intr 7 0"]
+            )
 
         monkeypatch.setattr(machine, "_read", read)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2})
         clocks = {"process_time": lambda: now["own"], "monotonic": lambda: now["clock"]}
         monkeypatch.setattr(machine, "time", SimpleNamespace(**clocks))
-        assert machine.LoadMeter().foreign_cores() == pytest.approx(2.0)
+        assert machine.LoadMeter().foreign_cores() == pytest.approx(2.0)  # 6 s of work in 2 s, 2 s of them its own
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a process to its parent")

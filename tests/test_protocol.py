@@ -11,7 +11,7 @@ import pytest
 
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import STRICT, Protocol, child, machine
+from evit_nas.latency import STRICT, Protocol, child, machine, torch_backend
 from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.protocol import (
     REWARM_NS,
@@ -337,11 +337,16 @@ class TestBench:
         workshop.slowdown = lambda now, cost_ns: 2
         assert bench(batch=2).measure(tiny_arch(), Protocol())[0].canary_ms == 2
 
-    def test_the_load_of_others_is_noise_to_the_wall_clock_only(self, monkeypatch):
+    def test_the_load_of_others_is_noise_to_every_clock_but_the_threads_own(self, workshop, monkeypatch):
+        """A GPU's events too: while the processor is late with the next kernel, their time goes on."""
         load_of_others(monkeypatch, 0.9)
         one, two = (bench(threads=threads).measure(tiny_arch(), Protocol())[0] for threads in (1, 2))
+        monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary GPU", "fake_backend", clock="cuda"))
+        monkeypatch.setattr(torch_backend, "cuda_stopwatch", lambda conditions: clocked(workshop.clock))
+        gpu, _ = bench().measure(tiny_arch(), Protocol())
         assert (one.clock, one.noise) == ("cpu", "")
         assert (two.clock, two.noise) == ("wall", "other processes kept 0.9 cores busy")
+        assert (gpu.clock, gpu.noise) == ("cuda", "other processes kept 0.9 cores busy")
 
     def test_load_that_cannot_be_read_is_no_noise(self, monkeypatch):
         load_of_others(monkeypatch, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from evit_nas.config import Conditions
 from evit_nas.latency import Protocol
 from evit_nas.latency.local import LocalDevice, alone
+from evit_nas.latency.memory import peak_memory_mb
+from evit_nas.latency.profile import profile
 from tests.fakes import latency_of
 from tests.networks import tiny_arch
 
@@ -105,6 +108,23 @@ def test_a_device_measures_under_the_lock_and_gives_it_back_when_that_fails(monk
     with pytest.raises(OSError, match="gone"):
         device.measure(tiny_arch(), PROTOCOL)
     assert all(measured.wait(30) for _, measured in waiting)
+
+
+@pytest.mark.parametrize("measure", [profile, peak_memory_mb])
+def test_whatever_else_runs_a_network_takes_its_turn_too(measure, monkeypatch):
+    """A profile is in the figures of others and they are in it; a process for its memory is in theirs."""
+    waiting = []
+
+    def run(command, **options):
+        waiting.append(wanting())
+        assert not waiting[-1][1].wait(0.1)
+        raise OSError("the child is gone")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(OSError, match="gone"):
+        measure(tiny_arch(), Conditions())
+    ((_, measured),) = waiting
+    assert measured.wait(30)
 
 
 def test_without_a_folder_to_lock_in_it_measures_all_the_same(monkeypatch, tmp_path):

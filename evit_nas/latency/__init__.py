@@ -29,8 +29,8 @@ class Latency(BaseModel):
     median_ms: float
     """Median time per inference (of the whole batch) in milliseconds, as it is on the quiet machine."""
     p90_ms: float
-    """90th percentile of the samples whose median is `median_ms`. Each sample is the mean of two runs or more, so this
-    is not the 90th percentile of single inferences, which scatter more; on a noisy machine it holds the noise as well."""
+    """90th percentile of the samples whose median is `median_ms`: of means over two runs or more, not of single
+    inferences, which scatter more. On a noisy machine it holds the noise as well."""
     rel_error: float
     """Standard error of the median as a share of it, inflated for drift between visits."""
     ratio: float

@@ -49,14 +49,17 @@ def probe() -> Machine:
 
 
 def processor() -> str:
-    """Model name and instruction set level of the processor."""
+    """Name of the processor, or of the board it is on, and the numbers of its silicon."""
     info = _read("/proc/cpuinfo") or ""
     fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
-    name = fields.get("model name") or fields.get("Hardware") or platform.processor() or platform.machine()
-    family = fields.get("cpu family"), fields.get("model")
-    # virtual machines often hide the marketing name; family and model still identify the silicon
-    return f"{name} (family {family[0]}, model {family[1]})" if all(family) else name
+    board = (_read("/proc/device-tree/model") or "").rstrip("\0")  # as C writes a text
+    name = fields.get("model name") or board or fields.get("Hardware") or platform.processor() or platform.machine()
+    # virtual machines often hide the marketing name and 64-bit ARM has none; numbers still identify the silicon
+    for first, second in (("cpu family", "model"), ("CPU implementer", "CPU part")):
+        if fields.get(first) and fields.get(second):
+            return f"{name} ({first.split()[-1]} {fields[first]}, {second.split()[-1]} {fields[second]})"
+    return name
 
 
 def machine_of(conditions: Conditions) -> str:
@@ -112,7 +115,8 @@ class LoadMeter:
         self._start = (_busy_seconds(), time.process_time(), time.monotonic())
 
     def foreign_cores(self) -> float | None:
-        """Cores kept busy by other processes since the start; None where /proc/stat cannot be read."""
+        """Cores kept busy by other processes since the start, of those that this one may use; None where /proc/stat
+        cannot be read."""
         busy, own, begin = self._start
         now = _busy_seconds()
         elapsed = time.monotonic() - begin
@@ -122,11 +126,17 @@ class LoadMeter:
 
 
 def _busy_seconds() -> float | None:
+    """Of the cores that this process may use: a container shows those of its whole host."""
     text = _read("/proc/stat")
     if not text:
         return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, text.splitlines()[0].split()[1:])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    cores, busy = {f"cpu{core}" for core in os.sched_getaffinity(0)}, 0
+    for line in text.splitlines():
+        name, *ticks = line.split()
+        if name in cores:
+            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, ticks)
+            busy += user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK")
 
 
 def _memory_gb() -> float | None:

@@ -75,10 +75,12 @@ def resident_peak_mb() -> float | None:
 def _peak_of(command: list[str], threads: int, timeout_s: float) -> float:
     """The peak in megabytes that the process prints last."""
     from evit_nas.errors import MeasurementError
+    from evit_nas.latency.local import alone
 
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+        with alone():  # it would be in the figures of whatever is measured meanwhile
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
     except subprocess.TimeoutExpired:
         raise MeasurementError(f"measuring memory took longer than {timeout_s:.0f} s.", "timeout") from None
     if ended.returncode == 0:

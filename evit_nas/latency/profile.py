@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Subject, TimmModel
+from evit_nas.latency.local import alone
 from evit_nas.network.onnx_graph import build_onnx
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds
@@ -110,15 +111,16 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
     with TemporaryDirectory() as folder:
         graph = _graph_file(subject, conditions.batch, Path(folder))
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json()],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-                env=os.environ | {"OMP_NUM_THREADS": str(conditions.threads)},
-                check=False,
-            )
+            with alone():
+                done = subprocess.run(
+                    [sys.executable, "-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json()],
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=TIMEOUT_S,
+                    env=os.environ | {"OMP_NUM_THREADS": str(conditions.threads)},
+                    check=False,
+                )
         except subprocess.TimeoutExpired:
             raise MeasurementError(f"the profile took over {TIMEOUT_S:.0f} s and was ended.", "timeout") from None
     if done.returncode:

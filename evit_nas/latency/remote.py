@@ -26,9 +26,8 @@ from evit_nas import __version__
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.latency import BOARDS_DEFAULT, STRICT, Device, Latency, Protocol, Subject, TimmModel
+from evit_nas.latency import BOARDS_DEFAULT, Device, Latency, Protocol, Subject, TimmModel
 from evit_nas.latency.board import Board
-from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.subjects import resolved
 from evit_nas.latency.worker import DEFAULT_PORT, TOKEN_VARIABLE, WAIT_S
 
@@ -240,7 +239,7 @@ def check(device: RemoteDevice) -> list[Finding]:
     Raises:
         UsageError: no worker answers, or it refuses.
     """
-    from evit_nas.doctor import BAD_DUEL, GOOD_DUEL, MAX_FOREIGN_LOAD, Finding
+    from evit_nas.doctor import Finding, duel, load_of_others
 
     begin = time.perf_counter()
     version = str(device.info().get("evit_nas"))
@@ -263,18 +262,8 @@ def check(device: RemoteDevice) -> list[Finding]:
     if load["unfinished_jobs"]:
         findings.append(Finding("jobs of other clients", str(load["unfinished_jobs"]), ok=False))
     elif load["foreign_cores"] is not None:
-        cores = float(load["foreign_cores"])
-        findings.append(Finding("load of other processes", f"{cores:.2f} cores", cores <= MAX_FOREIGN_LOAD))
-    try:
-        latency, _ = device.measure(CANARIES[0], STRICT)
-    except MeasurementError as error:
-        return [*findings, Finding("canary against itself", str(error), ok=False, fatal=True)]
-    off = abs(latency.ratio - 1)
-    return [
-        *findings,
-        Finding("canary against itself", f"ratio {latency.ratio:.3f}", off <= GOOD_DUEL, fatal=off > BAD_DUEL),
-        Finding(f"canary, {latency.canary_ms:.2f} ms when quiet", latency.noise or "as when quiet", not latency.noisy),
-    ]
+        findings.append(load_of_others(float(load["foreign_cores"])))
+    return [*findings, *duel(device)]
 
 
 def _json(value: dict[str, Any]) -> bytes:
