@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from timm.models import save_for_hf
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from evit_nas.analysis.heads import by_head, head_similarity, nearest
 from evit_nas.analysis.taylor import importance
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
-from evit_nas.errors import UsageError
+from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.latency import TimmModel
 from evit_nas.latency.profile import Profile, take_apart
 from evit_nas.network.model import EfficientViT
 from evit_nas.network.saved import Saved
@@ -243,6 +246,23 @@ class TestAnalyze:
         found = analyze(str(training), "digits", images=32, conditions=Conditions())
         assert asked == [(found.arch, Conditions())]
         assert found.profile.total.memory_bound_share == pytest.approx(0.1)
+
+    def test_a_network_in_a_folder_is_profiled_as_what_it_is_before_anything_that_takes_long(
+        self, tmp_path, monkeypatch
+    ):
+        network = trained_a_little(timm.create_model("test_vit", num_classes=10))
+        save_for_hf(network, tmp_path / "mine", model_config={"label_names": list("0123456789")})
+        asked = []
+
+        def refused(subject: TimmModel, conditions: Conditions) -> Profile:
+            asked.append(subject)
+            raise MeasurementError("no such luck.")
+
+        monkeypatch.setattr("evit_nas.latency.profile.profile", refused)
+        monkeypatch.setattr("evit_nas.analysis.taylor.importance", None)
+        with pytest.raises(MeasurementError, match="no such luck"):
+            analyze(str(tmp_path / "mine"), "digits", images=16, conditions=Conditions())
+        assert asked == [TimmModel("test_vit", 160)]
 
     def test_untrained_weights_are_refused(self, monkeypatch):
         for model in (EfficientViT(ARCH).eval(), vit(num_classes=17)):

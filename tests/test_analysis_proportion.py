@@ -157,9 +157,26 @@ def test_two_processes_do_not_write_one_folder(tmp_path, device):
         study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
 
 
-def test_nothing_trained_is_an_error_not_an_empty_picture(tmp_path, device):
-    with pytest.raises(EvitNasError, match="none of the variants is trained"):
+def test_without_workers_nothing_is_begun_measured_or_trained(tmp_path, device, monkeypatch):
+    with pytest.raises(UsageError, match=r"typo holds no study .* Begin it with --workers 1"):
+        study(tmp_path / "typo", BASE, "digits", device, Silent(), recipe=RECIPE, workers=0)
+    assert not (tmp_path / "typo").exists()
+    assert device.calls == []
+
+    answers = iter([matched(device, BASE, 3.0)])
+    monkeypatch.setattr(proportion, "matched", lambda *_: next(answers))
+    with pytest.raises(StopIteration):  # the study ends with the first variant
+        study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
+    measured = len(device.calls)
+    with pytest.raises(EvitNasError, match="none of the variants is trained yet"):
         study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE, workers=0)
+    assert len(device.calls) == measured
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, device):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write .*study: Not a directory\. Choose another with --out"):
+        study(tmp_path / "file" / "study", BASE, "digits", device, Silent(), recipe=RECIPE)
 
 
 def test_variants_out_of_reach_are_named(tmp_path, device, trainings, here, monkeypatch):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evit_nas.analysis.results import Analysis, BlockHeads, Channels
 from evit_nas.arch import ArchConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evit_nas.config import Conditions
+    from evit_nas.data.preprocessing import Preprocessing
     from evit_nas.network.saved import Saved
 
 __all__ = ["Analysis", "BlockHeads", "Channels", "analyze"]
@@ -81,6 +82,8 @@ def analyze(
         raise UsageError(f"{network} holds no trained weights: all of its norms are as they were initialised.")
     source, outputs = open_source(data, SPLIT_SEED), int(model.num_classes)  # type: ignore[arg-type]
     batches = sample(about, about.preprocessing, source, outputs, images, batch, seed)
+    # first, for it may be refused, and nothing that took long is lost then
+    profiled = profile(_subject(model, about.preprocessing), conditions) if conditions else None
     notes = []
     channels: list[Channels] = []
     top1 = None
@@ -104,7 +107,7 @@ def analyze(
         data=source.name,
         images=len(batches.chosen),
         top1=top1,
-        profile=profile(_subject(saved, model), conditions) if conditions else None,
+        profile=profiled,
         heads=tuple(head_similarity(model, batches)),
         channels=tuple(channels),
         notes=tuple(notes),
@@ -121,10 +124,13 @@ def _ours(saved: Saved) -> nn.Module:
         return saved.model
 
 
-def _subject(saved: Saved, model: nn.Module) -> ArchConfig | TimmModel:
+def _subject(model: nn.Module, preprocessing: Preprocessing) -> ArchConfig | TimmModel:
     from evit_nas.network.model import EfficientViT
 
-    return model.arch if isinstance(model, EfficientViT) else TimmModel(saved.name)
+    if isinstance(model, EfficientViT):
+        return model.arch
+    config: Any = model.pretrained_cfg  # a folder's name is not the network's
+    return TimmModel(config["architecture"], preprocessing.input_size[-1])
 
 
 def _is_fresh(model: nn.Module) -> bool:

@@ -28,6 +28,7 @@ from evit_nas.latency import Device, Latency, Protocol
 from evit_nas.runs import lock, write_atomically
 from evit_nas.search.status import Watcher
 
+VARIANTS = "variants.json"  # in the folder of a study
 FFN_COUNTS = (0, 1, 2, 3)
 TOLERANCE = 0.05  # of the latency; a variant that cannot be brought so near is left out
 NEAR = 0.02  # near enough not to look on
@@ -165,14 +166,20 @@ def study(
         watch: told what happens.
         recipe: how they are trained; None for the one that searches train by.
         seeds: of the trainings.
-        workers: trainings at a time; 0 trains nothing more.
+        workers: trainings at a time; 0 measures and trains nothing more.
 
     Raises:
-        UsageError: the data cannot be used, or the folder is of another study.
+        UsageError: the data cannot be used, or the folder is of another study, or cannot be written, or there is none
+            and it is not to be begun.
         RunError: another process is at work in the folder; names it.
         EvitNasError: a training process died, or nothing could be measured or trained.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not workers and not (folder / VARIANTS).is_file():
+        raise UsageError(f"{folder} holds no study that could be shown. Begin it with --workers 1.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}. Choose another with --out.") from None
     with lock(folder):
         return _study(folder, arch, data, device, watch, recipe or ShortRecipe(), seeds, workers)
 
@@ -188,7 +195,7 @@ def _study(
     workers: int,
 ) -> Proportion:
     images = load_dataset(data, recipe.image_size, note=watch.note)
-    target_ms, found = _variants(folder, arch, device, watch)
+    target_ms, found = _variants(folder, arch, device, watch, look=workers > 0)
     labels = Labels(folder, data, images.digest, recipe)
     jobs = [Job(variant.arch, seed, recipe.last_rung) for seed in seeds for variant in found]
     done = len({(job.arch.key, job.seed) for job in jobs} & labels.known().keys())
@@ -214,13 +221,16 @@ def _study(
     ]
     points = [point for point in points if point.accuracy]
     if not points:
-        raise EvitNasError("none of the variants is trained; what went wrong is said above.")
+        reason = "; what went wrong is said above." if workers else " yet. Go on with --workers 1."
+        raise EvitNasError(f"none of the variants is trained{reason}")
     return Proportion(data=images.name, recipe=recipe, target_ms=target_ms, points=tuple(points))
 
 
-def _variants(folder: Path, arch: ArchConfig, device: Device, watch: Watcher) -> tuple[float, list[Variant]]:
-    """The latency of the network, and its variants of that latency; each is looked for once and kept."""
-    path = folder / "variants.json"
+def _variants(
+    folder: Path, arch: ArchConfig, device: Device, watch: Watcher, *, look: bool
+) -> tuple[float, list[Variant]]:
+    """The latency of the network, and its variants of that latency; each is looked for once, where `look`, and kept."""
+    path = folder / VARIANTS
     about: dict[str, Any] = {"arch": arch.key, "device": device.context()}
     if path.exists():
         plain = json.loads(path.read_text())
@@ -228,7 +238,7 @@ def _variants(folder: Path, arch: ArchConfig, device: Device, watch: Watcher) ->
             raise UsageError(f"{folder} holds the study of another network or device. Choose another folder.")
     else:
         plain = {"about": about, "target_ms": device.measure(arch, Protocol())[0].median_ms, "variants": {}}
-    target_ms, found, plans = float(plain["target_ms"]), plain["variants"], list(variants(arch))
+    target_ms, found, plans = float(plain["target_ms"]), plain["variants"], list(variants(arch)) if look else []
     for done, (name, variant) in enumerate(plans, start=1):
         if name in found:
             continue

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.analysis.results import INNER, Channels, Kind
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import UsageError
+from evit_nas.runs import write_atomically
 from evit_nas.space import SearchSpace, StageSpace, describe_choices
 from evit_nas.yamlio import validate
 
@@ -87,6 +89,17 @@ class Suggestion(BaseModel):
                 lines.append(f"{dash}{field}: {_yaml(choices)}")
                 dash = "    "
         return "\n".join(lines) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Writes that file.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        try:
+            write_atomically(path, self.to_yaml())
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}.") from None
 
 
 def kept(channels: Sequence[Channels], cut: float = CUT) -> list[Kept]:

@@ -51,6 +51,7 @@ def analyze(
     from evit_nas.analysis.page import write_page
     from evit_nas.analysis.pruning import write_start
     from evit_nas.analysis.suggest import suggest_space as narrowed
+    from evit_nas.runs import new_run_path
     from evit_nas.space import SearchSpace
 
     conditions = conditions_of(device, threads, 1, None, None)
@@ -61,13 +62,7 @@ def analyze(
             analyze(model, data, images=images, seed=seed, conditions=conditions, like=like, note=view.note)
             for model in models
         ]
-    first, suggestion = found[0], None
-    if wide is not None and suggest_space is not None:
-        if first.arch is None:
-            raise UsageError(f"{models[0]} is no EfficientViT: a search space cannot be narrowed by it.")
-        suggestion = narrowed(models[0], first.arch, first.channels, wide)
-        suggest_space.write_text(suggestion.to_yaml())
-    write_page(out, found, suggestion=suggestion)
+    first = found[0]
     rows = [one.model_dump(mode="json") for one in found]
     cells = [
         [
@@ -82,15 +77,21 @@ def analyze(
     ]
     header = ["network", "top-1 %", "ms", "memory-bound %", "head similarity", "layers with heads"]
     emit(rows, format_, make_table(f"on {first.images} images of {first.data}", header, cells))
+    write_page(out, found)  # before what may still be refused
     say(f"written: {out}")
-    if suggestion is not None:
+    if wide is not None and suggest_space is not None:
+        if first.arch is None:
+            raise UsageError(f"{models[0]} is no EfficientViT: a search space cannot be narrowed by it.")
+        suggestion = narrowed(models[0], first.arch, first.channels, wide)
+        suggestion.save(suggest_space)
+        write_page(out, found, suggestion=suggestion)
         say(f"written: {suggest_space}, with {len(suggestion.narrowings)} narrower dimensions and their reasons")
         say(f"next:    evit-nas search --space {suggest_space} --budget 5ms")
     if target is not None:
-        folder = Path(f"{first.network}-to-{Path(str(prune_to)).stem}")
+        folder = new_run_path(Path(), f"{first.network}-to-{Path(str(prune_to)).stem}")
         write_start(models[0], target, first.channels, folder)
         say(f"written: {folder}")
-        say(f"next:    evit-nas train {folder}/arch.yaml --init {folder} --data {data}")
+        say(f"next:    evit-nas train {folder} --init {folder} --data {data}")
 
 
 @app.command()

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 CONFIG = "config.json"  # of timm and the Hugging Face hub
 TIMM = "timm:"
 FORMS = (
-    "the folder of a training, a shipped folder or another one with timm's config.json, a file with the weights of one "
-    "of m0 to m5, ARCH=FILE for those of another architecture (a preset or a YAML file), timm:NAME or timm:NAME@FILE"
+    "the folder of a training, a shipped folder or another one with timm's config.json, one with arch.yaml and "
+    "model.safetensors, a file with the weights of one of m0 to m5, ARCH=FILE for those of another architecture (a "
+    "preset or a YAML file), timm:NAME or timm:NAME@FILE"
 )
 
 
@@ -102,8 +103,16 @@ def _open_folder(folder: Path) -> Saved:
     if (folder / RECORD).is_file():
         trained = Trained.load(folder)
         return Saved(trained.name, _load(trained.arch, folder / WEIGHTS), trained.classes, trained.preprocessing)
-    if not (folder / CONFIG).is_file():
-        raise UsageError(f"{folder} holds no trained network ({RECORD} or {CONFIG} with {WEIGHTS}). It can be {FORMS}.")
+    if (folder / CONFIG).is_file():
+        return _open_hub_folder(folder)
+    if (folder / ARCH).is_file() and (folder / WEIGHTS).is_file():  # cut from another by `analyze --prune-to`
+        return Saved(folder.resolve().name, _load(ArchConfig.load(folder / ARCH), folder / WEIGHTS))
+    raise UsageError(
+        f"{folder} holds no trained network ({RECORD}, {CONFIG} or {ARCH} with {WEIGHTS}). It can be {FORMS}."
+    )
+
+
+def _open_hub_folder(folder: Path) -> Saved:
     try:
         config = json.loads((folder / CONFIG).read_text())
         details = config.get("pretrained_cfg", config)
