@@ -34,15 +34,20 @@ class Format(StrEnum):
     yaml = "yaml"
 
 
+def _console(*, stderr: bool = False) -> Console:
+    """Prints words as they are: in remote:tiger:8642 there is no emoji."""
+    return Console(stderr=stderr, highlight=False, emoji=False)
+
+
 def say(message: str) -> None:
     """One line of talk on standard error."""
-    Console(stderr=True, highlight=False).print(escape(message), soft_wrap=True)
+    _console(stderr=True).print(escape(message), soft_wrap=True)
 
 
 def emit(rows: Sequence[Mapping[str, Any]], format_: Format, table: Table) -> None:
     """Data on standard output: `table` for people, `rows` for programs."""
     if format_ is Format.table:
-        Console(highlight=False).print(table)
+        _console().print(table)
     elif format_ is Format.json:
         print(json.dumps(list(rows), indent=2))
     elif format_ is Format.yaml:
@@ -67,9 +72,11 @@ def _cell(value: Any) -> Any:
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()) -> Table:
     """A table; the columns in `text` (by default the first) are flush left, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in (text or columns[:1]) else "right", overflow="fold")
+        table.add_column(
+            escape(column), justify="left" if column in (text or columns[:1]) else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
@@ -162,11 +169,11 @@ class LiveView:
         self._progress = Progress(
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA {task.fields[eta]}"),
         )
-        self._live = Live(self._progress, console=Console(stderr=True, highlight=False), transient=True)
+        self._live = Live(self._progress, console=_console(stderr=True), transient=True)
         self._task = self._progress.add_task("", total=None, eta="-", visible=False)
 
     def note(self, message: str) -> None:

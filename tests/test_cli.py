@@ -9,11 +9,14 @@ import sys
 import pytest
 import yaml
 
+from evit_nas import console
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.cli.app import find_arch
+from evit_nas.errors import MeasurementError
+from evit_nas.latency import DEVICES
 from evit_nas.space import SearchSpace, shipped_spaces
-from tests.fakes import fake_proxies
+from tests.fakes import FakeDevice, fake_proxies
 from tests.networks import tiny_arch
 
 VERBS = (
@@ -83,7 +86,10 @@ def test_version(run):
         (["front", "nowhere"], ["not a run folder"]),
         (["resume", "nowhere"], ["not a run folder"]),
         (["space", "nowhere"], ["'nowhere'"]),
+        (["space", "nowhere.yaml", "--dump"], ["nowhere.yaml", "no such file"]),
         (["export", "m0", "--to", "tflite"], ["tflite", "onnx"]),
+        (["export", "m0", "--to", "yaml", "--out", "/dev/null/m0.yaml"], ["/dev/null/m0.yaml", "--out"]),
+        (["export", "m0", "--to", "onnx", "--out", "/dev/null/m0.onnx"], ["/dev/null/m0.onnx", "--out"]),
         (["export", "m0", "--to", "onnx", "--weights", "none.pth"], ["none.pth", "no such file"]),
         (["schema", "run"], ["'run'"]),
         (["measure", "none.onnx", "--device", "nothing"], ["'nothing'"]),
@@ -303,7 +309,9 @@ def test_a_dumped_space_is_searchable(run, tmp_path):
 
 def test_export_yaml_loads_to_the_same_architecture(run, tmp_path):
     assert run("export", "m3", "--to", "yaml").code == 0
-    assert ArchConfig.load(tmp_path / "m3.yaml") == ArchConfig.preset("m3")
+    assert run("export", "m3", "--to", "yaml", "--out", "a/new/folder.yaml").code == 0
+    for path in (tmp_path / "m3.yaml", tmp_path / "a/new/folder.yaml"):
+        assert ArchConfig.load(path) == ArchConfig.preset("m3")
 
 
 def test_export_onnx_is_checked_and_explains_itself(run, tmp_path):
@@ -336,6 +344,55 @@ def test_measure_shows_ratios_to_the_first_and_remembers_for_the_predictor(run, 
     assert rows[0]["conditions"]["device"] == "fake"
     shown = run("measure", "m0", "net.yaml", "--device", "fake").out
     assert "1.000×" in shown
+
+
+class Moody(FakeDevice):
+    """Does not run m1, and is noisy while `noise` says so."""
+
+    noise = ""
+    kind = "rejected"
+
+    def measure(self, subject, protocol):
+        if subject == ArchConfig.preset("m1"):
+            raise MeasurementError("the runtime does not like it", self.kind)
+        latency, samples = super().measure(subject, protocol)
+        return latency.model_copy(update={"noise": self.noise}), samples
+
+
+@pytest.fixture
+def moody(run, monkeypatch):
+    """The fake device in such a mood."""
+    monkeypatch.setitem(DEVICES, "fake", Moody)
+    return lambda **mood: [monkeypatch.setattr(Moody, name, value) for name, value in mood.items()]
+
+
+def test_a_network_that_cannot_be_measured_costs_no_other(run, moody):
+    result = run("measure", "m0", "m1", "m2", "--device", "fake", "--format", "json")
+    assert [row["network"] for row in json.loads(result.out)] == ["m0", "m2"]
+    assert result.code == 1
+    assert "m1: the runtime does not like it" in result.err
+    assert "not measured: m1" in result.err
+    alone = run("measure", "m1", "--device", "fake")
+    assert (alone.code, alone.out) == (1, "")
+
+
+def test_a_reference_that_cannot_be_measured_costs_no_other(run, moody, monkeypatch):
+    monkeypatch.setattr("evit_nas.latency.references.measure_references", lambda device, protocol, note: [])
+    result = run("measure", "--references", "--device", "fake")
+    assert "EfficientViT-M5" in result.out
+    assert (result.code, "not measured: EfficientViT-M1" in result.err) == (1, True)
+
+
+def test_a_lost_link_is_not_the_networks_fault(run, moody):
+    moody(kind="lost link")
+    result = run("measure", "m1", "m2", "--device", "fake")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "evit-nas: the runtime does not like it\n"
+
+
+def test_only_who_asks_for_energy_hears_that_there_is_none(run):
+    assert "energy: not available here" in run("measure", "m0", "--device", "fake").err
+    assert "energy" not in run("measure", "m0", "--device", "fake", "--quick").err
 
 
 def test_another_image_size_is_another_figure(run):
@@ -384,6 +441,41 @@ def test_the_predictor_is_fitted_shown_exported_and_checked(run, tmp_path):
     assert len(json.loads((tmp_path / "table.json").read_text())["networks"]) == 60
     again = run("latency", "fit", *space, "--networks", "60", "--import", "table.json")
     assert "0 networks taken over" in again.err
+
+
+def test_a_fit_on_a_noisy_machine_says_what_was_lost_and_the_way_out(run, moody):
+    space = ("--device", "fake", "--space", "efficientvit-tiny")
+    moody(noise="the canaries ran 2.00 times as long as when quiet")
+    result = run("latency", "fit", *space, "--networks", "32")
+    assert result.code == 1
+    assert "32 of 32 figures are not kept: the machine was not quiet" in result.err
+    assert "a fit needs 32 networks, 0 are known. End other work" in result.err
+
+
+def test_a_check_marks_noisy_figures(run, moody):
+    space = ("--device", "fake", "--space", "efficientvit-tiny")
+    run("latency", "fit", *space, "--networks", "60")
+    assert "*" not in run("latency", "check", *space, "--networks", "3").out
+    moody(noise="the canaries ran 2.00 times as long as when quiet")
+    shown = run("latency", "check", *space, "--networks", "3")
+    assert shown.out.count("*") == 3
+    assert "* the machine was not quiet" in shown.err
+    rows = json.loads(run("latency", "check", *space, "--networks", "3", "--format", "json").out)
+    assert all(row["noisy"] for row in rows)
+
+
+@pytest.mark.parametrize("host", ["tiger", "[fe80::2]"])
+def test_a_host_keeps_its_name_whatever_that_means_to_rich(capsys, host):
+    where = f"remote:{host}:8642"
+    console.say(where)
+    console.emit([], console.Format.table, console.make_table(where, [where], [[where]]))
+    view = console.LiveView()
+    view.note(where)
+    view.step(where, 1, 2)
+    view._live.console.print(view._progress)
+    captured = capsys.readouterr()
+    assert captured.err.count(where) == 3
+    assert captured.out.count(where) == 3
 
 
 def test_a_search_on_two_devices_keeps_both_budgets(run):

@@ -1,14 +1,13 @@
 """The command line: one function a verb, a file for each family of verbs. Data goes to standard output, talk to
 standard error.
 
-Exit codes: 0 done, 1 nothing feasible or a check failed, 2 wrong use, 130 interrupted. Nothing heavy is imported
-before the verb that needs it runs.
+Exit codes: 0 done, 1 nothing feasible, a check failed or nobody read the output to its end, 2 wrong use, 130
+interrupted. Nothing heavy is imported before the verb that needs it runs.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 
@@ -43,8 +42,6 @@ def main() -> None:
         app(arguments, prog_name="evit-nas")
     except Interrupted:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output left, for example head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except EvitNasError as error:
         if debug:
             raise

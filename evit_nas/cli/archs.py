@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,12 +104,14 @@ def space(
 
     if name is None:
         _list_spaces(format_)
-    elif dump:
+        return
+    found = SearchSpace.load(name)
+    if dump:
         print(space_path(name).read_text(), end="")
     elif sample:
-        _sample_space(SearchSpace.load(name), name, sample, seed)
+        _sample_space(found, name, sample, seed)
     else:
-        _show_space(SearchSpace.load(name), name, format_)
+        _show_space(found, name, format_)
 
 
 def _list_spaces(format_: Format) -> None:
@@ -173,14 +177,26 @@ def export(
     if to is ExportFormat.yaml:
         from evit_nas.runs import write_atomically
 
-        write_atomically(path, config.to_yaml(f"EfficientViT {arch}; key {config.key}"))
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, config.to_yaml(f"EfficientViT {arch}; key {config.key}"))
         say(f"written: {path}")
         return
-    error = EXPORTERS[to.value](config, path, weights=weights, batch=batch or None, seed=seed)
+    with _writing(path):
+        error = EXPORTERS[to.value](config, path, weights=weights, batch=batch or None, seed=seed)
     kind = "trained weights" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
     if to is ExportFormat.onnx:
         say(f"next:    evit-nas measure {path}")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says in one sentence what the system has against a file."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}. Give another file with --out.") from None
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +23,7 @@ from evit_nas.cli.app import (
     find_subject,
 )
 from evit_nas.console import Format, emit, make_table, say
-from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 
 UNRELIABLE = "latency cannot be measured here reliably"
 
@@ -55,43 +57,60 @@ def measure(
     protocol = Protocol() if quick else STRICT
     subjects = {text: find_subject(text, image_size) for text in networks or ()}
     rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     with open_device(conditions) as opened:
         for text, subject in subjects.items():
-            latency, samples = opened.measure(subject, protocol)
-            if isinstance(subject, ArchConfig):
-                Table(opened.context(), subject).add(subject, latency)
-            rows.append({"network": text, "latency": latency, "energy_mj": samples.get("energy_mj")})
+            with _tried(text, failed):
+                latency, samples = opened.measure(subject, protocol)
+                if isinstance(subject, ArchConfig):
+                    Table(opened.context(), subject).add(subject, latency)
+                energy = {"energy_mj": samples.get("energy_mj")} if protocol.energy else {}
+                rows.append({"network": text, "latency": latency, **energy})
         if references:
-            rows += _references(opened, protocol)
+            rows += _references(opened, protocol, failed)
     if not quick and conditions.family != "remote":
         from evit_nas.latency.memory import peak_memory_mb
 
         for row in rows:
             if row["network"] in subjects:
-                row["memory_mb"] = peak_memory_mb(subjects[row["network"]], conditions)
-    _print_measured(rows, str(conditions), format_)
+                with _tried(f"memory of {row['network']}", failed):
+                    row["memory_mb"] = peak_memory_mb(subjects[row["network"]], conditions)
+    if rows:
+        _print_measured(rows, format_)
+    if failed:
+        raise EvitNasError(f"not measured: {', '.join(failed)}; see above for the reason.")
 
 
-def _references(opened: Any, protocol: Any) -> list[dict[str, Any]]:
+@contextmanager
+def _tried(what: str, failed: list[str]) -> Iterator[None]:
+    """Says and notes a measurement that fails, so that the others go on; of a lost link it is no network's fault."""
+    try:
+        yield
+    except MeasurementError as error:
+        if error.kind == "lost link":
+            raise
+        say(f"{what}: {error}")
+        failed.append(what)
+
+
+def _references(opened: Any, protocol: Any, failed: list[str]) -> list[dict[str, Any]]:
     """The presets and the references, with the accuracy that their authors published."""
     from evit_nas.arch import ArchConfig
     from evit_nas.latency.references import PUBLISHED_TOP1, measure_references
 
-    presets = [
-        {
-            "network": f"EfficientViT-{name.upper()}",
-            "latency": opened.measure(ArchConfig.preset(name), protocol)[0],
-            "published_top1": top1,
-        }
-        for name, top1 in PUBLISHED_TOP1.items()
-    ]
+    presets = []
+    for name, top1 in PUBLISHED_TOP1.items():
+        label = f"EfficientViT-{name.upper()}"
+        with _tried(label, failed):
+            latency, _ = opened.measure(ArchConfig.preset(name), protocol)
+            presets.append({"network": label, "latency": latency, "published_top1": top1})
     return presets + [
         {"network": one.reference.label, "latency": one.latency, "published_top1": one.reference.published_top1}
         for one in measure_references(opened, protocol, note=say)
     ]
 
 
-def _print_measured(rows: list[dict[str, Any]], where: str, format_: Format) -> None:
+def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
     first = rows[0]["latency"].median_ms
     if any("published_top1" in row for row in rows):
         rows = sorted(rows, key=lambda row: float(row["latency"].median_ms))
@@ -123,7 +142,7 @@ def _print_measured(rows: list[dict[str, Any]], where: str, format_: Format) -> 
     titles = {"memory_mb": "peak MB", "energy_mj": "mJ", "published_top1": "published"}
     columns = ["network", "ms", "spread", "p90 ms", "ratio", *(titles[name] for name in titles if shown[name])]
     machine = rows[0]["latency"]
-    table = make_table(f"{where}; {machine.runtime}", columns, cells)
+    table = make_table(f"{machine.conditions}; {machine.runtime}", columns, cells)
     plain_rows = [
         {
             "network": row["network"],
@@ -137,7 +156,7 @@ def _print_measured(rows: list[dict[str, Any]], where: str, format_: Format) -> 
     if format_ is Format.table:
         if any(row["latency"].noisy for row in rows):
             say(NOISY_NOTE)
-        if not shown["energy_mj"]:
+        if not shown["energy_mj"] and any("energy_mj" in row for row in rows):  # asked for, and none was read
             say("energy: not available here (no readable RAPL or NVML counter)")
         if shown["published_top1"]:
             say("published: ImageNet-1k top-1 as its authors report it, none of it measured here")

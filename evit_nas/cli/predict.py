@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evit_nas.cli.app import (
+    NOISY_NOTE,
     BatchOption,
     DeviceOption,
     FormatOption,
@@ -47,7 +48,7 @@ def fit(
 ) -> None:
     """Measure random architectures until the table holds enough of them, and fit the predictor."""
     from evit_nas.latency import Protocol, open_device
-    from evit_nas.latency.predictor import Table
+    from evit_nas.latency.predictor import MIN_SAMPLES, Table
     from evit_nas.latency.predictor import fit as fit_predictor
     from evit_nas.space import SearchSpace
 
@@ -55,10 +56,21 @@ def fit(
         table = Table(opened.context(), SearchSpace.load(space))
         if import_ is not None:
             say(f"{table.import_from(import_)} networks taken over from {import_}")
-        _measure_unseen(opened, table, space, networks - len(table.samples()), seed, Protocol())
-    predictor = fit_predictor(table.samples())
+        fresh = _measure_unseen(opened, table, space, networks - len(table.samples()), seed, Protocol())
+    noisy = sum(sample.noisy for sample in fresh)
+    if noisy:
+        say(f"{noisy} of {len(fresh)} figures are not kept: the machine was not quiet")
+    samples = table.samples()
+    predictor = fit_predictor(samples)
     if predictor is None:
-        raise EvitNasError("too few networks could be measured for a fit.")
+        raise EvitNasError(
+            f"a fit needs {MIN_SAMPLES} networks, {len(samples)} are known. "
+            + (
+                f"End other work on the machine (evit-nas device check {device} shows it) and run this again."
+                if noisy
+                else f"Give a --space with enough networks that run on {device}."
+            )
+        )
     say(f"{predictor.samples} networks, method {predictor.method}; in cross-validation {predictor.check}")
     _verdict(predictor.check.trusted, device)
 
@@ -145,15 +157,23 @@ def check(
     predicted = predictor.predict_ms([sample.arch for sample in fresh])
     found = compare(predicted, [sample.ms for sample in fresh])
     rows = [
-        {"key": s.arch.key, "predicted_ms": float(ms), "measured_ms": s.ms, "error": float(ms / s.ms - 1)}
+        {
+            "key": s.arch.key,
+            "predicted_ms": float(ms),
+            "measured_ms": s.ms,
+            "error": float(ms / s.ms - 1),
+            "noisy": s.noisy,
+        }
         for s, ms in zip(fresh, predicted, strict=True)
     ]
     cells = [
-        [s.arch.key, f"{ms:.3f}", f"{s.ms:.3f}", f"{100 * (ms / s.ms - 1):+.1f}%"]
+        [s.arch.key, f"{ms:.3f}", f"{s.ms:.3f}{'*' if s.noisy else ''}", f"{100 * (ms / s.ms - 1):+.1f}%"]
         for s, ms in sorted(zip(fresh, predicted, strict=True), key=lambda pair: pair[0].ms)
     ]
     title = f"{device}: {predictor.samples} networks in the fit, method {predictor.method}"
     emit(rows, format_, make_table(title, ["architecture", "predicted ms", "measured ms", "off"], cells))
+    if format_ is Format.table and any(sample.noisy for sample in fresh):
+        say(NOISY_NOTE)
     say(str(found))
     _verdict(found.trusted, device)
 

@@ -48,6 +48,8 @@ class Sample:
     arch: ArchConfig
     ms: float
     rel_error: float
+    noisy: bool = False
+    """Whether the machine was not quiet while measuring; a table holds no such sample."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,7 @@ def measure_unseen(
     step: Callable[[int], None],
     note: Callable[[str], None],
 ) -> list[Sample]:
-    """Measures the first `count` of `archs` that the table does not hold, and adds them to it.
+    """Measures the first `count` of `archs` that the table does not hold, and adds what is not noisy to it.
 
     Args:
         device: where.
@@ -341,6 +343,6 @@ def measure_unseen(
             note(f"left out: {arch.key}: {error}")
             continue
         table.add(arch, latency)
-        fresh.append(Sample(arch, latency.median_ms, latency.rel_error))
+        fresh.append(Sample(arch, latency.median_ms, latency.rel_error, latency.noisy))
         step(len(fresh))
     return fresh
