@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,9 +22,9 @@ from evit_nas.accuracy import zero_cost
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.latency import DEVICES, Protocol
+from evit_nas.latency import DEVICES, STRICT, Protocol
 from evit_nas.search import study
-from tests.fakes import FakeDevice, fake_proxies
+from tests.fakes import FakeDevice, fake_proxies, latency_of
 from tests.test_resume import new_run, outcome, search
 
 pytest.importorskip("ray")
@@ -142,6 +143,39 @@ def test_a_device_that_no_node_offers_is_refused_with_the_line_that_offers_it(cl
         ClusterDevice(Conditions(device="cpu:2"))
 
 
+@pytest.mark.parametrize(
+    ("device", "protocol", "visit_s", "visits"),
+    [
+        ("cpu", Protocol(), 120, 1),
+        ("torch", Protocol(), 900, 1),
+        ("tensorrt", STRICT, 900, 3),
+        ("fake", STRICT, 600, 3),
+    ],
+)
+def test_a_node_may_take_as_long_as_a_device_of_this_machine_before_it_counts_as_lost(
+    monkeypatch, device, protocol, visit_s, visits
+):
+    """A compiler takes minutes; a node that restarts meanwhile has ten more."""
+    from evit_nas.search.parallel import devices
+
+    asked = []
+
+    def get(answer, timeout):
+        asked.append(timeout)
+        return (latency_of(1.0), {}, {}) if len(asked) == 2 else {}
+
+    ray = SimpleNamespace(
+        cluster_resources=lambda: {f"evit_device:{device}": 1.0},
+        remote=lambda **needs: lambda function: SimpleNamespace(remote=lambda *args: None),
+        get=get,
+    )
+    monkeypatch.setattr(devices, "ray", ray)
+    there = devices.ClusterDevice(Conditions(device=device))
+    there.measure(FIRST, protocol)
+    there.peak_memory_mb(FIRST)
+    assert asked == [600, 600 + visit_s * visits, 600 + visit_s]
+
+
 LOOPBACK = {"0100007F", "0" * 16 + "FFFF00000100007F", "0" * 24 + "01000000"}  # 127.0.0.1, the same in IPv6, ::1
 
 
@@ -181,7 +215,7 @@ from pathlib import Path
 from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Run
-from tests.fakes import FakeDevice, fake_proxies
+from tests.fakes import FakeDevice, fake_proxies, latency_of
 from tests.test_resume import search
 DEVICES["fake"], zero_cost.score_all = FakeDevice, fake_proxies
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class LocalDevice(Device):
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
         with alone():
-            reply = self._exchange(json.dumps(request), self._timeout_s * _most_visits(protocol))
+            reply = self._exchange(json.dumps(request), self._timeout_s * most_visits(protocol))
         if "error" in reply:
             runtime = RUNTIMES[self.conditions.family].what
             raise MeasurementError(f"{runtime} could not run the network: {reply['error']}", reply["kind"])
@@ -108,7 +108,7 @@ class LocalDevice(Device):
         )
 
 
-def _most_visits(protocol: Protocol) -> int:
+def most_visits(protocol: Protocol) -> int:
     """How many visits a measurement may make: one more where several may disagree."""
     return protocol.visits + (protocol.visits > 1)
 

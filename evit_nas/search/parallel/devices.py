@@ -18,12 +18,14 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import DEVICES, Device, Latency, Protocol, Subject, open_device
+from evit_nas.latency.board import JOB_LIMIT_S
+from evit_nas.latency.local import most_visits
 from evit_nas.latency.machine import measuring_core
 from evit_nas.latency.runtimes import RUNTIMES
 
 PREFIX = "evit_device:"
 RETRIES = 3  # of a measurement whose node died, if another node offers the device or it comes back
-PATIENCE_S = 600.0  # for one measurement: the node may restart, or another search may measure there
+PATIENCE_S = 600.0  # beyond what a measurement may take: the node may restart, or another search may measure there
 
 Opener = Callable[[Conditions], Device]
 
@@ -56,10 +58,13 @@ class ClusterDevice(Device):
         task = ray.remote(num_cpus=0, resources={name: 1}, max_retries=RETRIES)
         self._tasks = {function: task(function) for function in (_context, _measure, _peak_memory_mb)}
         self._opener: Opener = DEVICES[conditions.family]
+        runtime = RUNTIMES.get(conditions.family)
+        self._visit_s = runtime.timeout_s if runtime else JOB_LIMIT_S
         self._context: dict[str, str] = self._ask(_context)
 
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        latency, samples, context = self._ask(_measure, subject, protocol)
+        limit_s = self._visit_s * most_visits(protocol)
+        latency, samples, context = self._ask(_measure, subject, protocol, limit_s=limit_s)
         if context != self._context:
             raise MeasurementError(
                 f"'{self.conditions.device}' is another machine than when the search began: figures would not compare. "
@@ -73,21 +78,22 @@ class ClusterDevice(Device):
 
     def peak_memory_mb(self, arch: ArchConfig) -> float | None:
         """Peak resident memory of the network in a fresh process on the device's node; None where it cannot be had."""
-        peak_mb: float | None = self._ask(_peak_memory_mb, arch)
+        peak_mb: float | None = self._ask(_peak_memory_mb, arch, limit_s=self._visit_s)
         return peak_mb
 
     def close(self) -> None:
         """Nothing: the process that holds the device ends with the driver's other ones."""
 
-    def _ask(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _ask(self, function: Callable[..., Any], *args: Any, limit_s: float = 0.0) -> Any:
+        patience_s = PATIENCE_S + limit_s
         answer = self._tasks[function].remote(self._opener, self.conditions, *args)
         try:
-            return ray.get(answer, timeout=PATIENCE_S)
+            return ray.get(answer, timeout=patience_s)
         except RayTaskError as error:
             raise error.cause from None
         except GetTimeoutError:
             ray.cancel(answer, force=True)
-            reason = f"did not answer for {PATIENCE_S:.0f} s"
+            reason = f"did not answer for {patience_s:.0f} s"
         except RayError as error:
             reason = f"is lost ({type(error).__name__})"
         raise MeasurementError(
