@@ -56,7 +56,8 @@ def parse_budgets(text: str, devices: Sequence[str]) -> list[float]:
     budgets: dict[str, float] = {}
     for part in text.split(","):
         name, _, limit = part.partition("=")
-        found = [device for device in devices if name.strip() in (device, device.removeprefix("remote:").split(":")[0])]
+        hosts = [device for device in devices if name.strip() == device.removeprefix("remote:").split(":")[0]]
+        found = [device for device in devices if name.strip() == device] or hosts
         if not found:
             raise UsageError(f"--budget names the device '{name.strip()}', but --device has {', '.join(devices)}.")
         if found[0] in budgets:
@@ -114,7 +115,7 @@ def parse_quantity(text: str, option: str) -> float:
     return value
 
 
-_PASSWORD = re.compile(r"://[^/@]*:(?P<password>[^/@]+)@")
+_PASSWORD = re.compile(r"://[^/@:]*:([^@]+)@|[?&]password=([^&]+)")
 
 
 def storage_url(storage: str) -> str:
@@ -365,7 +366,7 @@ class SearchSettings(BaseModel):
         if not self.targets:
             raise ValueError("targets must name at least one device")
         names = [target.device for target in self.targets]
-        if self.storage and (found := _PASSWORD.search(self.storage)) and not found["password"].startswith("$"):
+        if self.storage and (found := _PASSWORD.search(self.storage)) and not (found[1] or found[2]).startswith("$"):
             raise ValueError(
                 "the storage has a password, which run.yaml would keep: write $NAME in its place and set that variable"
             )

@@ -13,7 +13,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -31,6 +31,7 @@ Param = int | float | bool | str
 
 # Orders a dimension from the cheapest choice to the dearest where numbers do not do it.
 _COST_ORDER: dict[Value, int] = {"none": 0, "linear": 1, "softmax": 2}
+_TRIED = ("mixer", "heads", "window")  # of which the least is not always the cheapest
 
 
 class Trial(Protocol):
@@ -251,19 +252,34 @@ class SearchSpace(BaseModel):
         return self.suggest(RandomTrial(rng))
 
     def smallest(self) -> ArchConfig:
-        """The cheapest choice in every dimension: the lower bound of what a search can reach."""
-        return self._extreme(min)
+        """The least choice in every dimension; not always the cheapest network: see `cheapest`."""
+        return self._arch(min(self.stem_ratio), self._extreme(min))
 
     def largest(self) -> ArchConfig:
-        """The dearest choice in every dimension."""
-        return self._extreme(max)
+        """The greatest choice in every dimension."""
+        return self._arch(max(self.stem_ratio), self._extreme(max))
 
-    def _extreme(self, pick: Any) -> ArchConfig:
-        def cost(choice: Value) -> Any:
+    def cheapest(self, price: Callable[[ArchConfig], float]) -> ArchConfig:
+        """The architecture with the lowest price, such as its MACs: the lower bound of what a search can reach.
+
+        The least of everything but mixer, heads and window, which are tried out: fewer heads may need a wider stage to
+        be a multiple of, and have more parameters in the queries, keys and values of each.
+        """
+        stem_ratio, answers = min(self.stem_ratio), self._extreme(min)
+        for index, stage in enumerate(self.stages):
+            tried = [
+                answers[index] | dict(zip(_TRIED, values, strict=True))
+                for values in itertools.product(*(getattr(stage, name) for name in _TRIED))
+            ]
+            options = [[*answers[:index], fields, *answers[index + 1 :]] for fields in tried]
+            answers = min(options, key=lambda option: price(self._arch(stem_ratio, option)))
+        return self._arch(stem_ratio, answers)
+
+    def _extreme(self, pick: Any) -> list[dict[str, Any]]:
+        def rank(choice: Value) -> Any:
             return sum(choice) if isinstance(choice, tuple) else _COST_ORDER.get(choice, choice)
 
-        answers = [{name: pick(choices, key=cost) for name, choices in stage} for stage in self.stages]
-        return self._arch(pick(self.stem_ratio), answers)
+        return [{name: pick(choices, key=rank) for name, choices in stage} for stage in self.stages]
 
     def adapted(self, arch: ArchConfig) -> ArchConfig:
         """`arch` with the input and the classes of this space: how m0..m5 become comparable here."""

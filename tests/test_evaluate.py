@@ -104,3 +104,23 @@ def test_what_is_expected_after_a_worker_died_is_scored_all_the_same(new_evaluat
         assert evaluator.proxies(archs[1]) == fake_proxies(archs[1])
         with pytest.raises(MeasurementError, match="a worker died"):
             evaluator.proxies(archs[0])
+
+
+@pytest.mark.parametrize(("threads", "beside"), [(1, True), (2, False)])
+def test_nothing_of_the_search_runs_beside_a_measurement_by_the_wall_clock(
+    tmp_path, archs, mortal_workers, monkeypatch, threads, beside
+):
+    monkeypatch.setenv(DEADLY, "none")
+    running = []
+
+    class Watching(FakeDevice):
+        def measure(self, subject, protocol):
+            running.append(any(not future.done() for future in evaluator._expected.values()))
+            return super().measure(subject, protocol)
+
+    device = Watching(Conditions(device="cpu", threads=threads))
+    with Evaluator([device], Journal(tmp_path / "measurements.jsonl"), seed=0, workers=1) as evaluator:
+        for arch in archs:
+            evaluator.expect(arch)
+        evaluator.latencies(archs[0])
+    assert running == [beside]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evit_nas.pareto import growth, hypervolume, non_dominated
+from evit_nas.pareto import Growth, hypervolume, non_dominated
 
 
 def brute_force(points: np.ndarray) -> list[bool]:
@@ -48,8 +48,9 @@ def test_hypervolume_equals_a_count_of_cells(seed, dimensions):
 @pytest.mark.parametrize("seed", range(5))
 def test_growth_is_the_hypervolume_of_the_first_points(seed):
     points = np.random.default_rng(seed).integers(0, 12, (20, 3)).astype(float)
-    corner = (10.0, 10.0, 10.0)
-    assert growth(points, corner) == [hypervolume(points[: count + 1], corner) for count in range(20)]
+    growth = Growth((10.0, 10.0, 10.0))
+    volumes = [growth.add(point) for point in points]
+    assert volumes == [hypervolume(points[: count + 1], (10.0, 10.0, 10.0)) for count in range(20)]
 
 
 def test_hypervolume_of_a_staircase():
@@ -59,3 +60,10 @@ def test_hypervolume_of_a_staircase():
 @pytest.mark.parametrize("points", [np.zeros((0, 2)), np.array([[5.0, 1.0]]), np.array([[4.0, 1.0]])])
 def test_what_is_not_better_than_the_reference_counts_nothing(points):
     assert hypervolume(points, (4.0, 4.0)) == 0.0
+
+
+def test_growth_in_five_objectives_is_quick_enough_for_a_front_and_exact():
+    points = np.abs(np.random.default_rng(0).standard_normal((60, 5)))
+    points = 1 - points / np.linalg.norm(points, axis=1, keepdims=True)  # none beats another
+    growth = Growth(np.ones(5))
+    assert [growth.add(point) for point in points][-1] == pytest.approx(hypervolume(points, np.ones(5)))

@@ -132,8 +132,15 @@ class TestEveryShippedSpace:
         from evit_nas.network.cost import cost
 
         space, rng = SearchSpace.load(name), random.Random(1)
-        low, high = cost(space.smallest()).macs, cost(space.largest()).macs
-        assert all(low <= cost(space.sample(rng)).macs <= high for _ in range(100))
+        samples, high = [cost(space.sample(rng)) for _ in range(300)], cost(space.largest()).macs
+        for price in (lambda arch: cost(arch).macs, lambda arch: cost(arch).params):
+            least = space.cheapest(price)
+            space.params(least)  # it is in the space
+            assert price(least) <= price(space.smallest())
+        low = cost(space.cheapest(lambda arch: cost(arch).macs)).macs
+        assert all(low <= sample.macs <= high for sample in samples)
+        low = cost(space.cheapest(lambda arch: cost(arch).params)).params
+        assert all(low <= sample.params for sample in samples)
 
     def test_same_seed_same_samples(self, name):
         space = SearchSpace.load(name)

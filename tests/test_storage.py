@@ -162,9 +162,15 @@ def test_constraints_are_where_optuna_dashboard_looks_for_them_and_samplers_see_
         assert trial.system_attrs["constraints"] == [*named.values()]
 
 
-def test_a_password_stays_out_of_the_run_folder(monkeypatch):
+@pytest.mark.parametrize("storage", ["me:secret@host/db", "me:sec/ret@host/db", "host/db?user=me&password=secret"])
+def test_a_password_in_the_open_is_refused(storage):
     with pytest.raises(ValueError, match=r"the storage has a password, which run\.yaml would keep: write \$NAME"):
-        settings_of(storage="postgresql://me:secret@host/db")
+        settings_of(storage=f"postgresql://{storage}")
+
+
+def test_a_password_stays_out_of_the_run_folder(monkeypatch):
+    assert settings_of(storage="postgresql://host/db?password=$NAS_PASSWORD").storage
+    assert settings_of(storage="redis://host:6379/0").storage
     kept = settings_of(storage="postgresql://me:$NAS_PASSWORD@host/db").storage
     with pytest.raises(UsageError, match="takes \\$NAS_PASSWORD from the environment"):
         storage_url(kept)

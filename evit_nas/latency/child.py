@@ -37,7 +37,7 @@ from evit_nas.latency.protocol import (
     visits_error,
     wall_time,
 )
-from evit_nas.latency.runtimes import RUNTIMES, Loaded
+from evit_nas.latency.runtimes import RUNTIMES, Loaded, clock_of
 from evit_nas.latency.subjects import decoded
 from evit_nas.network.onnx_graph import build_onnx
 
@@ -135,14 +135,12 @@ def _disagree(visits: list[Rounds]) -> bool:
 
 def stopwatch(conditions: Conditions) -> tuple[Stopwatch, str]:
     """What counts the time under `conditions`, and its name: "cpu", "wall" or "cuda"."""
-    clock = RUNTIMES[conditions.family].clock
+    clock = clock_of(conditions)
     if clock == "cuda":
         from evit_nas.latency.torch_backend import cuda_stopwatch
 
         return cuda_stopwatch(conditions), clock
-    if clock == "cpu" and conditions.threads == 1:
-        return cpu_time, "cpu"
-    return wall_time, "wall"
+    return cpu_time if clock == "cpu" else wall_time, clock
 
 
 def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,13 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
+def clock_of(conditions: Conditions) -> str:
+    """What counts time under `conditions`: the "cpu" time of the one thread, the "wall" clock, or a GPU's events
+    ("cuda")."""
+    clock = RUNTIMES[conditions.family].clock
+    return "wall" if clock == "cpu" and conditions.threads > 1 else clock
+
+
 @dataclass(frozen=True)
 class RuntimeInfo:
     """A line of the table as it is on this machine."""

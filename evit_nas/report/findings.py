@@ -17,7 +17,7 @@ from evit_nas.arch import PRESETS, ArchConfig, StageConfig
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Latency
 from evit_nas.latency.references import MeasuredReference, known_references
-from evit_nas.pareto import growth
+from evit_nas.pareto import Growth
 from evit_nas.runs import Run
 from evit_nas.search.evaluate import recorded_latencies
 from evit_nas.search.front import Candidate, keeps_limits, points
@@ -147,7 +147,8 @@ def _convergence(known: Known, settings: SearchSettings) -> list[tuple[int, floa
     if not within:
         return []
     found = points([*within.values()], settings)
-    volume = dict(zip(within, growth(found, worst([*found], settings)), strict=True))
+    growth = Growth(worst([*found], settings))
+    volume = {key: growth.add(point) for key, point in zip(within, found, strict=True)}
     last = volume[[*within][-1]] or 1.0
     shares, share = [], 0.0
     for count, key in enumerate(known.by_key, start=1):

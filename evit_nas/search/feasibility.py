@@ -10,6 +10,7 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.latency import Latency
+from evit_nas.network.cost import cost
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.front import numbers_of
 from evit_nas.search.objectives import OBJECTIVES, asked, limit_excess
@@ -41,10 +42,12 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
         MeasurementError: memory or energy is asked for and cannot be had on the first device, the smallest
             architecture cannot be measured, or the link to a device was lost.
     """
-    space, smallest = settings.space, settings.space.smallest()
+    space = settings.space
+    smallest = space.cheapest(lambda arch: cost(arch).macs)
     memory_mb = evaluator.memory_mb(smallest) if asked("memory", settings) else None
     energy_mj = evaluator.energy_mj(smallest) if asked("energy", settings) else None
-    numbers = numbers_of(smallest, math.inf, [], memory_mb, energy_mj)
+    fewest = cost(space.cheapest(lambda arch: cost(arch).params)).params
+    numbers = {**numbers_of(smallest, math.inf, [], memory_mb, energy_mj), "params": [fewest]}
     beyond = limit_excess(numbers, settings)
     for objective in OBJECTIVES.values():
         if beyond.get(objective.metric, 0) > 0:

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from evit_nas.config import SearchSettings
-from evit_nas.pareto import hypervolume, non_dominated
+from evit_nas.pareto import Growth
 from evit_nas.search.front import Candidate, keeps_limits, points, select, unbeaten
 from evit_nas.search.objectives import worst
 from evit_nas.search.record import Known
@@ -90,26 +90,28 @@ class Stall:
     """
 
     def __init__(self, settings: SearchSettings) -> None:
-        self._settings, self._volume = settings, 0.0
+        self._settings = settings
         self._pool: list[np.ndarray] = []
-        self._front: list[np.ndarray] = []
+        self._growth: Growth | None = None  # once the pool is complete
+        self._grown = 0.0
         self.grew_at = 0
         """Architectures that had been evaluated then."""
 
     def add(self, done: int, candidate: Candidate | None) -> None:
         """The architecture that was evaluated as number `done`, if it was measured."""
+        new: list[np.ndarray] = []
         if candidate is not None and keeps_limits(candidate, self._settings):
-            [point] = points([candidate], self._settings)
-            self._front.append(point)
-            if done <= self._settings.pool or not self._pool:
-                self._pool.append(point)
-        if done < self._settings.pool or not self._pool:
+            new = [*points([candidate], self._settings)]
+        if self._growth is None:
+            self._pool += new
             self.grew_at = done
-            return
-        self._front = [self._front[index] for index in np.flatnonzero(non_dominated(np.array(self._front)))]
-        volume = hypervolume(np.array(self._front), worst(self._pool, self._settings))
-        if volume > self._volume * (1 + STALLED):
-            self._volume, self.grew_at = volume, done
+            if done < self._settings.pool or not self._pool:
+                return
+            self._growth, new = Growth(worst(self._pool, self._settings)), self._pool
+        for point in new:
+            self._growth.add(point)
+        if self._growth.volume > self._grown * (1 + STALLED):
+            self._grown, self.grew_at = self._growth.volume, done
 
 
 def _is_repeat(trial: FrozenTrial) -> bool:
