@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from evit_nas.config import AccuracySettings, ShortRecipe, parse_duration
+from evit_nas.config import AccuracySettings, ShortRecipe, parse_budgets, parse_duration
 from evit_nas.errors import UsageError
 from evit_nas.yamlio import validate
 
@@ -23,6 +23,33 @@ def test_lengths_of_time_as_people_write_them(text, seconds):
 def test_a_length_of_time_without_number_or_unit_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match=f"--time must be a positive length of time, got '{text}'; try 10m or 1h30m"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "budgets"),
+    [
+        ("5ms", ["cpu"], [5]),
+        ("cpu:4=3ms,cpu=5ms", ["cpu", "cpu:4"], [5, 3]),
+        ("owl=40ms,cpu=5ms", ["cpu", "remote:owl:8642"], [5, 40]),
+    ],
+)
+def test_a_budget_belongs_to_the_device_of_its_name_or_else_of_its_host(text, devices, budgets):
+    assert parse_budgets(text, devices) == budgets
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("5ms", "needs one limit for each of the 2 devices: cpu=5ms,cpu:4=5ms"),
+        ("cpu=5ms", "has no limit for the device 'cpu:4'; add cpu:4=5ms"),
+        ("cpu=5ms,cpu=4ms,cpu:4=3ms", "gives the device 'cpu' two limits"),
+        ("cpu=5ms,gpu=4ms", "names the device 'gpu', but --device has cpu, cpu:4"),
+        ("cpu=5ms,cpu:4=fast", "must be a positive number with a unit"),
+    ],
+)
+def test_budgets_that_do_not_fit_the_devices_are_refused(text, words):
+    with pytest.raises(UsageError, match=words):
+        parse_budgets(text, ["cpu", "cpu:4"])
 
 
 ONE_CYCLE = ShortRecipe(cycles=(8,), warmup=0.25, learning_rate=1.0)
