@@ -4,6 +4,7 @@ import errno
 import fcntl
 import gzip
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evit_nas.data import Split, cache, load_dataset, open_source, tasks
-from evit_nas.data.images import plain
+from evit_nas.data.images import Images, plain
+from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 
 SIDE = 16
@@ -100,12 +103,10 @@ def test_a_source_is_decoded_once_for_each_size(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_source_also_feeds_a_loader_with_rgb_images_and_labels(kind, tmp_path):
+def test_a_source_also_gives_rgb_images_and_labels_one_by_one(kind, tmp_path):
     images = open_source(SOURCES[kind](tmp_path), 0).train
     image, label = images[3]
     assert (image.mode, label) == ("RGB", int(images.labels[3]))
-    images.transform = lambda image: image.size
-    assert images[3] == (image.size, label)
 
 
 def test_idx_pixels_and_labels_arrive_in_their_order(tmp_path):
@@ -179,6 +180,28 @@ def test_a_tenth_of_each_class_is_held_out_by_the_seed(kind, tmp_path):
     assert np.all((shares > 0.08) & (shares <= 0.1))
     assert val_names == [again.val.name(i) for i in range(len(again.val))]
     assert val_names != [other.val.name(i) for i in range(len(other.val))]
+
+
+def names_of(images: Images) -> set[str]:
+    return {images.name(index) for index in range(len(images))}
+
+
+@pytest.mark.parametrize("label", ["bus", "car", "tram"])
+def test_no_image_that_was_trained_on_is_held_out_when_one_is_added(label, tmp_path):
+    folder = class_folders(tmp_path / "mine", 24)
+    before = open_source(str(folder), 0)
+    picture(999).save(folder / label / "new.png")
+    after = open_source(str(folder), 0)
+    assert not names_of(before.train) & names_of(after.val)
+    assert len(names_of(before.val) - names_of(after.val)) <= 1  # the new one may have taken a place
+
+
+def test_an_image_that_is_removed_moves_at_most_one_other(tmp_path):
+    folder = class_folders(tmp_path / "mine", 65)
+    before = open_source(str(folder), 0)
+    (folder / "bus" / "11.png").unlink()
+    after = open_source(str(folder), 0)
+    assert len(names_of(before.train) & names_of(after.val)) <= 1
 
 
 # ---- odd pictures
@@ -300,6 +323,13 @@ def test_the_centre_is_kept_whole_at_the_shorter_side(across, suffix, tmp_path):
     assert square.shape == (20, 20, 1)
     assert square[1:-1, 1:-1].min() > 250  # the edges are blended with what was cut off
     assert square.mean() > 245
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_way_to_an_input_can_be_handed_to_another_process(channels):
+    steps = Preprocessing(input_size=(channels, 32, 32), mean=(0.5,) * channels, std=(0.5,) * channels)
+    transform = steps.transform()
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(picture()), transform(picture()))
 
 
 def test_shrinking_is_antialiased():
@@ -483,9 +513,43 @@ def test_train_and_val_must_have_the_same_classes(tmp_path):
     refused(folder, "train and validation must have the same classes, but 'car' is in one only")
 
 
-@pytest.mark.parametrize("validation", ["val", "validation", "test"])
-def test_each_name_of_a_validation_folder_is_known(validation, tmp_path):
-    assert len(load_dataset(str(split_folder(tmp_path / "mine", validation)), SIDE).val) == 6
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        *(("train", name) for name in ("val", "valid", "validation", "test", "Val", "TEST")),
+        ("Train", "Validation"),
+        ("Training", "Testing"),
+        ("training", "testing"),
+    ],
+)
+def test_each_name_of_the_two_folders_is_known_in_any_case(train, validation, tmp_path):
+    folder = split_folder(tmp_path / "mine", validation)
+    (folder / "train").rename(folder / train)
+    source = open_source(str(folder), 0)
+    assert source.classes == ("bus", "car", "tram")
+    assert (len(source.train), len(source.val)) == (18, 6)
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
+def test_test_images_are_kept_for_the_user_where_there_are_others_to_validate_on(validation, tmp_path):
+    folder = split_folder(tmp_path / "mine", validation)
+    class_folders(folder / "test", 3)
+    assert {Path(name).parts[0] for name in names_of(open_source(str(folder), 0).val)} == {validation}
+
+
+def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path):
+    folder = tmp_path / "mine"
+    for part in ("fold1", "fold2"):
+        class_folders(folder / part, 2)
+    refused(folder, "its fold1, fold2 look like parts .* each has the folders bus, car, tram .* Call two of them train")
+    picture().save(folder / "fold1" / "cover.png")
+    assert open_source(str(folder), 0).classes == ("fold1", "fold2")
+
+
+def test_a_class_may_keep_its_pictures_in_a_folder_of_its_own(tmp_path):
+    for name in ("bus", "car"):
+        class_folders(tmp_path / "mine" / name, 2, ("images",))
+    assert open_source(str(tmp_path / "mine"), 0).classes == ("bus", "car")
 
 
 def test_a_name_that_is_none_is_refused_with_the_nearest_one_and_the_forms(tmp_path):

@@ -70,8 +70,8 @@ def _shade(kind: int, rng: np.random.Generator) -> Image.Image:
 def fitted_weights() -> dict[str, Tensor]:
     """Weights of ARCH after three passes over the digits: about 90 % of the others are recognised."""
     images = open_source("digits", 0).train
-    images.transform = PREPROCESSING.transform()
-    inputs, labels = (torch.stack(column) for column in zip(*((x, torch.tensor(y)) for x, y in images), strict=True))
+    transform = PREPROCESSING.transform()
+    inputs, labels = torch.stack([transform(image) for image, _ in images]), torch.from_numpy(images.labels)
     model = build(ARCH, seed=0).train()
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
     order = np.random.default_rng(0)

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,10 +19,7 @@ HELD_OUT = 10  # one image in so many is for validation, where a source has no s
 
 
 class Images(ABC):
-    """Pairs of an image and its label by index: a map-style data set, as `timm.data.create_loader` takes them."""
-
-    transform: Callable[[Image.Image], Any] | None = None
-    """Applied to the RGB image by `[index]`; timm's loader sets it."""
+    """Pairs of an RGB image and its label by index."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels.astype(np.int64)  # (N,)
@@ -39,9 +35,8 @@ class Images(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = plain(self.picture(index)).convert("RGB")
-        return image if self.transform is None else self.transform(image), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return plain(self.picture(index)).convert("RGB"), int(self.labels[index])
 
 
 class ArrayImages(Images):
@@ -86,16 +81,20 @@ class Source:
     val: Images
 
 
-def hold_out(images: Images, classes: tuple[str, ...], seed: int) -> tuple[Images, Images]:
+def hold_out(
+    images: Images, classes: tuple[str, ...], shuffled: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Images, Images]:
     """`images` in two: a tenth of every class, and at least one image of it, is for validation.
+
+    Args:
+        shuffled: brings the indices of a class into the order in which they are held out.
 
     Raises:
         UsageError: a class has a single image.
     """
-    rng = np.random.default_rng(seed)
     held = []
     for label, class_name in enumerate(classes):
-        members = rng.permutation(np.flatnonzero(images.labels == label))
+        members = shuffled(np.flatnonzero(images.labels == label))
         if len(members) < 2:
             raise UsageError(
                 f"class '{class_name}' must have at least 2 images, one of them for validation, got {len(members)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -48,5 +49,12 @@ class Preprocessing(BaseModel):
 
 
 def gray_first(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
-    """`transform` of the image without its colours, for networks of one channel."""
-    return lambda image: transform(image.convert("L"))
+    """`transform` of the image without its colours, for networks of one channel.
+
+    It can be pickled, as processes that load images need it where they are not forked.
+    """
+    return partial(_of_gray, transform)
+
+
+def _of_gray(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:
+    return transform(image.convert("L"))

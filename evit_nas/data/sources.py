@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from evit_nas.data.folder import open_folder
 from evit_nas.data.idx import is_idx_folder, open_idx
 from evit_nas.data.images import ArrayImages, Source, hold_out
@@ -57,7 +59,8 @@ def _open_digits(seed: int) -> Source:
     bundled = load_digits()
     classes = tuple(str(name) for name in bundled.target_names)
     pixels = (bundled.images * (255 / 16)).astype("uint8")  # 16 is white
-    train, val = hold_out(ArrayImages(pixels, bundled.target), classes, seed)
+    images = ArrayImages(pixels, bundled.target)
+    train, val = hold_out(images, classes, np.random.default_rng(seed).permutation)
     return Source("digits", f"digits seed {seed}", sklearn.__version__, classes, train, val)
 
 

@@ -82,7 +82,7 @@ def _open_hugging_face(name: str, root: str | None, seed: int) -> Source:
     train: Images = HuggingFaceImages(reader)
     val: Images
     if validation is None:
-        train, val = hold_out(train, classes, seed)
+        train, val = hold_out(train, classes, np.random.default_rng(seed).permutation)
     else:
         val = HuggingFaceImages(_create(name, root, validation).reader)
     stamp = stamp_of(Path(file["filename"]) for file in reader.dataset.cache_files)
