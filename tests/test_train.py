@@ -3,10 +3,15 @@
 import errno
 import json
 import os
+import pickle
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,20 +19,23 @@ import torch
 from PIL import Image
 
 from evit_nas.data import open_source
+from evit_nas.data.images import Images
 from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError
 from evit_nas.network.model import build
 from evit_nas.network.weights import load_weights, read_weights
 from evit_nas.runs import lock
 from evit_nas.train import checkpoint, loop
-from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, epoch_order
+from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
 from evit_nas.train.folder import CHECKPOINT, METRICS, create, read_record
 from evit_nas.train.loop import train
 from evit_nas.train.recipe import RECIPES, Recipe, load_recipe
 from evit_nas.train.settings import TrainSettings
+from evit_nas.train.validation import validate
 from evit_nas.trained import WEIGHTS, Trained
 from tests.networks import tiny_arch
 from tests.trainings import SHADES, write_shades
 
+SPLITS = ("training", "validation")
 QUICK = {"epochs": 6, "batch_size": 16, "warmup_epochs": 1, "repeats": 1, "learning_rate": 1e-1, "clip_mode": "norm"}
 LIVELY = QUICK | {"clip": 1.0, "average": 0.9, "auto_augment": "rand-m3-inc1", "smallest_crop": 0.7, "mixup": 0.1}
 
@@ -213,13 +221,58 @@ def test_mixing_is_a_function_of_the_place(images):
 
 
 def test_a_batch_larger_than_the_data_is_refused_with_one_that_fits(images):
-    with pytest.raises(EvitNasError, match=r"batch_size=18"):
+    with pytest.raises(UsageError, match=r"batch_size=18"):
         batches(images, batch_size=512)
+    with pytest.raises(UsageError, match=r"batch_size=16"):
+        batches(images, batch_size=512, accumulate=4)
 
 
 def test_processes_must_divide_a_batch(images):
-    with pytest.raises(EvitNasError, match="3 processes"):
+    with pytest.raises(UsageError, match="3 processes"):
         batches(images, processes=3)
+
+
+class Told(Images):
+    """Images whose label tells whether the process that loads them ignores Ctrl-C, or of which none can be read."""
+
+    def __init__(self, readable=True):
+        super().__init__(np.zeros(300))
+        self._readable = readable
+
+    def picture(self, index):
+        raise NotImplementedError
+
+    def name(self, index):
+        return f"image {index}"
+
+    def __getitem__(self, index):
+        if not self._readable:
+            raise OSError("broken")
+        return Image.new("RGB", (64, 64)), int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+
+
+def test_ctrl_c_is_for_the_process_that_trains_alone():
+    wish = settings("")
+    loader = TrainingBatches(Told(), augmentation(wish.recipe, wish.preprocessing), wish.recipe, 0, workers=1)
+    assert next(iter(loader(epoch=0)))[2].labels.all()
+    assert next(iter(plain_batches(Told(), wish.preprocessing, range(4), workers=1)))[1].all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_cannot_be_read_are_named_in_one_sentence(workers):
+    wish = settings("")
+    transform = augmentation(wish.recipe, wish.preprocessing)
+    loader = TrainingBatches(Told(readable=False), transform, wish.recipe, 0, workers=workers)
+    with pytest.raises(
+        EvitNasError, match=r"^100 images in a row cannot be read, from image \d+ on: check the data\.$"
+    ):
+        next(iter(loader(epoch=0)))
+
+
+def test_an_augmentation_can_be_handed_to_a_fresh_process():
+    """As processes that load images are begun where they are not forked."""
+    transform = augmentation(Recipe(), settings("").preprocessing)
+    assert pickle.loads(pickle.dumps(transform))(Image.new("RGB", (64, 64))).shape == (3, 64, 64)
 
 
 # --- the training ---
@@ -282,7 +335,7 @@ def test_two_seeds_differ(tmp_path, images, finished):
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, images):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
     folder = begun(tmp_path / "b", images, recipe=LIVELY | {"learning_rate": 1e25, "clip": None, "average": 0})
-    with pytest.raises(EvitNasError, match=r"--set learning_rate=3\.3e\+24"):
+    with pytest.raises(EvitNasError, match=r"another --out and a lower rate \(--set learning_rate=3\.3e\+24\)"):
         train(folder, Watch())
     state = checkpoint.load_state(folder / CHECKPOINT)
     assert state is None or all(tensor.isfinite().all() for tensor in state["model"].values())
@@ -323,8 +376,62 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, images):
     watch = Watch()
     trained = train(begun(tmp_path / "b", root), watch)
     assert trained.top1 > 40
-    assert any("1 training images could not be read" in note and "dark/3.png" in note for note in watch.notes)
+    named = [note for note in watch.notes if "could not be read" in note]
+    assert [note.split(":")[0] for note in named] == [f"1 {split} images could not be read" for split in SPLITS]
+    assert all(name in note for name, note in zip(("dark/3.png", "light/2.png"), named, strict=True))
     assert {row["images"] for row in lines(tmp_path / "b") if row["kind"] == "val"} == {17}
+
+
+def test_a_batch_without_a_readable_image_counts_nothing():
+    """Linear attention, for one, takes no batch of none."""
+    model = build(tiny_arch(mixer="linear"))
+    alone = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext, reduce=lambda tensor, how: tensor)
+    nothing = (torch.zeros(2, 3, 64, 64), torch.tensor([-1, -1]), torch.tensor([3, 4]))
+    one = (torch.zeros(2, 3, 64, 64), torch.tensor([0, -1]), torch.tensor([-1, 6]))
+    unreadable = set()
+    assert validate(model, [nothing], alone, 10, unreadable) is None
+    assert validate(model, [nothing, one], alone, 10, unreadable)["images"] == 1
+    assert unreadable == {3, 4, 6}
+
+
+def test_processes_share_the_statistics_of_all_that_is_validated(tmp_path, monkeypatch, images):
+    shared, validated = [], []
+    monkeypatch.setattr(loop, "share_statistics", lambda model, accelerator: shared.append(model))
+
+    def recorded(model, *rest):
+        validated.append(model)
+        return validate(model, *rest)
+
+    monkeypatch.setattr(loop, "validate", recorded)
+    train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 1, "warmup_epochs": 0}), Watch())
+    assert len(validated) == 2  # the weights and their average
+    assert all(any(model is other for other in shared) for model in validated)
+
+
+def test_what_another_process_was_just_finishing_is_not_trained_again(tmp_path, monkeypatch, images, finished):
+    def after_waiting(folder):
+        shutil.copytree(finished[0], folder, dirs_exist_ok=True)
+        return lock(folder)
+
+    monkeypatch.setattr(loop, "lock", after_waiting)
+    watch = Watch()
+    assert train(begun(tmp_path / "b", images), watch) == finished[1]
+    assert not watch.statuses
+
+
+def test_memory_that_runs_out_says_the_way_out(tmp_path, monkeypatch, images):
+    def full(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loop._Training, "_loss_of", full)
+    with pytest.raises(EvitNasError, match=r"batch of 16 images in 1 parts.*another --out.*--set accumulate=2"):
+        train(begun(tmp_path / "b", images), Watch())
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 is for the accelerator that is here")
+def test_fp16_is_refused_on_a_processor(tmp_path, images):
+    with pytest.raises(UsageError, match="--set precision=fp32"):
+        train(begun(tmp_path / "b", images, recipe=LIVELY | {"precision": "fp16"}), Watch())
 
 
 def test_a_second_process_is_refused(tmp_path, images):
@@ -335,6 +442,7 @@ def test_a_second_process_is_refused(tmp_path, images):
 
 def test_a_folder_holds_one_training(tmp_path, images):
     folder = begun(tmp_path / "b", images)
+    (folder / CHECKPOINT).touch()
     with pytest.raises(RunError, match="--resume"):
         create(folder, settings(images), "")
 

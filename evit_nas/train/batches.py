@@ -9,6 +9,7 @@ out: two processes compute what one computes in two parts.
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,12 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 from evit_nas.data.cache import UNREADABLE
 from evit_nas.data.images import Images
 from evit_nas.data.preprocessing import Preprocessing, gray_first
-from evit_nas.errors import EvitNasError
+from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.train.recipe import Recipe
 
 VALIDATION_BATCH = 250
 FINE = -1  # no unreadable image
 TRIES = 100  # unreadable images in a row after which the data cannot be used
+NONE = -1  # label where no image could be read
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -43,12 +45,16 @@ class Batch(NamedTuple):
     """Images and labels, and the indices of images that could not be read."""
 
     images: Tensor  # (B, C, H, W)
-    labels: Tensor  # (B,)
+    labels: Tensor  # (B,) NONE where there is no image
     unreadable: Tensor  # (B,) FINE, or the index of an image that another one stands in for
 
 
 class Augmented(Dataset[tuple[Tensor, int, int]]):
-    """Augmented training images by `Draw`; an unreadable one is replaced by the next that can be read."""
+    """Augmented training images by `Draw`; an unreadable one is replaced by the next that can be read.
+
+    After TRIES of them there is no label either: raised here, in a process that loads, an error would reach the user
+    with torch's traceback in its message.
+    """
 
     def __init__(self, images: Images, transform: Transform) -> None:
         self._images, self._transform = images, transform
@@ -64,13 +70,11 @@ class Augmented(Dataset[tuple[Tensor, int, int]]):
             except UNREADABLE:
                 continue
             return self._transform(image), label, draw.image if offset else FINE
-        raise EvitNasError(
-            f"{TRIES} images in a row cannot be read, from {self._images.name(draw.image)} on: check the data."
-        )
+        return self._transform(Image.new("RGB", (32, 32))), NONE, draw.image
 
 
 class Plain(Dataset[tuple[Tensor, int, int]]):
-    """Validation images by index; the label of an unreadable one is negative."""
+    """Validation images by index; the label of an unreadable one is NONE."""
 
     def __init__(self, images: Images, preprocessing: Preprocessing) -> None:
         self._images, self._transform = images, preprocessing.transform()
@@ -81,7 +85,7 @@ class Plain(Dataset[tuple[Tensor, int, int]]):
             image, label = self._images[index]
             return self._transform(image), label, FINE
         except UNREADABLE:
-            return torch.zeros(self._shape), -1, index
+            return torch.zeros(self._shape), NONE, index
 
 
 def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Transform:
@@ -109,14 +113,18 @@ def _leave_a_bit(transform: Any) -> None:
     """timm's strongest posterisation keeps no bit of a colour, which Pillow refuses."""
     from timm.data.auto_augment import posterize
 
-    def gentle(image: Image.Image, bits: int, **how: Any) -> Image.Image:
-        posterised: Image.Image = posterize(image, max(bits, 1), **how)
-        return posterised
-
     for step in transform.transforms:
         for op in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
             if op.aug_fn is posterize:
-                op.aug_fn = gentle
+                op.aug_fn = _posterise_gently
+
+
+def _posterise_gently(image: Image.Image, bits: int, **how: Any) -> Image.Image:
+    """A function of the module: one inside another cannot be handed to a process that is not forked."""
+    from timm.data.auto_augment import posterize
+
+    posterised: Image.Image = posterize(image, max(bits, 1), **how)
+    return posterised
 
 
 def epoch_order(count: int, seed: int, epoch: int, repeats: int) -> np.ndarray:
@@ -137,7 +145,7 @@ class TrainingBatches:
         workers: processes that load images for this one; 0 loads them here.
 
     Raises:
-        EvitNasError: fewer images than a batch, or parts that do not divide a batch.
+        UsageError: fewer images than a batch, or parts that do not divide a batch.
     """
 
     def __init__(
@@ -151,17 +159,18 @@ class TrainingBatches:
         processes: int = 1,
         workers: int = 0,
     ) -> None:
-        self._count, self._recipe, self._seed = len(images), recipe, seed
+        self._images, self._count, self._recipe, self._seed = images, len(images), recipe, seed
         self._rank, self._processes = rank, processes
         self.parts = processes * recipe.accumulate
         self.steps = self._count // recipe.batch_size
         if not self.steps:
-            raise EvitNasError(
+            pairs = 2 * self.parts
+            raise UsageError(
                 f"a batch has {recipe.batch_size} images, but the training set only {self._count}: make it smaller, "
-                f"for example --set batch_size={max(2, self._count // 8 * 2)}."
+                f"for example --set batch_size={max(1, self._count // (4 * pairs)) * pairs}."
             )
         if recipe.batch_size % (2 * self.parts):
-            raise EvitNasError(
+            raise UsageError(
                 f"batch_size must be a multiple of 2 times {processes} processes times accumulate "
                 f"({recipe.accumulate}), got {recipe.batch_size}."
             )
@@ -170,18 +179,27 @@ class TrainingBatches:
             Augmented(images, transform),
             batch_sampler=self._todo,
             num_workers=workers,
+            worker_init_fn=_leave_ctrl_c,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[tuple[int, int, Batch]]:
-        """The number of the step, of the part, and the batch, from step `first` of the epoch on."""
+        """The number of the step, of the part, and the batch, from step `first` of the epoch on.
+
+        Raises:
+            EvitNasError: TRIES images in a row cannot be read.
+        """
         places = [
             (step, part) for step in range(first, self.steps) for part in range(self._rank, self.parts, self._processes)
         ]
         self._todo.batches = self._draws(epoch, places)
         for (step, part), batch in zip(places, self._loader, strict=True):
-            yield step, part, Batch(*batch)
+            images, labels, unreadable = batch
+            if (labels == NONE).any():
+                first_lost = self._images.name(int(unreadable[labels == NONE][0]))
+                raise EvitNasError(f"{TRIES} images in a row cannot be read, from {first_lost} on: check the data.")
+            yield step, part, Batch(images, labels, unreadable)
 
     def _draws(self, epoch: int, places: Sequence[tuple[int, int]]) -> Iterator[list[Draw]]:
         order = epoch_order(self._count, self._seed, epoch, self._recipe.repeats)
@@ -235,9 +253,15 @@ def plain_batches(
         batch_size=batch,
         sampler=chosen,
         num_workers=workers,
+        worker_init_fn=_leave_ctrl_c,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _leave_ctrl_c(worker: int) -> None:
+    """Ctrl-C is for the process that trains, which ends those that load for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def mixed_seed(*numbers: int) -> int:

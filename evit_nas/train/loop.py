@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from evit_nas import __version__
 from evit_nas.data import open_source
+from evit_nas.data.images import Images
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.runs import installed_versions, lock
@@ -52,16 +53,41 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) ->
     """Takes the training in `folder` from wherever it stands to its end; one that is finished costs nothing.
 
     Raises:
-        UsageError: data, weights or teacher cannot be used.
+        UsageError: data, weights, teacher or precision cannot be used.
         RunError: another process is at it, or what was trained cannot be written.
-        EvitNasError: the loss is not finite any more; the last good checkpoint is kept.
+        EvitNasError: the loss is not finite any more, or memory ran out; the last good checkpoint is kept.
     """
     record = read_record(folder)
     if (folder / WEIGHTS).exists():
         return Trained.load(folder)
     training = _Training(folder, record, watch, hardware)
     with lock(folder) if training.first else nullcontext():
-        return training.run()
+        try:
+            return training.run()
+        except torch.OutOfMemoryError:
+            recipe = record.settings.recipe
+            raise EvitNasError(
+                f"{record.settings.name}: the device's memory does not hold a batch of {recipe.batch_size} images in "
+                f"{recipe.accumulate} parts. Start anew with another --out and more parts (--set accumulate="
+                f"{2 * recipe.accumulate}) or a smaller batch_size."
+            ) from None
+
+
+def several() -> bool:
+    """Whether a launcher such as torchrun began other processes with this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def meet() -> None:
+    """Waits for those processes."""
+    from accelerate import PartialState
+
+    PartialState(cpu=_on_processors()).wait_for_everyone()
+
+
+def _on_processors() -> bool:
+    """What accelerate has to be told, or each of several processes would believe itself alone."""
+    return several() and not torch.accelerator.is_available()
 
 
 class _Training:
@@ -76,10 +102,9 @@ class _Training:
         self._folder, self._record, self._settings, self._recipe = folder, record, settings, settings.recipe
         self._watch = watch
         self._source = open_source(settings.data, seed=0)
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         AcceleratorState._reset_state()  # else this one would have the precision of the last training in this process
         self._accelerator = Accelerator(
-            cpu=several and not torch.accelerator.is_available(),  # else each process would believe itself alone
+            cpu=_on_processors(),
             mixed_precision="no" if self._recipe.precision == "fp32" else self._recipe.precision,
             gradient_accumulation_steps=self._recipe.accumulate,
             log_with=list(hardware.trackers) or None,
@@ -87,6 +112,8 @@ class _Training:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             step_scheduler_with_optimizer=False,
         )
+        if self._recipe.precision == "fp16" and self._accelerator.device.type == "cpu":  # accelerate leaves it fp32
+            raise UsageError("fp16 is trained on a GPU, and there is none here: --set precision=fp32, or bf16.")
         self.first = self._accelerator.is_main_process
         self._records = Records(folder, settings, self._accelerator, watch)
         place = {"rank": self._accelerator.process_index, "processes": self._accelerator.num_processes}
@@ -107,6 +134,9 @@ class _Training:
             self._accelerator.init_trackers("evit-nas", flat | {"architecture": settings.name, "seed": settings.seed})
 
     def run(self) -> Trained:
+        self._accelerator.wait_for_everyone()  # from here on the first holds the lock, and all see the same files
+        if (self._folder / WEIGHTS).exists():  # by now: another command was just finishing it
+            return Trained.load(self._folder)
         state = self._records.state()
         model, init = self._network(fresh=state is None)
         self._prepare(model)
@@ -122,7 +152,11 @@ class _Training:
             self._train_epoch(epoch)
             self._validate(epoch)
         trained = self._trained(init or self._first_init())
-        self._records.finish(trained, [self._source.train.name(index) for index in sorted(self._unreadable)])
+        unreadable = {
+            "training": self._names(self._source.train, self._unreadable),
+            "validation": self._names(self._source.val, self._not_validated),
+        }
+        self._records.finish(trained, unreadable)
         for tracker in self._accelerator.trackers:  # `end_training` would part the processes: the next one needs them
             tracker.finish()
         return trained
@@ -145,6 +179,12 @@ class _Training:
         transfer = start_from(model, self._settings.init, classes=self._source.classes)
         self._note(transfer.summary())
         return model, transfer.summary()
+
+    def _names(self, images: Images, indices: set[int]) -> list[str]:
+        """What the images are called that any of the processes means."""
+        from accelerate.utils import gather_object
+
+        return [images.name(index) for index in sorted(set(gather_object(sorted(indices))))]
 
     def _first_init(self) -> str:
         return next((row["init"] for row in self._records.rows() if row["kind"] == "init"), self._settings.init)
@@ -170,7 +210,8 @@ class _Training:
         self._epoch, self._step = 0, 0
         self._loss_sum, self._loss_steps = torch.zeros((), device=device), 0
         self._best: dict[str, Any] | None = None
-        self._unreadable: set[int] = set()
+        self._unreadable: set[int] = set()  # training images
+        self._not_validated: set[int] = set()  # validation images that cannot be read
 
     def _restore(self, state: State) -> None:
         self._plain.load_state_dict(state["model"])
@@ -259,17 +300,18 @@ class _Training:
         if not math.isfinite(loss):
             raise EvitNasError(
                 f"{self._settings.name}: the loss is {loss} in epoch {epoch + 1}. The last good checkpoint is kept in "
-                f"{self._folder}. Start anew with a lower rate (--set learning_rate="
+                f"{self._folder}. Start anew with another --out and a lower rate (--set learning_rate="
                 f"{self._recipe.learning_rate / 3:.2g}) or stronger clipping (--set clip_mode=norm --set clip=1)"
                 + (", or in fp32 (--set precision=fp32)." if self._recipe.precision == "fp16" else ".")
             )
 
     def _validate(self, epoch: int) -> None:
         """Validates the weights and their average, keeps the better if it is the best so far, and saves the state."""
-        share_statistics(self._plain, self._accelerator)
         networks: dict[str, nn.Module] = {"raw": self._plain}
         if self._average is not None:
             networks["average"] = self._average.module
+        for network in networks.values():
+            share_statistics(network, self._accelerator)
         found = {name: self._figures(network) for name, network in networks.items()}
         self._check_finite(found["raw"]["loss"], epoch)
         which = max(found, key=lambda name: merit(found[name]))
@@ -286,7 +328,8 @@ class _Training:
         self._save()
 
     def _figures(self, network: nn.Module) -> dict[str, Any]:
-        found = validate(network, self._validation, self._accelerator, len(self._source.classes))
+        classes = len(self._source.classes)
+        found = validate(network, self._validation, self._accelerator, classes, self._not_validated)
         if found is None:
             raise UsageError(f"{self._settings.data}: no validation image can be read.")
         return found

@@ -20,14 +20,25 @@ def share_statistics(model: nn.Module, accelerator: Any) -> None:
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], accelerator: Any, classes: int
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    accelerator: Any,
+    classes: int,
+    unreadable: set[int],
 ) -> dict[str, Any] | None:
-    """Top-1 and top-5 in percent, mean cross-entropy in nats and how many images; None if none can be read."""
+    """Top-1 and top-5 in percent, mean cross-entropy in nats and how many images; None if none can be read.
+
+    Args:
+        unreadable: is given the indices of this process's images that cannot be read.
+    """
     device = accelerator.device
     totals = torch.zeros(4, dtype=torch.float64)  # images, right, among five, loss
     model.eval()
-    for images, labels, _ in batches:
+    for images, labels, missing in batches:
         known = labels >= 0
+        unreadable.update(missing[~known].tolist())
+        if not known.any():
+            continue
         labels = labels[known].to(device)
         with accelerator.autocast():
             logits = model(images[known].to(device, memory_format=torch.channels_last)).float()
