@@ -1,6 +1,7 @@
 """train, ship, verify, eval on the command line: what they take, print and leave."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import timm
 import torch
 
+from evit_nas.errors import Interrupted
 from evit_nas.latency import DEVICES
 from evit_nas.network.saved import open_saved
 from evit_nas.ship.package import ship
@@ -65,6 +67,7 @@ def test_the_help_names_every_recipe(call):
         (["train", "m0", "--data", "digits", "--set", "auto_augment=foo"], ["auto_augment 'foo'", "rand-m9"]),
         (["train", "m0", "--data", "digits", "--track", "tensorbord"], ["Did you mean 'tensorboard'"]),
         (["train", "m0", "--data", "digits", "--track", "dvclive"], ["not installed", "pip install dvclive"]),
+        (["train", "m0", "--data", "digits", "--set", "batch_size=4096"], ["only 1621", "--set batch_size=404"]),
         (["ship", "nowhere"], ["nowhere", "no finished training"]),
         (["verify", "nowhere"], ["nowhere"]),
         (["eval", "nowhere", "--data", "digits"], ["nowhere"]),
@@ -90,7 +93,8 @@ def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny):
 def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
     assert call("train", tiny, *QUICK, "--no-ship").code == 0
     assert "epoch 1/1" not in call("train", tiny, *QUICK, "--no-ship").err  # it is finished
-    Path("runs/train/tiny-shades-tiny-s0/model.safetensors").unlink()
+    folder = Path("runs/train/tiny-shades-tiny-s0")
+    shutil.move(folder / "model.safetensors", folder / "best.safetensors")
     unfinished = call("train", tiny, *QUICK, "--no-ship")
     assert (unfinished.code, "--resume" in unfinished.err) == (2, True)
     assert call("train", tiny, *QUICK, "--no-ship", "--resume").code == 0
@@ -116,7 +120,104 @@ def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
     assert sorted(asked) == [("m0", 0), ("m0", 1), ("tiny", 0), ("tiny", 1)]
     own, baseline = json.loads(result.out)
     assert (own["top1"], own["gain"], own["gain_error"]) == (90.5, 10.0, pytest.approx(0.5**0.5))
-    assert baseline["gain"] is None
+    assert (own["baseline"], baseline["baseline"], baseline["gain"]) == ("m0", None, None)
+
+
+@pytest.fixture
+def asked(call, tiny, monkeypatch):
+    """The folders that are trained, in their order; the first one fails."""
+    from evit_nas.train import loop
+
+    found = []
+
+    def recorded(folder, view, hardware):
+        assert (folder / "train.yaml").is_file()
+        found.append(folder.name)
+        if len(found) == 1:
+            raise RuntimeError("no kernel for this")
+        return Trained.load(finished(Path(f"base-{len(found)}")))
+
+    monkeypatch.setattr(loop, "train", recorded)
+    Path("other.yaml").write_text(tiny_arch().to_yaml())
+    return found
+
+
+def test_trainings_that_are_told_apart_by_more_than_their_names_are_shown_so(call, tiny):
+    for recipe in ("tiny", "short"):
+        name = ("--recipe", recipe, "--set", "batch_size=18")
+        assert call("train", tiny, *QUICK, *name, "--no-ship").code == 0
+    alike = call("train", "runs/train/tiny-shades-tiny-s0", "--no-ship").out
+    several = call("train", *(f"runs/train/tiny-shades-{name}-s0" for name in ("tiny", "short")), "--no-ship").out
+    assert "recipe" not in alike
+    assert [line.split()[:2] for line in several.splitlines()[-3:-1]] == [["tiny", "tiny"], ["tiny", "short"]]
+
+
+def test_an_error_that_nobody_expected_does_not_cost_the_others(call, asked):
+    result = call("train", "tiny.yaml", "other.yaml", *QUICK, "--no-ship")
+    assert (result.code, len(asked)) == (1, 2)
+    assert "tiny-shades-tiny-s0: unexpected RuntimeError: no kernel for this" in result.err
+    assert "--resume does the rest" in result.err
+
+
+def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch):
+    from evit_nas.train import loop
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(loop, "meet", lambda: None)
+    assert call("train", "tiny.yaml", "other.yaml", *QUICK, "--no-ship").code == 1
+    assert len(asked) == 1
+
+
+def test_the_other_processes_wait_for_the_folders_that_the_first_one_makes(call, asked, monkeypatch):
+    from evit_nas.train import folder, loop
+
+    def first_is_here():
+        for name in ("tiny", "other"):
+            shutil.copytree("made", f"runs/train/{name}-shades-tiny-s0")
+
+    assert call("train", "tiny.yaml", *QUICK, "--no-ship").code == 1
+    shutil.move("runs/train/tiny-shades-tiny-s0", "made")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(loop, "meet", first_is_here)
+    monkeypatch.setattr(folder, "create", None)
+    assert call("train", "tiny.yaml", "other.yaml", *QUICK, "--no-ship").code == 0
+    assert asked[1:] == ["tiny-shades-tiny-s0", "other-shades-tiny-s0"]
+
+
+def test_an_interruption_says_how_to_go_on(call, tiny, monkeypatch):
+    from evit_nas.train import loop
+
+    def interrupted(folder, view, hardware):
+        raise Interrupted
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    for resume in ([], ["--resume"]):
+        result = call("train", tiny, *QUICK, "--no-ship", *resume)
+        assert result.code == 130
+        assert result.err.endswith(f"with: {shlex.join(['evit-nas', 'train', tiny, *QUICK, '--no-ship'])} --resume\n")
+
+
+def test_advice_on_a_training_that_could_not_begin_can_be_followed(call, tiny):
+    refused = call("train", tiny, *QUICK, "--set", "batch_size=512", "--no-ship")
+    assert (refused.code, "--set batch_size=18" in refused.err) == (2, True)
+    assert call("train", tiny, *QUICK, "--set", "batch_size=18", "--no-ship").code == 0
+
+
+@pytest.mark.parametrize(
+    "options", [["--data", "other"], ["--resume", "--set", "epochs=400"], ["--image-size", "96", "--seed", "0"]]
+)
+def test_a_training_that_was_begun_takes_no_other_settings(call, asked, options):
+    call("train", "tiny.yaml", *QUICK, "--no-ship")
+    result = call("train", "runs/train/tiny-shades-tiny-s0", "--no-ship", *options)
+    assert result.code == 2
+    assert all(option in result.err for option in options if option.startswith("--") and option != "--resume")
+    assert "as its train.yaml says" in result.err
+    assert len(asked) == 1
+
+
+def test_a_training_that_was_begun_goes_on_without_a_word_about_its_settings(call, asked):
+    call("train", "tiny.yaml", *QUICK, "--no-ship")
+    assert call("train", "runs/train/tiny-shades-tiny-s0", "--resume", "--no-ship", "--workers", "0").code == 0
 
 
 def test_a_run_is_trained_only_if_its_front_is_meant(call):

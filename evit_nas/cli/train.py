@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -26,14 +26,18 @@ from evit_nas.cli.app import (
 )
 from evit_nas.cli.latency import report_findings
 from evit_nas.console import Format, emit, make_table, millions, progress_view, say
-from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from evit_nas.train.plan import Chosen
+    from evit_nas.train.settings import TrainSettings
     from evit_nas.trained import Trained
 
 FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
 SHIPPED = "shipped"  # in a training folder
+OF_NEW_TRAININGS = frozenset(  # what a training that was begun has in its train.yaml
+    {"data", "recipe", "changes", "image_size", "init", "teacher", "front", "top", "seed", "seeds", "out"}
+)
 LOADERS = max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
@@ -46,6 +50,7 @@ class Split(StrEnum):
 
 @app.command()
 def train(
+    context: typer.Context,
     what: Annotated[
         list[str],
         typer.Argument(
@@ -81,17 +86,19 @@ def train(
     """Train architectures on your images, and compare them."""
     from evit_nas.train.compare import compare
     from evit_nas.train.folder import read_record
-    from evit_nas.train.loop import Hardware
+    from evit_nas.train.loop import Hardware, meet, several
     from evit_nas.train.loop import train as run_training
-    from evit_nas.train.plan import How, baselines, begin, plan
+    from evit_nas.train.plan import Chosen, How, baselines, begin, plan
     from evit_nas.train.recipe import check_names, load_recipe
-    from evit_nas.trained import Trained
 
     begun = [Path(text) for text in what if (Path(text) / "train.yaml").is_file()]
     plans = [(folder, read_record(folder).settings) for folder in begun]
     chosen = _chosen([text for text in what if Path(text) not in begun], front or top is not None, top)
-    beside = baselines(chosen, baseline) if baseline else []
-    if chosen or beside:
+    known = [Chosen(settings.name, settings.arch) for _, settings in plans]
+    beside = baselines([*known, *chosen], baseline) if baseline else {}
+    if not chosen and not beside:
+        _check_folders_suffice(context, begun)
+    else:
         if data is None:
             raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
         how = How(
@@ -104,30 +111,55 @@ def train(
             seeds=range(seed, seed + seeds),
             out=out,
         )
-        plans += plan([*chosen, *beside], how)
+        plans += plan([*chosen, *beside.values()], how)
     for _, settings in plans:
         check_names(settings.recipe, track or ())
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
     if first:
         begin(plans, typed(), resume)
-    hardware, trainings, failed = Hardware(workers=workers, trackers=tuple(track or ())), list[Trained](), False
+    meet()  # the others read the folders that the first has made
+    hardware, failed = Hardware(workers=workers, trackers=tuple(track or ())), False
+    trainings: dict[TrainSettings, Trained] = {}
     with progress_view() if first else nullcontext(_Silence()) as view:
-        for folder, _ in plans:
+        for folder, settings in plans:
             try:
-                trainings.append(run_training(folder, view, hardware))
+                trainings[settings] = run_training(folder, view, hardware)
                 view.note(f"written: {folder}")
                 if first and ship and not (folder / SHIPPED).exists():
                     _ship(folder, folder / SHIPPED, view.note)
-            except EvitNasError as error:
-                if len(plans) == 1:
+            except Interrupted:
+                view.note(f"interrupted; go on from the last checkpoint with: {_typed_to_resume()}")
+                raise
+            except Exception as error:  # of torch and ONNX Runtime, too: the next network may do without
+                if len(plans) == 1 or several():  # the other processes wait for this one, whatever it does next
                     raise
                 failed = True
-                view.note(f"evit-nas: {folder}: {error}")
+                unexpected = "" if isinstance(error, EvitNasError) else f"unexpected {type(error).__name__}: "
+                view.note(f"evit-nas: {folder}: {unexpected}{error}")
     if first and trainings:
-        rows = compare(trainings, beside[0].name if beside else None)
-        _print_trained(rows, trainings, format_)
+        rows = compare(trainings, {name: each.name for name, each in beside.items()})
+        _print_trained(rows, format_)
     if failed:
         raise EvitNasError("not everything could be trained and shipped, see above; --resume does the rest")
+
+
+def _check_folders_suffice(context: typer.Context, begun: Sequence[Path]) -> None:
+    """
+    Raises:
+        UsageError: options are given that only new trainings have.
+    """
+    idle = [
+        max(option.opts, key=len)
+        for option in context.command.params
+        if option.name in OF_NEW_TRAININGS
+        and (source := context.get_parameter_source(option.name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if idle:
+        raise UsageError(
+            f"a training goes on as its train.yaml says, {', '.join(idle)} cannot change {begun[0]}. For another "
+            "training name the network (m0..m5, a YAML file, RUN/NAME) instead of the folder."
+        )
 
 
 def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any) -> None:
@@ -155,6 +187,10 @@ class _Silence:
 def typed() -> str:
     """The command line as it was typed."""
     return shlex.join(["evit-nas", *sys.argv[1:]])
+
+
+def _typed_to_resume() -> str:
+    return typed() if "--resume" in sys.argv else f"{typed()} --resume"
 
 
 def _chosen(what: Sequence[str], whole_front: bool, top: int | None) -> list[Chosen]:
@@ -188,34 +224,34 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _print_trained(rows: Sequence[dict[str, Any]], trainings: Sequence[Trained], format_: Format) -> None:
-    from evit_nas.network.cost import cost
-
-    archs = {training.name: training.arch for training in trainings}
-    for row in rows:
-        found = cost(archs[row["name"]])
-        row |= {"params": found.params, "macs": found.macs}
-    compared = any(row["gain"] is not None for row in rows)
+def _print_trained(rows: Sequence[Mapping[str, Any]], format_: Format) -> None:
+    baselines = list(dict.fromkeys(row["baseline"] for row in rows if row["baseline"]))
+    varied = [name for name in ("data", "recipe", "init", "teacher") if len({row[name] for row in rows}) > 1]
+    varied += ["baseline"] if len(baselines) > 1 else []
     cells = [
         [
             row["name"],
+            *(row[name] or "" for name in varied),
             str(row["seeds"]),
             f"{row['top1']:.2f}" + ("" if row["top1_sd"] is None else f" ± {row['top1_sd']:.2f}"),
             "" if row["top5"] is None else f"{row['top5']:.2f}",
             f"{row['loss']:.3f}",
-            *([_gain(row)] if compared else []),
+            *([_gain(row)] if baselines else []),
             millions(row["params"]),
             millions(row["macs"]),
         ]
         for row in rows
     ]
-    header = ["network", "seeds", "top-1 %", "top-5 %", "loss", *(["gain"] if compared else []), "params", "MACs"]
-    emit(rows, format_, make_table(f"validated on {trainings[0].data_name}", header, cells))
-    if format_ is Format.table and compared:
-        say("gain: points of top-1 above the baseline, ± the standard error of the difference where there are seeds")
+    gain = ["gain"] if baselines else []
+    header = ["network", *varied, "seeds", "top-1 %", "top-5 %", "loss", *gain, "params", "MACs"]
+    data = ", ".join(dict.fromkeys(row["data"] for row in rows))
+    emit(rows, format_, make_table(f"validated on {data}", header, cells, text=["network", *varied]))
+    if format_ is Format.table and baselines:
+        above = baselines[0] if len(baselines) == 1 else "the baseline"
+        say(f"gain: points of top-1 above {above}, ± the standard error of the difference where there are seeds")
 
 
-def _gain(row: dict[str, Any]) -> str:
+def _gain(row: Mapping[str, Any]) -> str:
     if row["gain"] is None:
         return ""
     return f"{row['gain']:+.2f}" + ("" if row["gain_error"] is None else f" ± {row['gain_error']:.2f}")

@@ -3,47 +3,65 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from evit_nas.network.cost import cost
+from evit_nas.train.settings import TrainSettings
 from evit_nas.trained import Trained
 
 
-def compare(trainings: Sequence[Trained], baseline: str | None = None) -> list[dict[str, Any]]:
-    """A row for each architecture, in the order of the trainings.
+def compare(trainings: Mapping[TrainSettings, Trained], baselines: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row for each network as it was trained, in the order of the trainings: they share one if only the seed differs.
 
     Args:
-        trainings: of one data set by one recipe; several seeds of a network make one row.
-        baseline: name of the network that the others are compared with.
+        baselines: for names of networks the name of the one that they are compared with, trained in the same way.
 
     Returns:
-        Rows of name, seeds, mean top-1 and top-5 (percent) and loss (nats), the standard deviation of top-1 over seeds,
-        and `gain`: points of top-1 above the baseline, with the standard error of that difference (`gain_error`; both
-        None for the baseline itself, the error also while a network has one seed).
+        Rows of name, data, recipe, init, teacher, seeds, mean top-1 and top-5 (percent) and loss (nats), the standard
+        deviation of top-1 over seeds, params, macs, the baseline and `gain`: points of top-1 above it, with the
+        standard error of that difference (`gain_error`; all None where there is no other network to compare with, the
+        error also while one of both has one seed).
     """
-    by_name: dict[str, list[Trained]] = {}
-    for training in trainings:
-        by_name.setdefault(training.name, []).append(training)
-    reference = by_name.get(baseline) if baseline else None
+    groups: dict[TrainSettings, list[Trained]] = {}
+    for settings, trained in trainings.items():
+        groups.setdefault(settings.model_copy(update={"seed": 0}), []).append(trained)
     rows = []
-    for name, group in by_name.items():
-        top5 = [training.top5 for training in group if training.top5 is not None]
+    for settings, group in groups.items():
+        top5 = [trained.top5 for trained in group if trained.top5 is not None]
+        size = cost(settings.arch)
         row: dict[str, Any] = {
-            "name": name,
+            "name": settings.name,
+            "data": group[0].data_name,
+            "recipe": settings.recipe_name,
+            "init": settings.init,
+            "teacher": settings.teacher,
             "seeds": len(group),
-            "top1": fmean(training.top1 for training in group),
+            "top1": fmean(trained.top1 for trained in group),
             "top1_sd": _deviation(group),
             "top5": fmean(top5) if top5 else None,
-            "loss": fmean(training.loss for training in group),
+            "loss": fmean(trained.loss for trained in group),
+            "params": size.params,
+            "macs": size.macs,
+            "baseline": None,
             "gain": None,
             "gain_error": None,
         }
-        if reference is not None and name != baseline:
-            row["gain"] = row["top1"] - fmean(training.top1 for training in reference)
-            row["gain_error"] = _error(group, reference)
+        others = [other for known, other in groups.items() if _rivals(known, settings, baselines)]
+        if others:
+            row["baseline"] = baselines[settings.name]
+            row["gain"] = row["top1"] - fmean(trained.top1 for trained in others[0])
+            row["gain_error"] = _error(group, others[0])
         rows.append(row)
     return rows
+
+
+def _rivals(baseline: TrainSettings, settings: TrainSettings, baselines: Mapping[str, str]) -> bool:
+    """Whether `baseline` is what `settings` are compared with: the same but for the network."""
+    network = {"name": settings.name, "arch": settings.arch}
+    named = baseline.name == baselines.get(settings.name) != settings.name
+    return named and baseline.model_copy(update=network) == settings
 
 
 def _deviation(group: Sequence[Trained]) -> float | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from evit_nas import __version__
 from evit_nas.errors import RunError, UsageError
-from evit_nas.runs import installed_versions, to_yaml, write_atomically
+from evit_nas.runs import installed_versions, lock, to_yaml, write_atomically
 from evit_nas.train.settings import TrainRecord, TrainSettings
+from evit_nas.trained import WEIGHTS
 from evit_nas.yamlio import read_yaml, validate
 
 RECORD, METRICS, CHECKPOINT, BEST = "train.yaml", "metrics.jsonl", "checkpoint.pt", "best.safetensors"
@@ -23,12 +24,12 @@ CURVE = "curve.png"
 
 
 def create(folder: Path, settings: TrainSettings, command: str) -> None:
-    """A new training folder.
+    """A new training folder; takes the place of one in which nothing has been trained.
 
     Raises:
-        RunError: there is a training already, or the folder cannot be written.
+        RunError: there is a training already, another process is at it, or the folder cannot be written.
     """
-    if (folder / RECORD).exists():
+    if (folder / RECORD).exists() and holds_weights(folder):
         raise RunError(f"{folder} holds a training already. Add --resume to go on with it, or choose another --out.")
     record = TrainRecord(
         evit_nas=__version__,
@@ -39,9 +40,15 @@ def create(folder: Path, settings: TrainSettings, command: str) -> None:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RECORD, to_yaml(record))
+        with lock(folder):
+            write_atomically(folder / RECORD, to_yaml(record))
     except OSError as error:
         raise RunError(f"cannot write the training folder {folder}: {error.strerror}. Choose another --out.") from None
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether something has been trained; metrics alone are nothing that a training could go on from."""
+    return any((folder / name).exists() for name in (CHECKPOINT, BEST, WEIGHTS))
 
 
 def read_record(folder: Path) -> TrainRecord:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.train.folder import RECORD, create, read_record
+from evit_nas.train.folder import RECORD, create, holds_weights, read_record
 from evit_nas.train.recipe import Recipe
 from evit_nas.train.settings import TrainSettings
 from evit_nas.trained import WEIGHTS
@@ -54,20 +54,24 @@ def front_of(run: Path, top: int | None) -> list[Chosen]:
     return [Chosen(member.name, member.arch, run) for member in members]
 
 
-def baselines(chosen: Sequence[Chosen], name: str) -> list[Chosen]:
-    """The paper's network of that name, or for "nearest" those whose latency in the same run is nearest.
+def baselines(chosen: Sequence[Chosen], name: str) -> dict[str, Chosen]:
+    """What each network, by its name, is compared with: the paper's of that name, at the network's own input.
+
+    For "nearest" it is the one whose latency in the same run is nearest; networks of no run then have none.
 
     Raises:
         UsageError: there is no such network, or none was measured beside those chosen.
     """
-    if name != NEAREST:
-        if name not in PRESETS:
-            raise UsageError(f"no baseline is called '{name}'. {did_you_mean(name, [*PRESETS, NEAREST])}")
-        return [Chosen(name, ArchConfig.preset(name))]
-    found = {nearest.name: nearest for each in chosen if each.run for nearest in [_nearest(each.arch, each.run)]}
-    if not found:
-        raise UsageError(f"--baseline {NEAREST} needs a member of a run's front; name one of {', '.join(PRESETS)}.")
-    return list(found.values())
+    if name == NEAREST:
+        found = {each.name: _nearest(each.arch, each.run) for each in chosen if each.run}
+        if not found:
+            raise UsageError(f"--baseline {NEAREST} needs a member of a run's front; name one of {', '.join(PRESETS)}.")
+        return found
+    if name not in PRESETS:
+        raise UsageError(f"no baseline is called '{name}'. {did_you_mean(name, [*PRESETS, NEAREST])}")
+    preset = ArchConfig.preset(name)
+    own = {each.name: {"image_size": each.arch.image_size, "in_channels": each.arch.in_channels} for each in chosen}
+    return {network: Chosen(name, preset.model_copy(update=entry)) for network, entry in own.items()}
 
 
 def _nearest(arch: ArchConfig, run: Path) -> Chosen:
@@ -86,13 +90,13 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
     """Folder and settings of each training: every network with every seed, each network once.
 
     Raises:
-        UsageError: the data cannot be used, or a network does not take the image size.
+        UsageError: the data cannot be used, a network does not take the image size, or two have one name.
     """
     from evit_nas.data import open_source
 
     source = open_source(how.data, seed=0)
     parent = how.out or next((each.run / "train" for each in chosen if each.run), Path("runs") / "train")
-    plans = {}
+    plans: dict[Path, TrainSettings] = {}
     for each in chosen:
         own = {"num_classes": len(source.classes)} | ({"image_size": how.image_size} if how.image_size else {})
         arch = validate(ArchConfig, each.arch.model_dump(mode="json") | own, each.name)
@@ -107,23 +111,30 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
                 teacher=how.teacher,
                 seed=seed,
             )
-            plans[parent / f"{each.name}-{source.name}-{how.recipe_name}-s{seed}"] = settings
+            folder = parent / f"{each.name}-{source.name}-{how.recipe_name}-s{seed}"
+            if plans.setdefault(folder, settings) != settings:
+                raise UsageError(
+                    f"networks must have names of their own, but two different ones are called {each.name}: both would "
+                    f"be trained in {folder}. Rename a file, or train them one by one, each with its --out."
+                )
     return list(plans.items())
 
 
 def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: bool) -> None:
-    """Makes the folders that are not there yet.
+    """Makes the folders that are not there yet; one in which nothing has been trained may get other settings.
 
     Raises:
         RunError: one holds an unfinished training and `resume` is not said, or it cannot be written.
-        UsageError: one was begun with other settings.
+        UsageError: one was trained with other settings.
     """
     for folder, settings in plans:
-        finished = (folder / WEIGHTS).exists()
-        if not (folder / RECORD).exists() or not (resume or finished):
+        if not (folder / RECORD).exists():
             create(folder, settings, command)
             continue
         before, now = read_record(folder).settings.model_dump(), settings.model_dump()
         changed = [name for name in now if now[name] != before[name]]
-        if changed:
+        begun, finished = holds_weights(folder), (folder / WEIGHTS).exists()
+        if (begun and not (resume or finished)) or (changed and not begun):
+            create(folder, settings, command)  # which refuses to replace what was trained
+        elif changed:
             raise UsageError(f"{folder} was begun with another {' and '.join(changed)}. Choose another --out.")

@@ -1,0 +1,126 @@
+"""Which trainings a command asks for, what they are compared with, and which folders they may take."""
+
+import pytest
+
+from evit_nas.arch import ArchConfig
+from evit_nas.errors import RunError, UsageError
+from evit_nas.runs import lock
+from evit_nas.search import record
+from evit_nas.search.front import Candidate
+from evit_nas.train.folder import BEST, CHECKPOINT, METRICS, read_record
+from evit_nas.train.plan import Chosen, How, baselines, begin, plan
+from evit_nas.train.recipe import Recipe, load_recipe
+from evit_nas.trained import WEIGHTS
+from tests.fakes import latency_of
+from tests.networks import tiny_arch
+
+QUICK = load_recipe("tiny", {})
+
+
+def plans_of(*names, recipe=QUICK, seeds=(0,), out=None, **archs):
+    chosen = [Chosen(name, archs.get(name, tiny_arch())) for name in names]
+    return plan(chosen, How("digits", "tiny", recipe, seeds=seeds, out=out))
+
+
+# --- names and folders ---
+
+
+def test_every_network_is_trained_with_every_seed_in_a_folder_of_its_own():
+    plans = plans_of("a", "b", seeds=(0, 1))
+    assert [folder.name for folder, _ in plans] == [f"{name}-digits-tiny-s{seed}" for name in "ab" for seed in (0, 1)]
+
+
+def test_a_network_named_twice_is_trained_once():
+    assert len(plans_of("a", "a")) == 1
+
+
+def test_two_networks_of_one_name_are_refused_before_one_takes_the_others_folder(tmp_path):
+    chosen = [Chosen("a", tiny_arch()), Chosen("a", tiny_arch(heads=1))]
+    with pytest.raises(UsageError, match=r"two different ones are called a.*Rename a file"):
+        plan(chosen, How("digits", "tiny", QUICK, out=tmp_path))
+
+
+# --- beginning ---
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """The folder of a training that wrote metrics, and ended before anything was saved."""
+    plans = plans_of("a", out=tmp_path)
+    begin(plans, "evit-nas train a", resume=False)
+    folder = plans[0][0]
+    (folder / METRICS).write_text('{"kind":"init","init":"scratch"}\n')
+    return folder
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_as_long_as_nothing_was_trained_other_settings_take_the_place(tmp_path, begun, resume):
+    begin(plans_of("a", recipe=Recipe(batch_size=44), out=tmp_path), "second", resume)
+    found = read_record(begun)
+    assert (found.settings.recipe.batch_size, found.command) == (44, "second")
+
+
+def test_the_same_settings_again_keep_the_record_as_it_was(tmp_path, begun):
+    begin(plans_of("a", out=tmp_path), "second", resume=False)
+    assert read_record(begun).command == "evit-nas train a"
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, BEST])
+def test_what_was_trained_is_resumed_or_left_alone(tmp_path, begun, name):
+    (begun / name).touch()
+    with pytest.raises(RunError, match="Add --resume"):
+        begin(plans_of("a", out=tmp_path), "", resume=False)
+    begin(plans_of("a", out=tmp_path), "", resume=True)
+    with pytest.raises(UsageError, match="begun with another recipe"):
+        begin(plans_of("a", recipe=Recipe(), out=tmp_path), "", resume=True)
+
+
+def test_a_finished_training_needs_no_resume_and_takes_no_other_settings(tmp_path, begun):
+    (begun / WEIGHTS).touch()
+    begin(plans_of("a", out=tmp_path), "", resume=False)
+    with pytest.raises(UsageError, match="begun with another recipe"):
+        begin(plans_of("a", recipe=Recipe(), out=tmp_path), "", resume=False)
+
+
+def test_settings_do_not_change_under_a_training_that_is_at_work(tmp_path, begun):
+    with lock(begun), pytest.raises(RunError, match="is being written by"):
+        begin(plans_of("a", recipe=Recipe(), out=tmp_path), "", resume=False)
+    assert read_record(begun).settings.recipe == QUICK
+
+
+# --- baselines ---
+
+
+def candidate(name, ms, **changes):
+    return Candidate(name, tiny_arch(**changes), 0.0, (latency_of(ms),), certified=True, trial=None)
+
+
+@pytest.fixture
+def run(new_run, monkeypatch):
+    """A run with a quick and a slow member, and two of the paper's networks near one each."""
+    members, references = (
+        [candidate("quick", 1.0), candidate("slow", 4.0, heads=1)],
+        [
+            candidate("m0", 1.1, depth=2),
+            candidate("m1", 3.9, depth=3),
+        ],
+    )
+    monkeypatch.setattr(record, "load_front", lambda run: record.Front(members, references, 9, 9, "nobody"))
+    return new_run().path
+
+
+def test_each_member_is_compared_with_the_nearest_of_its_own(run):
+    chosen = [Chosen("quick", tiny_arch(), run), Chosen("slow", tiny_arch(heads=1), run), Chosen("file", tiny_arch())]
+    found = baselines(chosen, "nearest")
+    assert {name: baseline.name for name, baseline in found.items()} == {"quick": "m0", "slow": "m1"}
+    assert found["slow"].arch == tiny_arch(depth=3)
+
+
+def test_a_baseline_has_the_input_of_what_is_compared_with_it(new_run):
+    """As it had in the search, where it was measured beside."""
+    run = new_run(space="efficientvit-tiny")
+    chosen = [Chosen("member", run.settings.space.smallest(), run.path), Chosen("m2", ArchConfig.preset("m2"))]
+    found = baselines(chosen, "m1")
+    m1 = ArchConfig.preset("m1")
+    assert found["member"].arch.model_copy(update={"num_classes": 10}) == run.settings.space.adapted(m1)
+    assert found["m2"].arch == m1
