@@ -197,7 +197,7 @@ class TestOtherDevices:
 
     def test_does_not_quietly_measure_something_else_than_it_is_asked_for(self, board, fake):
         device = RemoteDevice(parse_conditions(f"remote:127.0.0.1:{board.address[1]}", precision="fp8"))
-        with pytest.raises(UsageError, match=r"computes in .*got --precision fp8"):
+        with pytest.raises(UsageError, match=r"computes in .*got --precision fp8\.$"):
             device.measure(tiny_arch(), QUICK)
         assert not fake.calls
 

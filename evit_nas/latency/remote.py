@@ -197,7 +197,7 @@ class RemoteDevice(Device):
 
     def _checked(self, reply: dict[str, Any]) -> dict[str, Any]:
         if "error" in reply and reply.get("kind") == "usage":
-            raise UsageError(f"the worker at {self._address} refuses: {reply['error']}.")
+            raise UsageError(f"the worker at {self._address} refuses: {reply['error'].rstrip('.')}.")
         return reply
 
     def _exchange(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
