@@ -42,11 +42,18 @@ def test_each_pick_takes_the_member_it_is_named_after(front, what, name):
     assert pick(front[::-1], what, SETTINGS).name == name  # whatever the order
 
 
-def test_a_certified_member_keeps_a_limit_only_with_its_uncertainty():
-    hurried, strict = member("a", -1.0, 4.0, rel_error=0.01), member("a", -1.0, 4.0, rel_error=0.01, certified=True)
-    assert pick([hurried], "under=4ms", SETTINGS) == hurried
-    with pytest.raises(Infeasible, match=r"no member keeps 4ms: the fastest one, a, takes 4\.00 ms ± 1\.0%"):
-        pick([strict], "under=4ms", SETTINGS)
+@pytest.mark.parametrize(("spread", "slowest"), [(0.001, 4 / 1.02), (0.01, 4 / 1.02), (0.04, 4 / 1.04)])
+def test_a_certified_member_keeps_a_limit_only_with_its_uncertainty_and_what_sessions_differ_by(spread, slowest):
+    for factor in (0.999, 1.001):
+        hurried, strict = (
+            member("a", -1.0, slowest * factor, rel_error=spread, certified=certified) for certified in (False, True)
+        )
+        assert pick([hurried], "under=4ms", SETTINGS) == hurried
+        if factor < 1:
+            assert pick([strict], "under=4ms", SETTINGS) == strict
+        else:
+            with pytest.raises(Infeasible, match=r"no member keeps 4ms by 2% .*: the fastest one, a, takes 3\.\d\d ms"):
+                pick([strict], "under=4ms", SETTINGS)
 
 
 def test_with_a_budget_on_the_90th_percentile_it_is_what_counts():

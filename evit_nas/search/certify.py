@@ -12,12 +12,13 @@ from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.runs import Run
 from evit_nas.search.evaluate import Evaluator, recorded_latencies
 from evit_nas.search.feasibility import nothing_fits, plainly
-from evit_nas.search.front import Candidate, excess, write_front
+from evit_nas.search.front import REPEATS, Candidate, excess, write_front
 from evit_nas.search.judges import Judge
 from evit_nas.search.objectives import OBJECTIVES, limit_excess
 from evit_nas.search.record import Known, certified, give_up, journal_of, named, plain, readmit, standing
 from evit_nas.search.status import Watcher
 
+FOUND = f"that was found (which must keep it by {REPEATS:.0%} or its own uncertainty)"
 MAX_LATE = 3  # strict measurements in a row that take too long
 
 
@@ -62,7 +63,7 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
         nearest = min(candidates, key=lambda candidate: _worst_excess(candidate, settings), default=None)
         if nearest is not None and _worst_excess(nearest, settings) <= 0:
             raise Infeasible(_other_limits([c for c in candidates if _worst_excess(c, settings) <= 0], settings))
-        raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, "that was found"))
+        raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, FOUND))
     record.set_user_attr("references", _references(settings, evaluator, judge, watch))
     write_front(run, named(members), judge.origin)
 

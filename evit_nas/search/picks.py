@@ -8,7 +8,7 @@ import numpy as np
 
 from evit_nas.config import SearchSettings, Target, parse_latency
 from evit_nas.errors import Infeasible, UsageError
-from evit_nas.search.front import Candidate, excess, points
+from evit_nas.search.front import REPEATS, Candidate, excess, points
 
 PICKS = ("best", "fastest", "knee", "under=4ms")
 
@@ -20,7 +20,7 @@ def pick(members: Sequence[Candidate], what: str, settings: SearchSettings) -> C
         members: a front, as `load_front` gives it.
         what: "best" (the highest score), "fastest", "knee" (where giving up more of one objective buys little of the
             others: the lowest sum of objectives, each scaled to 0..1 over the front), or "under=4ms" (the highest score
-            that keeps 4 ms, with its uncertainty once it is certified).
+            that keeps 4 ms, with its uncertainty and by REPEATS once it is certified).
         settings: of the search: its objectives, and which latency counts.
 
     Raises:
@@ -42,7 +42,10 @@ def pick(members: Sequence[Candidate], what: str, settings: SearchSettings) -> C
         target = Target(budget_ms=parse_latency(limit, "under=", "under=4ms"))
         members = [member for member in members if excess(member.latency, member.certified, target, stat) <= 0]
         if not members:
-            raise Infeasible(f"no member keeps {limit}: the fastest one, {fastest.name}, takes {fastest.latency}.")
+            raise Infeasible(
+                f"no member keeps {limit} by {REPEATS:.0%} or its uncertainty: the fastest one, {fastest.name}, takes "
+                f"{fastest.latency}."
+            )
     return max(members, key=lambda member: member.score)
 
 
