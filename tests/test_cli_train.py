@@ -168,6 +168,21 @@ def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch)
     assert len(asked) == 1
 
 
+def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_processes_either(
+    call, asked, monkeypatch
+):
+    from evit_nas.cli import train
+    from evit_nas.train import loop
+
+    asked.append("")  # so that no training fails
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(loop, "meet", lambda: None)
+    monkeypatch.setattr(train, "_ship", lambda *args: 1 / 0)
+    result = call("train", "tiny.yaml", "other.yaml", *QUICK)
+    assert (result.code, len(asked)) == (1, 3)
+    assert result.err.count("unexpected ZeroDivisionError") == 2
+
+
 def test_the_other_processes_wait_for_the_folders_that_the_first_one_makes(call, asked, monkeypatch):
     from evit_nas.train import folder, loop
 

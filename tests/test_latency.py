@@ -490,10 +490,21 @@ class TestMachine:
                 "Raspberry Pi 4 Model B Rev 1.4 (implementer 0x41, part 0xd08)",
             ),
             ({"cpuinfo": "CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"}, "aarch64 (implementer 0x41, part 0xd0c)"),
+            (
+                {"cpuinfo": "model name\t: ARMv7 Processor\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"},
+                "ARMv7 Processor",
+            ),
             ({"cpuinfo": "Hardware\t: BCM2835\n"}, "BCM2835"),
             ({}, "aarch64"),
         ],
-        ids=["x86", "a board with 64-bit ARM", "a server with 64-bit ARM", "only the name of a chip", "nothing"],
+        ids=[
+            "x86",
+            "a board with 64-bit ARM",
+            "a server with 64-bit ARM",
+            "32-bit ARM",
+            "only the name of a chip",
+            "nothing",
+        ],
     )
     def test_tells_processors_apart_by_what_the_system_shows_of_them(self, files, name, monkeypatch):
         monkeypatch.setattr(machine, "_read", lambda path: files.get(path.removeprefix("/proc/")))

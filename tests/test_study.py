@@ -15,9 +15,10 @@ from evit_nas.config import Conditions, parse_budgets
 from evit_nas.errors import Infeasible, Interrupted, MeasurementError, RunError, UsageError
 from evit_nas.latency import Protocol
 from evit_nas.network.cost import cost
-from evit_nas.runs import Run
+from evit_nas.runs import Journal, Run
 from evit_nas.search import forecast, progress
-from evit_nas.search.feasibility import plainly
+from evit_nas.search.evaluate import Evaluator
+from evit_nas.search.feasibility import feasibility, plainly
 from evit_nas.search.front import REPEATS, Candidate, select
 from evit_nas.search.record import Known, load_front
 from evit_nas.search.storage import for_samplers, open_study
@@ -500,6 +501,22 @@ def test_a_limit_that_nothing_can_keep_ends_the_search_before_it_starts(new_run,
     with pytest.raises(Infeasible, match=words):
         Search(new_run(limits=limits), Silent()).run()
     assert FakeDevice.calls == []
+
+
+@pytest.mark.parametrize("metric", ["params", "macs"])
+def test_a_limit_is_held_against_the_cheapest_network_not_the_least_of_every_dimension(new_run, metric):
+    """With fewer heads a stage may have more parameters, and with linear attention more MACs."""
+    space, device = SearchSpace.load("efficientvit-96"), FakeDevice(Conditions(device="fake"))
+    least = getattr(cost(space.cheapest(lambda arch: getattr(cost(arch), metric))), metric)
+    assert least < getattr(cost(space.smallest()), metric)
+    for limit in (least, least - 1):
+        run = new_run(space=space, budget_ms=1000, limits={metric: limit})
+        evaluator = Evaluator([device], Journal(run.path / "measurements.jsonl"), seed=0)
+        if limit == least:
+            assert feasibility(evaluator, run.settings, print).smallest
+        else:
+            with pytest.raises(Infeasible, match=f"--max-{metric}"):
+                feasibility(evaluator, run.settings, print)
 
 
 def test_the_budget_that_is_too_small_is_named_with_its_device(new_run):

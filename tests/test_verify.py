@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 
 from evit_nas.arch import ArchConfig
 from evit_nas.doctor import Finding
@@ -168,6 +169,24 @@ def test_an_accuracy_that_is_not_reached_is_found_with_both_figures(folder: Path
     record = json.loads((folder / "shipped.json").read_text())
     (folder / "shipped.json").write_text(json.dumps(record | {"top1": 99.99}))
     assert "(stated: 99.99 %)" in failed(folder, data="digits")["accuracy"]
+
+
+def test_the_accuracy_is_taken_on_the_images_that_could_be_read_when_it_was_shipped(tmp_path, monkeypatch):
+    monkeypatch.setitem(DEVICES, "files", FileDevice)
+    images = load_digits()
+    for index, (pixels, label) in enumerate(zip(images.images, images.target, strict=True)):
+        place = tmp_path / "data" / ("val" if index % 3 == 0 else "train") / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15).astype("uint8")).resize((64, 64)).save(place / f"{index}.png")
+        if index % 6 == 0:
+            (place / f"{index}.png").write_bytes(b"no image")
+    training, data = finished(tmp_path / "training"), str(tmp_path / "data")
+    record = json.loads((training / "trained.json").read_text())
+    (training / "trained.json").write_text(json.dumps(record | {"data": data}))
+    shipped = ship(training, tmp_path / "out", conditions=FILES, images=200, calibration_images=5)
+    (found,) = [finding.result for finding in verify(tmp_path / "out", data) if finding.check == "accuracy"]
+    assert found.startswith(f"on {shipped.images} images: ")
+    assert f"torch {shipped.top1:.2f} % (stated: {shipped.top1:.2f} %)" in found
 
 
 def test_data_with_other_classes_are_no_recheck(folder: Path, tmp_path: Path) -> None:

@@ -122,16 +122,20 @@ def train(
     trainings: dict[TrainSettings, Trained] = {}
     with progress_view() if first else nullcontext(_Silence()) as view:
         for folder, settings in plans:
+            trained = False
             try:
                 trainings[settings] = run_training(folder, view, hardware)
                 view.note(f"written: {folder}")
+                trained = True
                 if first and ship and not (folder / SHIPPED).exists():
                     _ship(folder, folder / SHIPPED, view.note)
             except Interrupted:
                 view.note(f"interrupted; go on from the last checkpoint with: {_typed_to_resume()}")
                 raise
             except Exception as error:  # of torch and ONNX Runtime, too: the next network may do without
-                if len(plans) == 1 or several():  # the other processes wait for this one, whatever it does next
+                if len(plans) == 1 or "--debug" in sys.argv:
+                    raise
+                if several() and not trained:  # the other processes wait for this one, whatever it does next
                     raise
                 failed = True
                 unexpected = "" if isinstance(error, EvitNasError) else f"unexpected {type(error).__name__}: "

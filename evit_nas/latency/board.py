@@ -32,7 +32,7 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Protocol, parse_conditions
 from evit_nas.latency.local import LocalDevice
-from evit_nas.latency.machine import LoadMeter, Machine, probe, processor
+from evit_nas.latency.machine import LoadMeter, Machine, machine_of, probe
 from evit_nas.latency.runtimes import RUNTIMES
 
 JOB_LIMIT_S = 600.0  # for one measurement; boards are slow, and a strict one makes some 300 runs
@@ -192,7 +192,7 @@ class Worker:
         self._models = Shelf(folder / "models", 2 * max_model_bytes)
         self._answers = Shelf(folder / "answers", MAX_ANSWERS_BYTES)
         self._runtime = runtime.version(conditions.family)
-        self._processor = processor()
+        self._processor = machine_of(conditions)  # a GPU, where it is one that computes
         self._noise: str | None = None
         self._runner = ThreadPoolExecutor(1, "measuring")
         self._local: BoardDevice | None = None  # touched by the runner's thread only, until `close`
@@ -207,7 +207,7 @@ class Worker:
             host=socket.gethostname(),
             device=self.device,
             runtime=self._runtime,
-            machine=probe(),
+            machine=probe().model_copy(update={"processor": self._processor}),
             max_model_bytes=self.max_model_bytes,
             noise=self._noise,
         )

@@ -56,9 +56,9 @@ def processor() -> str:
     board = (_read("/proc/device-tree/model") or "").rstrip("\0")  # as C writes a text
     name = fields.get("model name") or board or fields.get("Hardware") or platform.processor() or platform.machine()
     # virtual machines often hide the marketing name and 64-bit ARM has none; numbers still identify the silicon
-    for first, second in (("cpu family", "model"), ("CPU implementer", "CPU part")):
-        if fields.get(first) and fields.get(second):
-            return f"{name} ({first.split()[-1]} {fields[first]}, {second.split()[-1]} {fields[second]})"
+    first, second = ("cpu family", "model") if "model name" in fields else ("CPU implementer", "CPU part")
+    if fields.get(first) and fields.get(second):
+        return f"{name} ({first.split()[-1]} {fields[first]}, {second.split()[-1]} {fields[second]})"
     return name
 
 

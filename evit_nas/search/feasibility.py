@@ -43,11 +43,14 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
             architecture cannot be measured, or the link to a device was lost.
     """
     space = settings.space
-    smallest = space.cheapest(lambda arch: cost(arch).macs)
+    smallest = space.smallest()
     memory_mb = evaluator.memory_mb(smallest) if asked("memory", settings) else None
     energy_mj = evaluator.energy_mj(smallest) if asked("energy", settings) else None
-    fewest = cost(space.cheapest(lambda arch: cost(arch).params)).params
-    numbers = {**numbers_of(smallest, math.inf, [], memory_mb, energy_mj), "params": [fewest]}
+    fewest = {
+        "params": [cost(space.cheapest(lambda arch: cost(arch).params)).params],
+        "macs": [cost(space.cheapest(lambda arch: cost(arch).macs)).macs],
+    }
+    numbers = {**numbers_of(smallest, math.inf, [], memory_mb, energy_mj), **fewest}
     beyond = limit_excess(numbers, settings)
     for objective in OBJECTIVES.values():
         if beyond.get(objective.metric, 0) > 0:

@@ -92,10 +92,11 @@ def compare(
     images: Images,
     preprocessing: Preprocessing,
     skip: Callable[[str], None] = lambda name: None,
+    most: int | None = None,
 ) -> Comparison:
     """Runs `images` through `model`, in eval mode, and through each of `graphs`, which are ONNX Runtime sessions.
 
-    `skip` is told the names of the images that cannot be read.
+    `skip` is told the names of the images that cannot be read; of those that can, the first `most` are taken.
 
     Raises:
         UsageError: see `inputs`.
@@ -103,7 +104,7 @@ def compare(
     import torch
 
     count, right, errors = 0, dict.fromkeys([TORCH, *graphs], 0), dict.fromkeys(graphs, 0.0)
-    pairs = inputs(images, preprocessing, skip)
+    pairs = islice(inputs(images, preprocessing, skip), most)
     while chunk := list(islice(pairs, BATCH)):
         labels = np.array([label for _, label in chunk])
         with torch.inference_mode():

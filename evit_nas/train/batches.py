@@ -265,5 +265,5 @@ def _leave_ctrl_c(worker: int) -> None:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed of several numbers, different for different ones."""
+    """One seed of several numbers; zeros at the end do not count."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 2)

@@ -26,7 +26,7 @@ from evit_nas.network.model import EfficientViT, build
 from evit_nas.runs import installed_versions, lock
 from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, plain_batches
 from evit_nas.train.checkpoint import State
-from evit_nas.train.folder import RECORD, read_record
+from evit_nas.train.folder import RECORD, holds_weights, read_record
 from evit_nas.train.optimisation import Criterion, clip, create_optimiser, create_schedule
 from evit_nas.train.records import Records
 from evit_nas.train.settings import TrainRecord
@@ -68,9 +68,14 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) ->
             recipe = record.settings.recipe
             raise EvitNasError(
                 f"{record.settings.name}: the device's memory does not hold a batch of {recipe.batch_size} images in "
-                f"{recipe.accumulate} parts. Start anew with another --out and more parts (--set accumulate="
-                f"{2 * recipe.accumulate}) or a smaller batch_size."
+                f"{recipe.accumulate} parts. Take more parts (--set accumulate={2 * recipe.accumulate}) or a smaller "
+                f"batch_size{_beside(folder)}."
             ) from None
+
+
+def _beside(folder: Path) -> str:
+    """Where a training with other settings goes: what has been trained keeps its folder."""
+    return f", with another --out: the last good checkpoint is kept in {folder}" if holds_weights(folder) else ""
 
 
 def several() -> bool:
@@ -299,10 +304,11 @@ class _Training:
         """
         if not math.isfinite(loss):
             raise EvitNasError(
-                f"{self._settings.name}: the loss is {loss} in epoch {epoch + 1}. The last good checkpoint is kept in "
-                f"{self._folder}. Start anew with another --out and a lower rate (--set learning_rate="
-                f"{self._recipe.learning_rate / 3:.2g}) or stronger clipping (--set clip_mode=norm --set clip=1)"
-                + (", or in fp32 (--set precision=fp32)." if self._recipe.precision == "fp16" else ".")
+                f"{self._settings.name}: the loss is {loss} in epoch {epoch + 1}. Take a lower rate (--set "
+                f"learning_rate={self._recipe.learning_rate / 3:.2g}) or stronger clipping (--set clip_mode=norm "
+                "--set clip=1)"
+                + (" or fp32 (--set precision=fp32)" if self._recipe.precision == "fp16" else "")
+                + f"{_beside(self._folder)}."
             )
 
     def _validate(self, epoch: int) -> None:
