@@ -7,11 +7,13 @@ import random
 
 import pytest
 
-from evit_nas.accuracy import ShortScore, scorecard
+from evit_nas.accuracy import ShortScore, scorecard, zero_cost
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError
 from evit_nas.space import SearchSpace
+
+SCORE_ALL = zero_cost.score_all  # the real one, which `call` has a fake for
 
 
 @pytest.mark.parametrize("slices", ["2,3", "2ms,", "0ms"])
@@ -54,7 +56,8 @@ def small_table(tmp_path, monkeypatch):
     return tmp_path / "table.json"
 
 
-def test_the_card_says_what_a_proxy_costs_here_and_what_a_label_did(call, small_table):
+def test_the_card_says_what_a_proxy_costs_here_and_what_a_label_did(call, small_table, monkeypatch):
+    monkeypatch.setattr(zero_cost, "score_all", SCORE_ALL)
     card = ("proxies", "bench", "--from-table", small_table)
     costs = {row["score"]: row["cpu_seconds"] for row in json.loads(call(*card, "--format", "json").out)}
     assert list(costs) == ["params", "macs", "depth", "latency", "snip", "naswot", "of_ones_own"]

@@ -335,7 +335,9 @@ def test_two_seeds_differ(tmp_path, images, finished):
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, images):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
     folder = begun(tmp_path / "b", images, recipe=LIVELY | {"learning_rate": 1e25, "clip": None, "average": 0})
-    with pytest.raises(EvitNasError, match=r"another --out and a lower rate \(--set learning_rate=3\.3e\+24\)"):
+    with pytest.raises(
+        EvitNasError, match=r"lower rate \(--set learning_rate=3\.3e\+24\).*, with another --out: the last"
+    ):
         train(folder, Watch())
     state = checkpoint.load_state(folder / CHECKPOINT)
     assert state is None or all(tensor.isfinite().all() for tensor in state["model"].values())
@@ -424,7 +426,7 @@ def test_memory_that_runs_out_says_the_way_out(tmp_path, monkeypatch, images):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(loop._Training, "_loss_of", full)
-    with pytest.raises(EvitNasError, match=r"batch of 16 images in 1 parts.*another --out.*--set accumulate=2"):
+    with pytest.raises(EvitNasError, match=r"batch of 16 images in 1 parts.*--set accumulate=2.*batch_size\.$"):
         train(begun(tmp_path / "b", images), Watch())
 
 
