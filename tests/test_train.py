@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from evit_nas.data import open_source
+from evit_nas.data.folder import FolderImages
 from evit_nas.data.images import Images
 from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError
 from evit_nas.network.model import build
@@ -382,6 +383,20 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, images):
     assert [note.split(":")[0] for note in named] == [f"1 {split} images could not be read" for split in SPLITS]
     assert all(name in note for name, note in zip(("dark/3.png", "light/2.png"), named, strict=True))
     assert {row["images"] for row in lines(tmp_path / "b") if row["kind"] == "val"} == {17}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_disk_that_fails_ends_the_training_and_costs_no_image(tmp_path, images, monkeypatch, split):
+    read = FolderImages.__getitem__
+
+    def failing(self, index):
+        if split in self.paths[index].parts and index == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self, index)
+
+    monkeypatch.setattr(FolderImages, "__getitem__", failing)
+    with pytest.raises(UsageError, match=r"cannot be read: Input/output error\. Put that right"):
+        train(begun(tmp_path / "b", images), Watch())
 
 
 def test_a_batch_without_a_readable_image_counts_nothing():

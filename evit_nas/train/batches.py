@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from evit_nas.data.cache import UNREADABLE
+from evit_nas.data.cache import UNREADABLE, check_image_is_to_blame
 from evit_nas.data.images import Images
 from evit_nas.data.preprocessing import Preprocessing, gray_first
 from evit_nas.errors import EvitNasError, UsageError
@@ -86,6 +86,19 @@ class Plain(Dataset[tuple[Tensor, int, int]]):
             return self._transform(image), label, FINE
         except UNREADABLE:
             return torch.zeros(self._shape), NONE, index
+
+
+def check_images_are_to_blame(images: Images, unreadable: Iterable[int]) -> None:
+    """Reads once more what a loader could not read, here where an error reaches the user whole.
+
+    Raises:
+        UsageError: it is the disk or the system that fails.
+    """
+    for index in unreadable:
+        try:
+            images[index]
+        except UNREADABLE as error:
+            check_image_is_to_blame(error, images.name(index))
 
 
 def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Transform:
@@ -188,6 +201,7 @@ class TrainingBatches:
         """The number of the step, of the part, and the batch, from step `first` of the epoch on.
 
         Raises:
+            UsageError: it is the disk or the system that fails.
             EvitNasError: TRIES images in a row cannot be read.
         """
         places = [
@@ -196,6 +210,7 @@ class TrainingBatches:
         self._todo.batches = self._draws(epoch, places)
         for (step, part), batch in zip(places, self._loader, strict=True):
             images, labels, unreadable = batch
+            check_images_are_to_blame(self._images, unreadable[unreadable != FINE].tolist())
             if (labels == NONE).any():
                 first_lost = self._images.name(int(unreadable[labels == NONE][0]))
                 raise EvitNasError(f"{TRIES} images in a row cannot be read, from {first_lost} on: check the data.")

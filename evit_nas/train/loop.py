@@ -24,7 +24,14 @@ from evit_nas.data.images import Images
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.runs import installed_versions, lock
-from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, plain_batches
+from evit_nas.train.batches import (
+    Batch,
+    Mix,
+    TrainingBatches,
+    augmentation,
+    check_images_are_to_blame,
+    plain_batches,
+)
 from evit_nas.train.checkpoint import State
 from evit_nas.train.folder import RECORD, holds_weights, read_record
 from evit_nas.train.optimisation import Criterion, clip, create_optimiser, create_schedule
@@ -336,6 +343,7 @@ class _Training:
     def _figures(self, network: nn.Module) -> dict[str, Any]:
         classes = len(self._source.classes)
         found = validate(network, self._validation, self._accelerator, classes, self._not_validated)
+        check_images_are_to_blame(self._source.val, self._not_validated)
         if found is None:
             raise UsageError(f"{self._settings.data}: no validation image can be read.")
         return found
