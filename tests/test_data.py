@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -252,7 +253,9 @@ def test_a_failing_disk_or_system_costs_no_image(number, place, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(*place, fails)
-        refused(folder, rf"mine: train/bus/00\.png cannot be read: {os.strerror(number)}\. Put that right")
+        assert re.search(
+            rf"mine: train/bus/00\.png cannot be read: {os.strerror(number)}\. Put that right", refusal(folder)
+        )
     data = load_dataset(str(folder), SIDE)
     assert data.skipped == ()
     assert len(data.train.labels) == 18
@@ -452,9 +455,11 @@ def test_a_cache_that_cannot_be_written_is_said_so(tmp_path, monkeypatch):
 # ---- what is refused
 
 
-def refused(text: object, match: str) -> None:
-    with pytest.raises(UsageError, match=match):
+def refusal(text: object) -> str:
+    """What the error says: such data are refused."""
+    with pytest.raises(UsageError) as error:
         load_dataset(str(text), SIDE)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("gzipped", [True, False])
@@ -465,52 +470,54 @@ def test_a_broken_idx_file_is_named_with_what_it_must_hold(gzipped, tmp_path):
     pack = gzip.compress if gzipped else bytes
 
     path.write_bytes(pack(content[:-7]))
-    refused(folder, rf"{path.name}: must hold 60 x 8 x 8 = 3840 bytes after its header, got 3833")
+    assert re.search(rf"{path.name}: must hold 60 x 8 x 8 = 3840 bytes after its header, got 3833", refusal(folder))
     path.write_bytes(pack(content[:9]))
-    refused(
-        folder,
+    assert re.search(
         rf"{path.name}: must start with the bytes 00 00 08 03 and 3 sizes of 4 bytes each, got 00 00 08 03 .*3c 00\.",
+        refusal(folder),
     )
     path.write_bytes(pack(b"\0\0\x08\x01" + content[4:]))
-    refused(folder, rf"{path.name}: must start with the bytes 00 00 08 03 .*, got 00 00 08 01")
+    assert re.search(rf"{path.name}: must start with the bytes 00 00 08 03 .*, got 00 00 08 01", refusal(folder))
     path.write_bytes(pack(b""))
-    refused(folder, path.name)
+    assert re.search(path.name, refusal(folder))
     path.unlink()
-    refused(folder, r"must have the file train-images-idx3-ubyte \(or train-images-idx3-ubyte\.gz\)")
+    assert re.search(r"must have the file train-images-idx3-ubyte \(or train-images-idx3-ubyte\.gz\)", refusal(folder))
 
 
 def test_a_torn_gzip_file_is_named(tmp_path):
     folder = idx_folder(tmp_path / "mine", gzipped=True)
     path = folder / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:100])
-    refused(folder, r"t10k-images-idx3-ubyte\.gz: cannot be read .*Copy it again")
+    assert re.search(r"t10k-images-idx3-ubyte\.gz: cannot be read .*Copy it again", refusal(folder))
     path.write_bytes(b"not gzip at all")
-    refused(folder, r"t10k-images-idx3-ubyte\.gz: cannot be read")
+    assert re.search(r"t10k-images-idx3-ubyte\.gz: cannot be read", refusal(folder))
 
 
 def test_idx_labels_must_be_as_many_as_images_and_known_from_training(tmp_path):
     folder, shorter = idx_folder(tmp_path / "mine"), idx_folder(tmp_path / "shorter", train=59)
     few = idx_folder(tmp_path / "few", train=9)
     (shorter / "train-labels-idx1-ubyte").replace(folder / "train-labels-idx1-ubyte")
-    refused(folder, "must hold equally many, got 60 and 59")
-    refused(few, "t10k-labels-idx1-ubyte: label 9 must be among the training labels")
+    assert re.search("must hold equally many, got 60 and 59", refusal(folder))
+    assert re.search("t10k-labels-idx1-ubyte: label 9 must be among the training labels", refusal(few))
 
 
 def test_a_class_folder_must_have_pictures_and_a_second_class_beside_it(tmp_path):
-    refused(class_folders(tmp_path / "one", 3, ("bus",)), "at least two classes, found bus")
+    assert re.search("at least two classes, found bus", refusal(class_folders(tmp_path / "one", 3, ("bus",))))
     (tmp_path / "none").mkdir()
-    refused(tmp_path / "none", "at least two classes, found none")
+    assert re.search("at least two classes, found none", refusal(tmp_path / "none"))
     empty = class_folders(tmp_path / "empty", 3)
     (empty / "zeppelin").mkdir()
     (empty / "zeppelin" / "readme.txt").write_text("soon")
-    refused(empty, r"zeppelin: a class must have pictures \(.*\.png.*\), found none")
-    refused(class_folders(tmp_path / "single", 1), "class 'bus' must have at least 2 images, .*, got 1")
+    assert re.search(r"zeppelin: a class must have pictures \(.*\.png.*\), found none", refusal(empty))
+    assert re.search(
+        "class 'bus' must have at least 2 images, .*, got 1", refusal(class_folders(tmp_path / "single", 1))
+    )
 
 
 def test_train_and_val_must_have_the_same_classes(tmp_path):
     folder = split_folder(tmp_path / "mine", "validation")
     (folder / "validation" / "car").rename(folder / "validation" / "cart")
-    refused(folder, "train and validation must have the same classes, but 'car' is in one only")
+    assert re.search("train and validation must have the same classes, but 'car' is in one only", refusal(folder))
 
 
 @pytest.mark.parametrize(
@@ -541,7 +548,10 @@ def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path):
     folder = tmp_path / "mine"
     for part in ("fold1", "fold2"):
         class_folders(folder / part, 2)
-    refused(folder, "its fold1, fold2 look like parts .* each has the folders bus, car, tram .* Call two of them train")
+    assert re.search(
+        "its fold1, fold2 look like parts .* each has the folders bus, car, tram .* Call two of them train",
+        refusal(folder),
+    )
     picture().save(folder / "fold1" / "cover.png")
     assert open_source(str(folder), 0).classes == ("fold1", "fold2")
 
@@ -554,21 +564,25 @@ def test_a_class_may_keep_its_pictures_in_a_folder_of_its_own(tmp_path):
 
 def test_a_name_that_is_none_is_refused_with_the_nearest_one_and_the_forms(tmp_path):
     (tmp_path / "flowers").mkdir()
-    refused("digit", "no such data. Did you mean 'digits'")
-    refused(tmp_path / "flower" / "train", f"Did you mean '{tmp_path / 'flowers'}'")
-    refused("tfds/cifar10", "Data can be a folder train/CLASS.*torch/NAME@FOLDER")
+    assert re.search("no such data. Did you mean 'digits'", refusal("digit"))
+    assert re.search(f"Did you mean '{tmp_path / 'flowers'}'", refusal(tmp_path / "flower" / "train"))
+    assert re.search("Data can be a folder train/CLASS.*torch/NAME@FOLDER", refusal("tfds/cifar10"))
     (tmp_path / "archive.zip").write_text("")
-    refused(tmp_path / "archive.zip", "must be a folder or a name, not a file")
+    assert re.search("must be a folder or a name, not a file", refusal(tmp_path / "archive.zip"))
 
 
 def test_what_timm_cannot_open_here_is_refused_with_how_to_get_it(tmp_path):
-    refused(f"torch/cifar10@{tmp_path}", rf"on this machine already.*create_dataset.*{tmp_path}.*download=True")
-    refused(f"torch/cifar11@{tmp_path}", "cifar11")
-    refused("hfds/nobody/nothing", r"on this machine already.*datasets\.load_dataset\('nobody/nothing'\)")
+    assert re.search(
+        rf"on this machine already.*create_dataset.*{tmp_path}.*download=True", refusal(f"torch/cifar10@{tmp_path}")
+    )
+    assert re.search("cifar11", refusal(f"torch/cifar11@{tmp_path}"))
+    assert re.search(
+        r"on this machine already.*datasets\.load_dataset\('nobody/nothing'\)", refusal("hfds/nobody/nothing")
+    )
 
 
 def test_a_folder_of_nobody_or_without_rights_is_refused_with_its_path(tmp_path, monkeypatch):
-    refused("~nobody-at-all/x", "~nobody-at-all/x: no such data: Could not determine home directory")
+    assert re.search("~nobody-at-all/x: no such data: Could not determine home directory", refusal("~nobody-at-all/x"))
     folder = class_folders(tmp_path / "mine", 3)
 
     def denied(path: object) -> None:
@@ -576,14 +590,14 @@ def test_a_folder_of_nobody_or_without_rights_is_refused_with_its_path(tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", denied)  # of a class
-        refused(folder, f"{folder}: {folder / 'bus'} cannot be read: Permission denied")
+        assert re.search(f"{folder}: {folder / 'bus'} cannot be read: Permission denied", refusal(folder))
     monkeypatch.setattr(Path, "is_dir", denied)
-    refused(folder, f"{folder}: {folder} cannot be read: Permission denied")
+    assert re.search(f"{folder}: {folder} cannot be read: Permission denied", refusal(folder))
 
 
 def test_links_in_a_circle_are_refused(tmp_path):
     (tmp_path / "round").symlink_to(tmp_path / "round")
-    refused(tmp_path / "round", "round: no such data")
+    assert re.search("round: no such data", refusal(tmp_path / "round"))
 
 
 def test_an_image_size_must_be_positive():
