@@ -14,7 +14,8 @@ import argparse
 
 import numpy as np
 
-from evit_nas.accuracy.features import table as features_of
+from evit_nas.accuracy import evidence
+from evit_nas.accuracy.evidence import Evidence
 from evit_nas.accuracy.predictor import NORMAL_QUANTILE, AccuracyPredictor
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import SHIPPED
@@ -35,24 +36,27 @@ def main() -> None:
     drawn_keys = {arch.key for arch in LabelTable.load(args.drawn).archs}
     is_drawn = np.array([arch.key in drawn_keys for arch in table.archs])
     drawn, chosen = np.flatnonzero(is_drawn), np.flatnonzero(~is_drawn)
-    features, (truth, noise), latency_ms = features_of(table.archs), table.truth(), table.latency_ms
+    (truth, _), latency_ms = table.truth(), table.latency_ms
+    own, known = evidence.of_table(table), evidence.shipped()
+    others = known[known.data != table.source]
     print(f"{len(drawn)} drawn, mean {truth[drawn].mean():.2f}; {len(chosen)} chosen, mean {truth[chosen].mean():.2f}")
 
     def predictions(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        """(2, m) means and standard deviations."""
-        fitted = AccuracyPredictor.fit(features[train], truth[train], noise[train])
-        return np.array(fitted.predict(features[test]))
+        """(2, m) log errors and their standard deviations, by what never saw these networks."""
+        unseen = others[~np.isin(others.keys, own.keys[test])]
+        return np.array(AccuracyPredictor.fit(Evidence.joined([own[train], unseen])).predict(own[test]))
 
     both = np.arange(len(truth))
     by_drawn = predictions(drawn, chosen)
     by_all = np.column_stack([predictions(np.setdiff1d(both, one), np.array([one])) for one in chosen])
     for name, (mean, sd) in (("drawn ones", by_drawn), ("drawn and other chosen ones", by_all)):
-        off = truth[chosen] - mean
-        held = (np.abs(off) < NORMAL_QUANTILE * np.hypot(sd, noise[chosen])).mean()
+        off = truth[chosen] - (100 - np.exp(mean))
+        half = NORMAL_QUANTILE * np.hypot(sd, own.noise_sd[chosen])
+        held = (np.abs(own.log_error[chosen] - mean) < half).mean()
         print(
             f"chosen, predicted from {name}: labels {off.mean():+.2f} beside the predictions, "
             f"{np.abs(off).mean():.2f} off on average, {held:.0%} in their intervals, "
-            f"tau {kendall_tau(mean, truth[chosen]):.2f}"
+            f"tau {kendall_tau(-mean, truth[chosen]):.2f}"
         )
     for name, more in (("drawn ones", chosen[:0]), ("drawn and chosen ones", chosen)):
         taus = []
@@ -61,7 +65,7 @@ def main() -> None:
             for test in np.array_split(np.random.default_rng(seed).permutation(len(drawn)), FOLDS):
                 train = np.setdiff1d(np.concatenate([drawn, more]), drawn[test])
                 mean[test] = predictions(train, drawn[test])[0]
-            taus.append(kendall_tau(mean, truth[drawn], latency_ms[drawn]))
+            taus.append(kendall_tau(-mean, truth[drawn], latency_ms[drawn]))
         print(f"drawn, cross-validated, predicted from {name}: iso tau {np.mean(taus):.2f}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -27,6 +27,7 @@ from evit_nas.config import (
     parse_quantity,
 )
 from evit_nas.errors import RunError, UsageError, did_you_mean
+from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import read_yaml, validate
@@ -69,6 +70,8 @@ class Words(TypedDict, total=False):
     precision: str | None
     session: Sequence[str] | None
     accuracy: str | None
+    images: str | int | None
+    classes: int | None
     data: str | None
     labels: int | None
     labels_from: Sequence[str | Path] | None
@@ -201,6 +204,8 @@ def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace)
     from evit_nas.accuracy.coverage import default_method
 
     before |= {word: given[word] for word in ("table", "data", "labels", "scheduler") if word in given}
+    if "table" in given:
+        before["method"], before["regime"] = "table", None
     recipe = before.get("recipe", ShortRecipe())
     if given.get("scheduler") == "asha" and recipe.last_rung == 0:
         before["recipe"] = recipe.model_copy(update={"cycles": RUNGS})
@@ -208,7 +213,33 @@ def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace)
         before["labels_from"] = [str(run) for run in given["labels_from"]]
     if "accuracy" in given or "method" not in before:
         before["method"] = given.get("accuracy") or default_method(space, before.get("data"))
+    if {"images", "classes"} & given.keys() and (before["method"] != "table" or before.get("table")):
+        raise UsageError(
+            "--images and --classes say what --accuracy table scores for where no --table is named; "
+            "every other score has its own images."
+        )
+    if before["method"] == "table" and not before.get("table"):
+        before["regime"] = regime_from(given, space) or before.get("regime") or default_regime(space.num_classes)
     return before
+
+
+def regime_from(given: Mapping[str, Any], space: SearchSpace) -> Regime | None:
+    """The regime that the words `images`, `classes` and `data` name; None if they name none.
+
+    Raises:
+        UsageError: no such regime, or data that cannot be read.
+    """
+    if "data" in given and not {"images", "classes"} & given.keys():
+        from evit_nas.data import open_source
+
+        source = open_source(given["data"], seed=0)
+        return Regime(images=len(source.train.labels), classes=len(source.classes))
+    if not {"images", "classes"} & given.keys():
+        return None
+    fallback = default_regime(given.get("classes", space.num_classes))
+    images = given.get("images", fallback.images)
+    count = round(parse_quantity(images, "--images")) if isinstance(images, str) else images
+    return validate(Regime, {"images": count, "classes": fallback.classes}, "--images and --classes")
 
 
 def _cluster(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def parse_image_size(value: Any) -> Any:
     """One side or [height, width] in pixels, checked; equal sides become one number."""
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     for side in sides:
-        if isinstance(side, bool) or not isinstance(side, int) or side % 32 or not 64 <= side <= 512:
-            raise ValueError(f"must be a multiple of 32 from 64 to 512, got {shown(side)}")
+        if isinstance(side, bool) or not isinstance(side, int) or side % STEM_STRIDE or not 64 <= side <= 512:
+            raise ValueError(f"must be a multiple of 16 from 64 to 512, got {shown(side)}")
     if len(sides) != 2:
         raise ValueError(f"must be one side or [height, width], got {len(sides)} numbers")
     return sides[0] if sides[0] == sides[1] else tuple(sides)
@@ -171,7 +171,7 @@ class ArchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     image_size: Annotated[int | tuple[int, int], BeforeValidator(parse_image_size)] = 224
-    """Input side in pixels, or [height, width]; multiples of 32 from 64 to 512."""
+    """Input side in pixels, or [height, width]; multiples of 16 from 64 to 512."""
     in_channels: Annotated[StrictInt, Field(ge=1, le=64)] = 3
     """Channels of the input image."""
     num_classes: Annotated[StrictInt, Field(ge=0, le=100_000)] = 1000

@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evit_nas.errors import UsageError
+from evit_nas.regime import Regime
 from evit_nas.space import SearchSpace
 
-SHIPPED = "fashion-mnist-64"  # the table of trained networks behind the default score
+SHIPPED = "fashion-mnist-64"  # the largest table of trained networks that comes with the package
 
 _MEASURED = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[a-zA-Zµ]+)\s*")
 _UNIT_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
@@ -207,7 +208,7 @@ class ShortRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    image_size: Annotated[int, Field(ge=64, le=512, multiple_of=32)] = 64
+    image_size: Annotated[int, Field(ge=64, le=512, multiple_of=16)] = 64
     """Side of the square images in pixels."""
     width: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of each stage's width and Q/K dimension that is trained: a narrower network of the same shape costs a
@@ -269,12 +270,14 @@ class AccuracySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     method: Literal["table", "zero-cost", "predictor", "short"] = "zero-cost"
-    """table: learned from trained networks that come with the package; zero-cost: ranks of proxies in the run's pool;
-    predictor: learned from networks trained in this run; short: every candidate is trained."""
-    table: str = SHIPPED
-    """The table that `table` learns from: one of the package, or a file."""
+    """table: learned from the trained networks that come with the package, for a regime; zero-cost: ranks of proxies in
+    the run's pool; predictor: learned from networks trained in this run; short: every candidate is trained."""
+    regime: Regime | None = None
+    """Images and classes that `table` scores for; None in runs of earlier versions, and where a table is named."""
+    table: str | None = None
+    """A table of trained networks, of the package or a file, whose regime and own labels `table` scores by."""
     data: str | None = None
-    """Images that `predictor` and `short` train on."""
+    """Images that `predictor` and `short` train on, or whose numbers `table` scores for."""
     labels: Annotated[int, Field(ge=8, le=10_000)] = 30
     """Networks that `predictor` trains."""
     labels_from: tuple[str, ...] = ()

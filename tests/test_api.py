@@ -68,7 +68,7 @@ def test_the_defaults_are_those_of_the_command_line():
     default = settings_from(budget="5ms")
     shown = {name: option.default for name, option in options().items() if name in Words.__annotations__}
     shown = {name: value for name, value in shown.items() if value not in (None, (), [])}
-    assert shown.keys() >= {"space", "trials", "pool", "seed", "sampler", "front_size", "labels", "table", "batch"}
+    assert shown.keys() >= {"space", "trials", "pool", "seed", "sampler", "front_size", "labels", "batch"}
     assert settings_from(**{**shown, "budget": "5ms"}) == default
     assert default.targets[0].device == "cpu"
     assert default.workers == len(os.sched_getaffinity(0)) - 1

@@ -134,7 +134,7 @@ def test_round_to_goes_to_the_nearest_multiple() -> None:
 # Wrong input: what is changed in the YAML of m0, and the whole message
 
 STAGE_FIELDS = ", ".join(sorted(StageConfig.model_fields))
-SIZES = "image_size: must be a multiple of 32 from 64 to 512, got"
+SIZES = "image_size: must be a multiple of 16 from 64 to 512, got"
 KERNELS = "q_kernels: [5, 5, 5, 5]"
 
 WRONG = {

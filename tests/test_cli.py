@@ -95,7 +95,7 @@ def test_version(run):
         (["measure", "none.onnx", "--device", "nothing"], ["'nothing'"]),
         (["measure", "none.onnx"], ["none.onnx", "no file"]),
         (["measure"], ["at least one network"]),
-        (["measure", "m0", "--image-size", "100"], ["--image-size", "multiple of 32", "100"]),
+        (["measure", "m0", "--image-size", "100"], ["--image-size", "multiple of 16", "100"]),
         (["measure", "m0", "--session", "spin"], ["name=value", "'spin'"]),
         (["measure", "m0", "--precision", "fp64"], ["fp32", "fp64"]),
         (["measure", "m0", "--device", "cpu:4", "--threads", "2"], ["disagree"]),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import evit_nas
-from evit_nas.accuracy import ShortScore, coverage, predictor, scorecard, table
+from evit_nas.accuracy import ShortScore, coverage, scorecard, table
 from evit_nas.accuracy.coverage import MIN_NETWORKS, covers, default_method
 from evit_nas.accuracy.learned import LearnedAccuracy
 from evit_nas.accuracy.scorecard import score_card
@@ -159,9 +159,11 @@ def test_without_second_seeds_the_truth_has_no_known_error():
 
 def test_the_origin_says_what_was_trained_on_what():
     found = table_of(network(A, 1.0), network(B, 2.0))
-    assert found.origin == "2 EfficientViTs trained on digits at 64 px at 50 % of their width; not ImageNet"
+    assert (
+        found.origin == "2 EfficientViTs trained on digits (10k images of 10 classes) at 64 px at 50 % of their width"
+    )
     whole = found.model_copy(update={"recipe": ShortRecipe(width=1)})
-    assert whole.origin == "2 EfficientViTs trained on digits at 64 px; not ImageNet"
+    assert whole.origin == "2 EfficientViTs trained on digits (10k images of 10 classes) at 64 px"
 
 
 @pytest.mark.parametrize("place", ["package/labels", "benchmarks/labels"])
@@ -182,7 +184,6 @@ def test_without_shipped_tables_there_are_none(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped_tables()))
 def test_every_shipped_table_loads_and_can_be_judged_and_learned_from(name, monkeypatch):
-    monkeypatch.setattr(predictor, "TREES", 5)
     for constant, value in {"FOLDS": 4, "RESAMPLES": 60}.items():
         monkeypatch.setattr(scorecard, constant, value)
     found = LabelTable.load(name)
@@ -214,8 +215,7 @@ def tiny() -> SearchSpace:
     return SearchSpace.load("efficientvit-tiny")
 
 
-def test_intervals_hold_the_value_and_are_in_percent(tiny, monkeypatch):
-    monkeypatch.setattr(predictor, "TREES", 5)
+def test_intervals_hold_the_value_and_are_in_percent(tiny):
     rng = np.random.default_rng(0)
     losses = [network(one.arch, *rng.uniform(1, 2, 2)) for one in spanning(tiny, 16).networks]
     found = table_of(*losses)
@@ -263,7 +263,7 @@ def test_a_table_covers_a_space_that_goes_a_tenth_beyond_it(tiny, width):
     assert covers(spanning(inside(tiny)), inside(tiny, width=width))
 
 
-def test_data_mean_a_predictor_and_else_the_shipped_table_speaks_where_it_can(tmp_path, monkeypatch, tiny):
+def test_the_shipped_tables_speak_where_they_can_and_else_a_predictor_learns_from_data(tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(evit_nas, "__file__", str(tmp_path / "package" / "__init__.py"))
     assert default_method(tiny, data="digits") == "predictor"
     assert default_method(tiny, data=None) == "zero-cost"
@@ -271,5 +271,6 @@ def test_data_mean_a_predictor_and_else_the_shipped_table_speaks_where_it_can(tm
     spanning(tiny).save(tmp_path / "package" / "labels" / f"{SHIPPED}.json")
     assert default_method(tiny, data=None) == "table"
     assert default_method(SearchSpace.load("efficientvit-224"), data=None) == "zero-cost"
-    assert default_method(tiny, data="digits") == "predictor"
+    assert default_method(SearchSpace.load("efficientvit-224"), data="digits") == "predictor"
+    assert default_method(tiny, data="digits") == "table"
     assert coverage.SHIPPED == SHIPPED

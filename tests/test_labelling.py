@@ -25,6 +25,7 @@ from tests.fakes import FakeDevice
 
 SPACE = SearchSpace.load("efficientvit-tiny")
 BUDGET_MS = 1.2
+DATA = SimpleNamespace(name="none", digest="0", classes=range(10), train=range(20_000), val=range(5000))
 LABELS = 18
 
 
@@ -74,7 +75,7 @@ def trainer(monkeypatch):
     monkeypatch.setattr(labels_module, "_train", lambda *args: trainer(*args))
     monkeypatch.setattr(labels_module, "worker_pool", OneAtATime)
     monkeypatch.setattr(labels_module, "end", lambda pool: pool.shutdown(cancel_futures=True))
-    monkeypatch.setattr(labelling, "load_dataset", lambda *args, **more: SimpleNamespace(name="none", digest="0"))
+    monkeypatch.setattr(labelling, "load_dataset", lambda *args, **more: DATA)
     monkeypatch.setattr(labelling, "CANDIDATES", 60)
     return trainer
 

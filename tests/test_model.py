@@ -560,7 +560,7 @@ def test_set_input_size_refuses_and_changes_nothing() -> None:
     model, x = tiny(), images(64)
     before = model(x)
 
-    with pytest.raises(UsageError, match="image_size: must be a multiple of 32 from 64 to 512, got 100"):
+    with pytest.raises(UsageError, match="image_size: must be a multiple of 16 from 64 to 512, got 100"):
         model.set_input_size(100)
 
     assert torch.equal(model(x), before)

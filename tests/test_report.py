@@ -380,7 +380,7 @@ def test_popular_networks_stand_beside_with_their_published_accuracy_and_in_no_c
 def test_the_papers_accuracies_are_quoted_for_its_own_images_and_classes_only(searched, finished):
     assert "EfficientViT-M0" not in text(page_of(finished))  # 64 px and 10 classes
     large = searched(space="efficientvit-224", budgets=(200,), trials=6)
-    assert re.search(r"EfficientViT-M0 [\d.]+ ± 1.0 % 63.2 %", text(page_of(large)))
+    assert re.search(r"EfficientViT-M0 [\d.]+ ± 1.0 % 63.3 %", text(page_of(large)))
 
 
 def test_a_run_without_trials_is_told_how_to_go_on(searched, tmp_path):

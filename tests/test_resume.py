@@ -103,7 +103,6 @@ def _fakes(monkeypatch):
     monkeypatch.setattr(evaluate, "end", lambda pool: pool.shutdown(cancel_futures=True))
     monkeypatch.setattr(screening, "CHILDREN", 60)
     monkeypatch.setattr(screening, "GENERATIONS", 2)
-    monkeypatch.setattr(predictor, "TREES", 5)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evit_nas.accuracy import ShortScore, predictor, scorecard
+from evit_nas.accuracy import ShortScore, scorecard
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.accuracy.features import code, size
-from evit_nas.accuracy.scorecard import Card, Row, inputs_of, score_card
+from evit_nas.accuracy.scorecard import Card, Row, score_card
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
@@ -26,14 +26,13 @@ COUNT = 40
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(predictor, "TREES", 5)
     for name, value in {"FOLDS": 4, "DRAWS": 2, "RESAMPLES": 60}.items():
         monkeypatch.setattr(scorecard, name, value)
 
 
 @pytest.fixture
 def without_predictors(monkeypatch):
-    monkeypatch.setattr(scorecard, "inputs_of", lambda table: {})
+    monkeypatch.setattr(scorecard, "INPUTS", {})
 
 
 @lru_cache
@@ -177,13 +176,12 @@ def test_a_table_too_small_to_judge_by_is_refused(count, ms, message):
 
 
 def test_a_predictor_beats_size_where_choices_decide_and_more_labels_help():
-    card = score_card(table_of(TRUTH, oracle=TRUTH), labels=(10,))
+    card = score_card(table_of(5 * TRUTH), labels=(10,))
     learned = row(card, "predictor, 30 labels")
     assert learned.kind == "predictor"
     assert learned.iso.value > max(0.35, row(card, "predictor, 10 labels").iso.value)
-    assert learned.gain.value > 0.2
+    assert learned.gain.value > 0.1
     assert learned.iso.value > row(card, "predictor (size), 30 labels").iso.value
-    assert row(card, "predictor + proxies, 30 labels").iso.value > learned.iso.value
 
 
 @pytest.mark.parametrize("tau", [1, -1])
@@ -191,13 +189,13 @@ def test_predictions_from_few_labels_are_judged_on_the_networks_they_are_for(mon
     """By predictions that are the truth, or its opposite."""
     worth = np.arange(COUNT, dtype=float)
 
-    def told(labels, features, truth, latency_ms, noise, *, repeats, seed):
+    def told(labels, own, others, latency_ms, *, repeats, seed):
         for draw in range(repeats):
             unseen = np.random.default_rng(draw).permutation(COUNT)[labels:]
-            yield SimpleNamespace(index=unseen, mean=tau * truth[unseen])
+            yield SimpleNamespace(index=unseen, mean=tau * own.log_error[unseen])
 
     monkeypatch.setattr(scorecard, "with_labels", told)
-    monkeypatch.setattr(scorecard, "inputs_of", lambda table: {"predictor": inputs_of(table)["predictor (size)"]})
+    monkeypatch.setattr(scorecard, "INPUTS", {"predictor": ()})
     found = row(score_card(table_of(worth), labels=(10,)), "predictor, 10 labels")
     assert found.overall == pytest.approx(tau)
     assert found.iso == Interval(pytest.approx(tau), pytest.approx(tau), pytest.approx(tau))
@@ -212,7 +210,7 @@ def test_a_predictor_has_no_skill_where_there_is_nothing_to_learn():
 
 
 def test_numbers_of_labels_that_leave_too_few_networks_are_passed_over(monkeypatch):
-    monkeypatch.setattr(scorecard, "inputs_of", lambda table: {"predictor": inputs_of(table)["predictor (size)"]})
+    monkeypatch.setattr(scorecard, "INPUTS", {"predictor": ()})
     card = score_card(table_of(TRUTH[:20]), labels=(4, 12, 13))
     assert [found.score for found in card.rows if found.kind == "predictor"] == [
         "predictor, 15 labels",
@@ -222,7 +220,7 @@ def test_numbers_of_labels_that_leave_too_few_networks_are_passed_over(monkeypat
 
 def test_what_cannot_be_told_is_none_in_plain_figures_and_warns_nobody(monkeypatch, recwarn):
     """Three rivals at a time: nobody has five of them, and few draws leave a pair unseen."""
-    monkeypatch.setattr(scorecard, "inputs_of", lambda table: {"predictor": inputs_of(table)["predictor (size)"]})
+    monkeypatch.setattr(scorecard, "INPUTS", {"predictor": ()})
     speeds = np.concatenate([1.5 ** np.arange(10), np.repeat(100.0, 5)])
     speeds = np.append(speeds, 1e6)
     card = score_card(table_of(TRUTH[:16], ms=speeds), labels=(8,))

@@ -85,7 +85,7 @@ def test_a_wrong_stage_is_refused_with_path_value_and_way_out(stage, words):
 @pytest.mark.parametrize(
     ("top", "words"),
     [
-        ({"image_size": 100}, ["image_size", "multiple of 32"]),
+        ({"image_size": 100}, ["image_size", "multiple of 16"]),
         ({"stages": [STAGE, STAGE]}, ["stages", "exactly 3"]),
         ({"stem_ratio": [0.1]}, ["stem_ratio", "0.25 to 2"]),
         ({"num_clases": 10}, ["num_clases", "'num_classes'"]),

@@ -75,7 +75,7 @@ def test_timm_resolves_the_images_that_the_network_takes() -> None:
         ({"arch": {"stage": []}}, "Did you mean 'stages'"),
         ({"arch": "m0", "num_clases": 3}, "no argument 'num_clases'. Did you mean 'num_classes'"),
         ({"arch": "m0", "drop_path_rate": 0.1}, "leave drop_path_rate out"),
-        ({"arch": "m0", "img_size": 100}, "image_size: must be a multiple of 32"),
+        ({"arch": "m0", "img_size": 100}, "image_size: must be a multiple of 16"),
         ({"arch": "m0", "global_pool": "max"}, "global_pool must be 'avg' or ''"),
         ({"arch": "m0", "features_only": True, "out_indices": (0, 3)}, "stages from -3 to 2"),
         ({"arch": "m0", "features_only": True, "feature_cls": "list"}, "no argument 'feature_cls'"),

@@ -20,7 +20,7 @@ from evit_nas.search import trained_pool
 from evit_nas.search.trained_pool import PoolSettings, TrainedPool
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
-from tests.test_labelling import Notes, Trainer
+from tests.test_labelling import DATA, Notes, Trainer
 
 ARCHS = 16
 
@@ -45,7 +45,7 @@ def trainer(monkeypatch):
     monkeypatch.setattr(labels_module, "_train", lambda *args: trainer(*args))
     monkeypatch.setattr(labels_module, "worker_pool", ThreadPoolExecutor)
     monkeypatch.setattr(labels_module, "end", lambda pool: pool.shutdown(cancel_futures=True))
-    monkeypatch.setattr(trained_pool, "load_dataset", lambda *args, **more: SimpleNamespace(name="none", digest="0"))
+    monkeypatch.setattr(trained_pool, "load_dataset", lambda *args, **more: DATA)
     monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
     return trainer
 

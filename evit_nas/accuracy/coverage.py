@@ -16,14 +16,12 @@ SLACK = 1.1  # by which a space may reach beyond what the networks span
 def default_method(space: SearchSpace, data: str | None) -> str:
     """The accuracy method of a search whose user names none.
 
-    With data a predictor is trained on them; else the table of the package speaks if it covers the space, and
-    zero-cost proxies otherwise.
+    The tables of the package speak if they cover the space, in the regime of the data if there are any. Elsewhere a
+    predictor is trained on the data, and zero-cost proxies rank without data.
     """
-    if data is not None:
-        return "predictor"
     if SHIPPED in shipped_tables() and covers(LabelTable.load(SHIPPED), space):
         return "table"
-    return "zero-cost"
+    return "predictor" if data is not None else "zero-cost"
 
 
 def covers(table: LabelTable, space: SearchSpace) -> bool:

@@ -1,17 +1,23 @@
-"""Accuracy predicted from 15 to 100 trained networks: which candidates to train next, never instead of training them.
+"""Accuracy predicted from trained networks of any regime: which candidates to train next, never instead of training.
 
-Three regressors of different kinds look at a table of features (`evit_nas.accuracy.features`) and are averaged: a
-Gaussian process for smooth interactions, extremely randomised trees for steps and for features that do not matter,
-ridge for the trends that few labels show. Signs and weights come from the labels; no feature is assumed to be good.
+One Gaussian process over architectures and regimes. Its mean is a power law: the log of the error is a line in the logs
+of MACs and parameters. What is learned is how steep, and by how much a network departs from others of its size:
 
-The uncertainty has the shape of the Gaussian process's and the size that cross-validation finds. Only held-out
-predictions say what a predictor is worth: `cross_validated` and `with_labels` make them, `evit_nas.stats` judges them.
+    log error = level + slopes . sizes + departure(features)
+
+each of the three with a part that all regimes share, one that only near regimes do (by images and classes), and one
+that belongs to the data that networks were trained on. So labels of one regime say something about every other one, the
+less the farther it is, and where nothing is near the uncertainty grows. Departures are 0 at the typical network of the
+paper, which has only its size to speak for it.
+
+How strong each part is was fitted once to all networks that come with the package (`benchmarks/prior.py`), so that a
+fit to a user's own few labels has nothing left to tune. Only held-out predictions say what a predictor is worth:
+`cross_validated` and `with_labels` make them, `evit_nas.stats` judges them.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,257 +25,291 @@ from typing import Any
 
 import numpy as np
 
+from evit_nas.accuracy.evidence import Evidence, Networks, typical_features
+from evit_nas.regime import IMAGENET
+
 MIN_LABELS = 8
-FOLDS = 5  # of the calibration inside a fit
-TREES = 100
-COVERAGE, NORMAL_QUANTILE = 0.8, 1.2816  # mean +- 1.2816 sd is calibrated to hold 80 % of the labels
-FREQUENCIES = 512  # random Fourier features of a posterior draw: 80 MB for 20,000 candidates
-SMOOTHNESS = 2.5  # of the Matern kernel: sample paths are twice differentiable
-SEED = 0
+NORMAL_QUANTILE = 1.2816  # mean +- 1.2816 sd holds the label four times in five
+DOUBT = 10  # labels after which they say as much about the size of errors as the prior does
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed before any label: standard deviations, of log errors, and where the law begins."""
+
+    level: float = 3.4
+    """log of the error in percent of the paper's typical network: 30 %."""
+    macs: float = -0.15
+    """Slope of the log error on log MACs."""
+    params: float = -0.03
+    """Slope on log parameters, whose sign depends on the regime."""
+    no_attention: float = 0.04
+    """What a network loses that is without the paper's attention, where there is as much to learn as on ImageNet."""
+    near: float = 1.0
+    """Decades of images and classes over which regimes resemble each other."""
+    level_near: float = 0.7
+    level_own: float = 0.3
+    macs_shared: float = 0.035
+    macs_near: float = 0.063
+    macs_own: float = 0.054
+    params_shared: float = 0.055
+    params_near: float = 0.127
+    params_own: float = 0.053
+    linear: float = 0.024
+    """Departures in proportion to the features."""
+    smooth: float = 0.040
+    """Departures of any smooth form (a Matern 5/2 kernel)."""
+    length: float = 0.875
+    """Of these, as a share of the distance of two random networks."""
+    departure_shared: float = 0.5
+    """Share of a departure's variance that all regimes have in common; half of the rest is that of near regimes."""
+    rest: float = 0.006
+    """Of one network, for what no feature tells."""
+
+
+PRIOR = Prior()
 
 
 @dataclass(frozen=True)
 class AccuracyPredictor:
-    """Predicts the label of a network from its features, in the labels' unit, higher or lower as they are.
+    """Predicts log errors, lower is better, from evidence. Fits are deterministic and take milliseconds."""
 
-    Fits are deterministic and do not depend on the order of the networks.
-    """
-
-    _ensemble: _Ensemble
-    _features: np.ndarray
-    _truth: np.ndarray
-    _noise_sd: np.ndarray
+    _seen: Evidence
+    _prior: Prior
+    _scale: np.ndarray  # (d,) standard deviations of the features, infinite for those that do not vary
 
     @classmethod
-    def fit(
-        cls, features: np.ndarray, truth: np.ndarray, noise_sd: float | np.ndarray | None = None
-    ) -> AccuracyPredictor:
-        """Learns from labelled networks, each of which appears once with its mean label.
-
-        Args:
-            features: (n, d); NaN where a network has no such feature, which counts as average.
-            truth: (n,) finite labels.
-            noise_sd: the labels' standard errors, one for all or (n,), e.g. `Spread.seed_sd` over the root of the
-                seeds. None takes the labels as exact: their noise then counts as uncertainty about the network.
+    def fit(cls, evidence: Evidence, prior: Prior = PRIOR) -> AccuracyPredictor:
+        """Learns from trained networks, each of which appears once for every data set that it was trained on.
 
         Raises:
-            ValueError: fewer than MIN_LABELS labels, shapes that do not fit, or a value that is not finite.
+            ValueError: there is no evidence, or a value in it is not finite.
         """
-        features, truth, noise_sd = _checked(features, truth, noise_sd)
-        order = np.lexsort((truth, *features.T))
-        features, truth, noise_sd = features[order], truth[order], noise_sd[order]
-        return cls(_Ensemble.fit(features, truth, noise_sd), features, truth, noise_sd)
+        if not len(evidence):
+            raise ValueError("a predictor needs trained networks, got none.")
+        for name in ("decades", "sizes", "log_error", "noise_sd"):
+            if not np.isfinite(getattr(evidence, name)).all():
+                raise ValueError(f"{name} must be finite.")
+        order = np.lexsort((evidence.log_error, evidence.sizes[:, 0], evidence.sizes[:, 1]))
+        scale = np.ma.masked_invalid(evidence.features).std(0).filled(0.0)
+        scale[scale < 1e-9] = math.inf  # a feature that does not vary says nothing
+        return cls(evidence[order], prior, scale)
 
-    @cached_property
-    def _factor(self) -> float:
-        """By how much the Gaussian process underrates the errors of the ensemble; five times as dear as the fit."""
-        off = np.zeros(len(self._truth))
-        for train, test in _folds(len(off), FOLDS, np.random.default_rng(SEED)):
-            fitted = _Ensemble.fit(self._features[train], self._truth[train], self._noise_sd[train])
-            off[test] = (self._truth[test] - fitted.mean(self._features[test])) / np.hypot(
-                fitted.sd(self._features[test]), self._noise_sd[test]
-            )
-        # the rank that makes an interval cover a newcomer too (split conformal prediction, arXiv 1604.04173)
-        bound = np.sort(np.abs(off))[math.ceil(COVERAGE * (len(off) + 1)) - 1]
-        return float(bound) / NORMAL_QUANTILE
+    def mean(self, asked: Networks) -> np.ndarray:
+        """(m,) expected log errors."""
+        value: np.ndarray = self._law(asked) + self._covariance(asked, self._seen) @ self._weights
+        return value
 
-    def mean(self, features: np.ndarray) -> np.ndarray:
-        """(m,) expected labels of networks with (m, d) features."""
-        return self._ensemble.mean(features)
+    def predict(self, asked: Networks) -> tuple[np.ndarray, np.ndarray]:
+        """(m,) expected log errors and their standard deviations; label noise left out, the level's own put in."""
+        cross = self._covariance(asked, self._seen)
+        mean = self._law(asked) + cross @ self._weights
+        variance = self._variance(asked) - (cross * self._solved(cross.T).T).sum(1)
+        return mean, self._stretch(asked) * np.sqrt(np.maximum(variance, 0))
 
-    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(m,) expected labels of networks with (m, d) features, and their standard deviations, noise left out."""
-        return self.mean(features), self._factor * self._ensemble.sd(features)
+    def against(self, asked: Networks, others: Networks) -> np.ndarray:
+        """(m,) standard deviations of the differences to the mean of `others`: what comparisons hold to.
 
-    def sample(self, features: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """(draws, m) labels that (m, d) networks may well have, drawn jointly: similar networks err alike.
+        Where nothing was trained in a regime, its level is a guess that all networks share.
+        """
+        cross, cross_others = self._covariance(asked, self._seen), self._covariance(others, self._seen)
+        solved = self._solved(cross_others.mean(0))  # (n,)
+        own = self._variance(asked) - (cross * self._solved(cross.T).T).sum(1)
+        both = self._covariance(asked, others).mean(1) - cross @ solved
+        theirs = self._covariance(others, others).mean() - cross_others.mean(0) @ solved
+        sd: np.ndarray = self._stretch(asked) * np.sqrt(np.maximum(own - 2 * both + theirs, 0))
+        return sd
+
+    def sample(self, asked: Networks, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """(draws, m) log errors that (m,) networks may well have, drawn jointly: similar networks err alike.
 
         For Thompson sampling: train what is best in a draw. The draws have the mean and spread of `predict`.
         """
-        return self.mean(features) + self._factor * self._ensemble.deviations(features, draws, rng)
+        from scipy.linalg import cholesky
+
+        cross = self._covariance(asked, self._seen)
+        rest = self._covariance(asked, asked) - cross @ self._solved(cross.T)
+        rest[np.diag_indices_from(rest)] += self._prior.rest**2 + 1e-9
+        around = (cholesky(rest, lower=True) @ rng.standard_normal((len(asked), draws))).T
+        drawn: np.ndarray = self._law(asked) + cross @ self._weights + self._stretch(asked) * around
+        return drawn
+
+    @cached_property
+    def evidence_log_likelihood(self) -> float:
+        """Log of the density of the labels under the prior; higher is better: by what a prior is chosen."""
+        factor = self._factor[0]
+        off = self._seen.log_error - self._law(self._seen)
+        half = off @ self._weights / 2 + np.log(np.diag(factor)).sum()
+        return float(-half - len(off) / 2 * math.log(2 * math.pi))
+
+    def _stretch(self, asked: Networks) -> np.ndarray:
+        """(m,) factors on the standard deviations: how wrong the prior's were about the labels of the same data.
+
+        The prior counts as `DOUBT` labels that were as far off as it said.
+        """
+        factors = np.ones(len(asked))
+        for data in {*self._seen.data} & {*asked.data}:
+            own = self._left_out[self._seen.data == data]
+            factors[asked.data == data] = math.sqrt((DOUBT + own.sum()) / (DOUBT + len(own)))
+        return factors
+
+    @cached_property
+    def _left_out(self) -> np.ndarray:
+        """(n,) squared errors over their variances, each label predicted from all others.
+
+        In closed form: Rasmussen and Williams 2006, eq. 5.12.
+        """
+        precision = np.diag(self._solved(np.eye(len(self._seen))))
+        off: np.ndarray = self._weights**2 / precision
+        return off
+
+    @cached_property
+    def _factor(self) -> tuple[Any, bool]:
+        from scipy.linalg import cho_factor
+
+        covariance = self._covariance(self._seen, self._seen)
+        covariance[np.diag_indices_from(covariance)] += self._seen.noise_sd**2 + self._prior.rest**2
+        factor: tuple[Any, bool] = cho_factor(covariance, lower=True)
+        return factor
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return self._solved(self._seen.log_error - self._law(self._seen))
+
+    def _solved(self, right: np.ndarray) -> np.ndarray:
+        from scipy.linalg import cho_solve
+
+        solved: np.ndarray = cho_solve(self._factor, right)
+        return solved
+
+    def _law(self, asked: Networks) -> np.ndarray:
+        """(m,) the mean before any label."""
+        prior = self._prior
+        apart = asked.decades - np.array(IMAGENET.decades)
+        much_data = np.exp(
+            -(apart**2).sum(-1) / (2 * prior.near**2)
+        )  # attention is worth more the more there is to learn
+        law: np.ndarray = (
+            prior.level
+            + asked.sizes @ np.array([prior.macs, prior.params])
+            + prior.no_attention * asked.plain * much_data
+        )
+        return law
+
+    def _departures(self, asked: Networks) -> np.ndarray:
+        """(m, d) features in standard deviations from the paper's; what a network does not have counts as typical."""
+        z: np.ndarray = np.nan_to_num((asked.features - typical_features()) / self._scale)
+        return z
+
+    def _covariance(self, one: Networks, other: Networks) -> np.ndarray:
+        """(m, n) between the expected log errors of networks."""
+        prior = self._prior
+        apart = one.decades[:, None] - other.decades[None]
+        near = np.exp(-(apart**2).sum(-1) / (2 * prior.near**2))  # (m, n)
+        own = (one.data[:, None] == other.data[None]) & (one.data != "")[:, None]  # (m, n)
+        total = prior.level_near**2 * near + prior.level_own**2 * own
+        for column, (shared, nearby, alone) in enumerate(
+            (
+                (prior.macs_shared, prior.macs_near, prior.macs_own),
+                (prior.params_shared, prior.params_near, prior.params_own),
+            )
+        ):
+            together = np.multiply.outer(one.sizes[:, column], other.sizes[:, column])
+            total += together * (shared**2 + nearby**2 * near + alone**2 * own)
+        common = prior.departure_shared + (1 - prior.departure_shared) / 2 * (near + own)
+        covariance: np.ndarray = total + common * self._departure(self._departures(one), self._departures(other))
+        return covariance
+
+    def _departure(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """(m, n) between departures of (m, d) and (n, d) networks, with that of the typical network known to be 0."""
+        varying = max(1, int(np.isfinite(self._scale).sum()))
+        length = self._prior.length * math.sqrt(2 * varying)
+
+        def smooth(distance: np.ndarray) -> np.ndarray:
+            r = math.sqrt(5) * distance / length
+            matern: np.ndarray = (1 + r + r**2 / 3) * np.exp(-r)
+            return matern
+
+        from scipy.spatial.distance import cdist
+
+        to_typical = smooth(np.linalg.norm(one, axis=1)), smooth(np.linalg.norm(other, axis=1))
+        pinned = smooth(cdist(one, other)) - to_typical[0][:, None] - to_typical[1][None] + 1
+        kernel: np.ndarray = self._prior.linear**2 / varying * (one @ other.T) + self._prior.smooth**2 * pinned
+        return kernel
+
+    def _variance(self, asked: Networks) -> np.ndarray:
+        """(m,) before any label."""
+        step = 64  # of the diagonal, block by block: a whole covariance of thousands fits no memory
+        blocks = [asked[np.arange(at, min(at + step, len(asked)))] for at in range(0, len(asked), step)]
+        return np.concatenate([np.diag(self._covariance(block, block)) for block in blocks]) if blocks else np.zeros(0)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Predictions for networks whose labels the predictor has not seen, made when they are asked for."""
+    """Predictions for networks that the predictor has not seen, under any regime."""
 
-    parts: Sequence[tuple[np.ndarray, np.ndarray, AccuracyPredictor]]
-    """Rows of the table, their features, and a predictor that was fitted without them."""
-
-    @cached_property
-    def index(self) -> np.ndarray:
-        """(m,) which rows of the table they are, in their order."""
-        return np.sort(np.concatenate([rows for rows, _, _ in self.parts]))
-
-    @cached_property
-    def mean(self) -> np.ndarray:
-        """(m,) in the labels' unit."""
-        return self._joined([predictor.mean(features) for _, features, predictor in self.parts])
-
-    @cached_property
-    def sd(self) -> np.ndarray:
-        """(m,) standard deviations; they cost five times as much as the means."""
-        return self._joined([predictor.predict(features)[1] for _, features, predictor in self.parts])
-
-    def _joined(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        joined: np.ndarray = np.concatenate(values)[np.argsort(np.concatenate([rows for rows, _, _ in self.parts]))]
-        return joined
+    index: np.ndarray
+    """(m,) which rows of the evidence they are, in their order."""
+    mean: np.ndarray
+    """(m,) log errors."""
+    sd: np.ndarray
+    """(m,) their standard deviations, label noise left out."""
 
 
 def cross_validated(
-    features: np.ndarray,
-    truth: np.ndarray,
-    noise_sd: float | np.ndarray | None = None,
-    *,
-    folds: int = 10,
-    repeats: int = 1,
-    seed: int = 0,
+    own: Evidence, others: Evidence, *, folds: int = 10, repeats: int = 1, seed: int = 0
 ) -> Iterator[HeldOut]:
     """Predictions for every network by predictors that were fitted without its fold, once for each repeat.
 
-    All but the labels' noise is learned inside the folds, standardisation and calibration too. A predictor without any
-    skill gets a tau a little below 0 here: without a fold of high labels the mean of the others is lower. Arguments as
-    for `AccuracyPredictor.fit`.
+    A network of the fold is left out of `others` too. A predictor without any skill gets a tau a little below 0 here:
+    without a fold of high labels the mean of the others is lower.
+
+    Args:
+        own: the networks that are judged, each once.
+        others: what is known besides.
+        folds: of about equal sizes.
+        repeats: number of divisions into folds.
+        seed: the same folds for the same seed.
     """
-    features, truth, noise_sd = _checked(features, truth, noise_sd)
     rng = np.random.default_rng(seed)
     for _ in range(repeats):
-        yield HeldOut(
-            [
-                (test, features[test], AccuracyPredictor.fit(features[train], truth[train], noise_sd[train]))
-                for train, test in _folds(len(truth), folds, rng)
-            ]
-        )
+        parts = [
+            _held_out(own, others, np.setdiff1d(np.arange(len(own)), test))
+            for test in np.array_split(rng.permutation(len(own)), min(folds, len(own)))
+        ]
+        index = np.concatenate([part.index for part in parts])
+        order = np.argsort(index)
+        mean, sd = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("mean", "sd"))
+        yield HeldOut(index[order], mean, sd)
 
 
 def with_labels(
-    labels: int,
-    features: np.ndarray,
-    truth: np.ndarray,
-    latency_ms: np.ndarray,
-    noise_sd: float | np.ndarray | None = None,
-    *,
-    repeats: int = 20,
-    seed: int = 0,
+    labels: int, own: Evidence, others: Evidence, latency_ms: np.ndarray, *, repeats: int = 20, seed: int = 0
 ) -> Iterator[HeldOut]:
     """What that many labels are worth: predictions for all other networks, once for each draw of the labelled ones.
 
     The labelled networks are spread over the latencies: one at random from each of `labels` groups of neighbours.
 
     Args:
-        labels: how many networks are labelled, at least MIN_LABELS and fewer than there are.
-        features, truth, noise_sd: as for `AccuracyPredictor.fit`.
-        latency_ms: (n,).
+        labels: how many networks are labelled; none leaves what other data tell.
+        own, others: as for `cross_validated`.
+        latency_ms: (n,) of `own`.
         repeats: number of draws.
         seed: the same draws for the same seed.
+
+    Raises:
+        ValueError: so many cannot be labelled.
     """
-    features, truth, noise_sd = _checked(features, truth, noise_sd)
-    if not MIN_LABELS <= labels < len(truth):
-        raise ValueError(f"of {len(truth)} networks {MIN_LABELS} to {len(truth) - 1} can be labelled, got {labels}.")
-    groups = np.array_split(np.argsort(latency_ms, kind="stable"), labels)
+    if not 0 <= labels < len(own):
+        raise ValueError(f"of {len(own)} networks 0 to {len(own) - 1} can be labelled, got {labels}.")
+    groups: Sequence[np.ndarray] = np.array_split(np.argsort(latency_ms, kind="stable"), labels) if labels else []
     rng = np.random.default_rng(seed)
     for _ in range(repeats):
-        train = np.array([rng.choice(group) for group in groups])
-        test = np.setdiff1d(np.arange(len(truth)), train)
-        predictor = AccuracyPredictor.fit(features[train], truth[train], noise_sd[train])
-        yield HeldOut([(test, features[test], predictor)])
+        yield _held_out(own, others, np.array([rng.choice(group) for group in groups], dtype=int))
 
 
-@dataclass(frozen=True)
-class _Ensemble:
-    """The three regressors, fitted to standardised features and labels; its uncertainty is not calibrated."""
-
-    center: np.ndarray  # (d,)
-    scale: np.ndarray  # (d,)
-    label_mean: float
-    label_sd: float
-    process: Any
-    trees: Any
-    ridge: Any
-
-    @classmethod
-    def fit(cls, features: np.ndarray, truth: np.ndarray, noise_sd: np.ndarray) -> _Ensemble:
-        from sklearn.ensemble import ExtraTreesRegressor
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-        from sklearn.linear_model import RidgeCV
-
-        known = np.ma.masked_invalid(features)
-        center, scale = known.mean(0).filled(0.0), known.std(0).filled(0.0)
-        scale[scale < 1e-9] = 1  # a feature that does not vary stays at 0
-        label_mean, label_sd = float(truth.mean()), float(truth.std()) or 1.0
-        z, y = _standardised(features, center, scale), (truth - label_mean) / label_sd
-
-        typical = math.sqrt(2 * max(1, int(z.any(0).sum())))  # distance of two random networks
-        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
-            typical, (typical / 10, typical * 100), nu=SMOOTHNESS
-        ) + WhiteKernel(0.1, (1e-4, 2.0))
-        process = GaussianProcessRegressor(kernel, alpha=(noise_sd / label_sd) ** 2 + 1e-9)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of a hyperparameter at its bound
-            process.fit(z, y)
-        trees = ExtraTreesRegressor(TREES, min_samples_leaf=2, random_state=SEED).fit(z, y)
-        ridge = RidgeCV(np.logspace(-1, 4, 11)).fit(z, y)
-        return cls(center, scale, label_mean, label_sd, process, trees, ridge)
-
-    def mean(self, features: np.ndarray) -> np.ndarray:
-        z = _standardised(features, self.center, self.scale)
-        mean = (self.process.predict(z) + self.trees.predict(z) + self.ridge.predict(z)) / 3
-        labels: np.ndarray = self.label_mean + self.label_sd * mean
-        return labels
-
-    def sd(self, features: np.ndarray) -> np.ndarray:
-        _, sd = self.process.predict(_standardised(features, self.center, self.scale), return_std=True)
-        deviation: np.ndarray = self.label_sd * sd
-        return deviation
-
-    def deviations(self, features: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """(draws, m) joint draws of the Gaussian process, less its mean.
-
-        A covariance of 20,000 candidates fits no memory, so a draw is a random function, a sum of waves whose
-        frequencies have the kernel's spectrum (a t distribution for Matern), moved onto the labels by the kernel
-        (pathwise conditioning, Wilson et al., arXiv 2002.09309).
-        """
-        from scipy.linalg import cho_solve
-
-        z = _standardised(features, self.center, self.scale)
-        labelled, kernel = self.process.X_train_, self.process.kernel_
-        smooth, white = kernel.k1, kernel.k2.noise_level
-        widths = np.sqrt(2 * SMOOTHNESS / rng.chisquare(2 * SMOOTHNESS, FREQUENCIES)) / smooth.k2.length_scale
-        waves = rng.standard_normal((z.shape[1], FREQUENCIES)) * widths
-        phases = rng.uniform(0, 2 * math.pi, FREQUENCIES)
-        heights = rng.standard_normal((FREQUENCIES, draws)) * math.sqrt(2 * smooth.k1.constant_value / FREQUENCIES)
-
-        noise = np.sqrt(white + self.process.alpha)[:, None] * rng.standard_normal((len(labelled), draws))
-        seen = np.cos(labelled @ waves + phases) @ heights + noise  # (n, draws)
-        drawn = np.cos(z @ waves + phases) @ heights - smooth(z, labelled) @ cho_solve((self.process.L_, True), seen)
-        drawn += math.sqrt(white) * rng.standard_normal(drawn.shape)  # (m, draws)
-        deviations: np.ndarray = self.label_sd * drawn.T
-        return deviations
-
-
-def _standardised(features: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Features in standard deviations from the mean; what a network does not have counts as average."""
-    z: np.ndarray = np.nan_to_num((features - center) / scale)
-    return z
-
-
-def _folds(n: int, folds: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices to fit and to predict, for each of the random folds."""
-    for test in np.array_split(rng.permutation(n), folds):
-        yield np.setdiff1d(np.arange(n), test), test
-
-
-def _checked(
-    features: np.ndarray, truth: np.ndarray, noise_sd: float | np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    features, truth = np.asarray(features, dtype=float), np.asarray(truth, dtype=float)
-    if features.ndim != 2 or truth.shape != (len(features),):
-        raise ValueError(f"features must be (n, d) and truth (n,), got {features.shape} and {truth.shape}.")
-    if len(truth) < MIN_LABELS:
-        raise ValueError(f"a predictor needs at least {MIN_LABELS} labelled networks, got {len(truth)}.")
-    noise = np.broadcast_to(np.asarray(0.0 if noise_sd is None else noise_sd, dtype=float), truth.shape)
-    if np.isinf(features).any() or not np.isfinite(truth).all() or not (np.isfinite(noise) & (noise >= 0)).all():
-        raise ValueError("labels and their noise must be finite, noise >= 0, and features finite or NaN.")
-    return features, truth, noise
+def _held_out(own: Evidence, others: Evidence, labelled: np.ndarray) -> HeldOut:
+    test = np.setdiff1d(np.arange(len(own)), labelled)
+    unseen = others[~np.isin(others.keys, own.keys[test])]
+    predictor = AccuracyPredictor.fit(Evidence.joined([own[labelled], unseen]))
+    return HeldOut(test, *predictor.predict(own[test]))

@@ -3,20 +3,22 @@
 A score that repeats size looks good over a wide range of latencies and says nothing under a budget. So every score is
 judged by Kendall's tau among rivals of at most 10 % different latency, beside the best of the sizes and beside what a
 perfect score could reach against labels this noisy. A score that some networks lack is judged on the others, together
-with the sizes. Predictors are only ever judged on networks they did not see.
+with the sizes. Predictors are only ever judged on networks they did not see, in any regime: they know the other tables
+of the package and what is published, and of the table that judges them as many labels as a row says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from evit_nas.accuracy import evidence
 from evit_nas.accuracy.aggregate import NAMES, RankAggregate
 from evit_nas.accuracy.features import table as features_of
-from evit_nas.accuracy.predictor import MIN_LABELS, HeldOut, cross_validated, with_labels
+from evit_nas.accuracy.predictor import MIN_LABELS, NORMAL_QUANTILE, HeldOut, cross_validated, with_labels
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.errors import UsageError
 from evit_nas.stats import (
@@ -93,6 +95,8 @@ class Card:
     """What was trained on what."""
     training_s: float
     """What a label cost: the median time of a training."""
+    coverage: float
+    """Share of the networks whose label lies in the 80 % interval that the predictor gave without having seen them."""
 
     @property
     def best_size(self) -> Row:
@@ -100,7 +104,7 @@ class Card:
         return max((row for row in self.rows if row.kind == "size"), key=lambda row: row.iso.value)
 
 
-def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 0, only: str | None = None) -> Card:
+def score_card(table: LabelTable, labels: Sequence[int] = (0, 15, 30), seed: int = 0, only: str | None = None) -> Card:
     """Judges every score that the table allows: sizes, its proxies, their aggregate, and predictors.
 
     Args:
@@ -113,7 +117,7 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
     Raises:
         UsageError: too few networks, or too few pairs of about equal latency.
     """
-    truth, noise = table.truth()
+    truth, _ = table.truth()
     latency_ms = table.latency_ms
     n, pairs = len(truth), int(rivals(len(truth), latency_ms).sum()) // 2
     if n < MIN_NETWORKS or pairs < MIN_PAIRS:
@@ -150,18 +154,24 @@ def score_card(table: LabelTable, labels: Sequence[int] = (15, 30), seed: int = 
     aggregate = _aggregate(table) if only in (None, AGGREGATE) else None
     if aggregate is not None:
         rows.append(judged(AGGREGATE, "aggregate", aggregate[None]))
-    for name, features in inputs_of(table).items():
+    known = evidence.shipped()
+    others = known[known.data != table.source]
+    coverage = math.nan
+    for name, inputs in INPUTS.items():
         if only not in (None, name):
             continue
-        whole = cross_validated(features, truth, noise, folds=FOLDS, seed=seed)
-        rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", _scores(whole, n)))
+        own = evidence.of_table(table, inputs)
+        (whole,) = cross_validated(own, others, folds=FOLDS, seed=seed)
+        rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", _scores([whole], n)))
+        if inputs is None:
+            coverage = _covered(whole, own)
         for count in labels:
-            if MIN_LABELS <= count <= n - MIN_UNSEEN:
-                draws = with_labels(count, features, truth, latency_ms, noise, repeats=DRAWS, seed=seed)
+            if count == 0 or MIN_LABELS <= count <= n - MIN_UNSEEN:
+                draws = list(with_labels(count, own, others, latency_ms, repeats=DRAWS if count else 1, seed=seed))
                 rows.append(judged(f"{name}, {count} labels", "predictor", _scores(draws, n)))
     apart, ceiling = _noise(table.labels(), latency_ms)
     training_s = float(np.median([training.seconds for network in table.networks for training in network.trainings]))
-    return Card(tuple(rows), apart, ceiling, n, pairs, table.origin, training_s)
+    return Card(tuple(rows), apart, ceiling, n, pairs, table.origin, training_s, coverage)
 
 
 def _noise(runs: Runs, latency_ms: np.ndarray) -> tuple[Spread, Interval] | tuple[None, None]:
@@ -173,22 +183,21 @@ def _noise(runs: Runs, latency_ms: np.ndarray) -> tuple[Spread, Interval] | tupl
         return None, None
 
 
-def inputs_of(table: LabelTable) -> dict[str, np.ndarray]:
-    """What a predictor may see: name -> (n, d) features."""
-    found = {"predictor (size)": features_of(table.archs, ["size"]), "predictor": features_of(table.archs)}
-    proxies = _proxies(table)
-    if proxies:
-        found["predictor + proxies"] = np.column_stack([found["predictor"], *proxies.values()])
-    return found
+INPUTS: dict[str, tuple[str, ...] | None] = {"predictor (size)": (), "predictor": None}
+"""Row -> the features that a predictor may see besides the size."""
 
 
-def _scores(draws: Iterable[HeldOut], n: int) -> np.ndarray:
-    """(draws, n) predictions, NaN for the networks that a draw has seen."""
-    rows = []
-    for draw in draws:
-        rows.append(np.full(n, math.nan))
-        rows[-1][draw.index] = draw.mean
-    return np.array(rows)
+def _covered(held_out: HeldOut, own: evidence.Evidence) -> float:
+    half = NORMAL_QUANTILE * np.hypot(held_out.sd, own.noise_sd[held_out.index])
+    return float(np.mean(np.abs(own.log_error[held_out.index] - held_out.mean) <= half))
+
+
+def _scores(draws: Sequence[HeldOut], n: int) -> np.ndarray:
+    """(draws, n) predictions, higher is better, NaN for the networks that a draw has seen."""
+    scores = np.full((len(draws), n), math.nan)
+    for row, draw in zip(scores, draws, strict=True):
+        row[draw.index] = -draw.mean
+    return scores
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,10 +18,12 @@ from evit_nas.accuracy import ShortScore
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.regime import Regime
 from evit_nas.runs import write_atomically
 from evit_nas.stats import seed_sd, without_seed_effects
 from evit_nas.yamlio import validate
 
+PAIRED = 0.5  # share of the binomial error that is left when networks are compared on the same images by cross-entropy
 MAX_CORRELATION = -0.3  # of cross-entropy and accuracy, for the one to stand for the other
 
 
@@ -62,6 +64,12 @@ class LabelTable(BaseModel):
     """Name of the data set."""
     recipe: ShortRecipe
     """How the networks were trained."""
+    images: Annotated[int, Field(ge=2)] | None = None
+    """Training images; None in a table of an earlier version, which had as many as its recipe asks for."""
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """Classes of the images; None in a table of an earlier version, whose spaces had as many as the data."""
+    validation_images: Annotated[int, Field(ge=1)] | None = None
+    """Images that the accuracies were measured on; None if that is not known."""
     device: str
     """What the latencies were measured on."""
     networks: Annotated[tuple[TrainedNetwork, ...], Field(min_length=1)]
@@ -121,6 +129,17 @@ class LabelTable(BaseModel):
         """(n,) measured medians in milliseconds."""
         return np.array([network.latency_ms for network in self.networks])
 
+    @property
+    def regime(self) -> Regime:
+        """How many images of how many classes the networks were trained on."""
+        classes = self.classes or max(2, self.archs[0].num_classes)
+        return Regime(images=max(self.images or self.recipe.images, classes), classes=classes)
+
+    @property
+    def source(self) -> str:
+        """The data and their regime: networks of equal sources were trained on the same images by one recipe."""
+        return f"{self.data} ({self.regime})"
+
     def labels(self) -> list[dict[int, float]]:
         """For each network and seed the accuracy in percent that its cross-entropy stands for; higher is better.
 
@@ -143,21 +162,25 @@ class LabelTable(BaseModel):
 
         What a seed adds to all networks alike is taken out. How much trainings of one network still differ is pooled
         over those with several seeds, and divided by the root of a network's number of seeds; where too few have
-        several it is not known, and the errors are 0.
+        several it is not known, and counts as 0. To that comes what the choice of the validation images does, where
+        their number is known: all networks see the same, and cross-entropy tells them apart with half the noise of an
+        accuracy.
         """
         runs = self.labels()
         counts = np.array([len(seeds) for seeds in runs])
         means = np.array([np.mean(list(seeds.values())) for seeds in without_seed_effects(runs)])
-        return means, np.nan_to_num(seed_sd(runs)) / np.sqrt(counts)
+        by_seed = np.nan_to_num(seed_sd(runs)) / np.sqrt(counts)
+        if self.validation_images is None:
+            return means, by_seed
+        share = np.clip(means / 100, 0.5 / self.validation_images, 1 - 0.5 / self.validation_images)
+        return means, np.hypot(by_seed, 100 * PAIRED * np.sqrt(share * (1 - share) / self.validation_images))
 
     @property
     def origin(self) -> str:
         """A clause that names where predictions from this table come from."""
         recipe = self.recipe
         width = "" if recipe.width == 1 else f" at {100 * recipe.width:g} % of their width"
-        return (
-            f"{len(self.networks)} EfficientViTs trained on {self.data} at {recipe.image_size} px{width}; not ImageNet"
-        )
+        return f"{len(self.networks)} EfficientViTs trained on {self.source} at {recipe.image_size} px{width}"
 
 
 def shipped_tables() -> dict[str, Path]:

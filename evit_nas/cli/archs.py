@@ -14,6 +14,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.cli.app import Arch, Archs, FormatOption, SeedOption, app, find_arch
 from evit_nas.console import Format, emit, make_table, millions, plain, say
 from evit_nas.errors import UsageError
+from evit_nas.regime import default_regime
 
 if TYPE_CHECKING:
     from evit_nas.space import SearchSpace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @app.command()
 def describe(arch: Arch, format_: FormatOption = Format.table) -> None:
     """Show an architecture: its stages, resolutions, parameters and MACs."""
-    from evit_nas.accuracy.anchor import imagenet_estimate
+    from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.network.cost import cost, stage_costs
 
     config = find_arch(arch)
@@ -55,9 +56,10 @@ def describe(arch: Arch, format_: FormatOption = Format.table) -> None:
     height, width = config.input_size
     table = make_table(f"input {config.in_channels}×{height}×{width}", ["part", "params", "MACs", "share"], cells)
     emit([*rows, {"part": "total", "params": total.params, "macs": total.macs}], format_, table)
-    anchor = imagenet_estimate(config)
-    if anchor is not None and format_ is Format.table:
-        say(f"ImageNet top-1 after the paper's 300 epochs: {anchor}, from the published figures of m0 to m5")
+    if format_ is Format.table:
+        learned = LearnedAccuracy.under(default_regime(config.num_classes))
+        value, low, high = (float(column[0]) for column in learned.intervals([config]))
+        say(f"score {value:.1f} ({low:.1f} to {high:.1f}): {learned.origin}")
 
 
 def _mixer(stage: Any) -> str:

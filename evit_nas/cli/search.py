@@ -24,9 +24,8 @@ from evit_nas.cli.app import (
     app,
     given,
 )
-from evit_nas.config import SHIPPED
 from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
-from evit_nas.errors import EvitNasError, Interrupted
+from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
@@ -81,6 +80,12 @@ StorageOption = Annotated[
 ]
 
 
+ImagesOption = Annotated[
+    str | None, typer.Option(metavar="5k", help="Score for so many training images.", show_default="ImageNet's")
+]
+ClassesOption = Annotated[int | None, typer.Option(min=2, help="Classes of these images.", show_default="the space's")]
+
+
 class ObjectiveName(StrEnum):
     """What is optimised."""
 
@@ -132,14 +137,20 @@ def search(
     session: SessionOption = None,
     accuracy: Annotated[
         Accuracy | None,
-        typer.Option(help="Where the score comes from.", show_default="table if one covers the space, else zero-cost"),
+        typer.Option(help="Where the score comes from.", show_default="table if it covers the space, else zero-cost"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Images to train on: a folder or a name; see the README.")] = None,
+    images: ImagesOption = None,
+    classes: ClassesOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="Your images: counted for the score, or trained on by predictor and short.")
+    ] = None,
     labels: Annotated[int, typer.Option(min=8, help="Networks that --accuracy predictor trains.")] = 30,
     labels_from: Annotated[
         list[Path] | None, typer.Option(metavar="RUN", help="Take over the trained networks of another run.")
     ] = None,
-    table: Annotated[str, typer.Option(help="Trained networks that --accuracy table learns from.")] = SHIPPED,
+    table: Annotated[
+        str | None, typer.Option(help="Networks you trained: score for their images.", show_default=False)
+    ] = None,
     scheduler: Annotated[
         Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")
     ] = Scheduler.none,
@@ -236,19 +247,32 @@ def front(
     pick: Annotated[
         str | None, typer.Option(metavar="WHAT", help="Only the path of one: best, fastest, knee or under=4ms.")
     ] = None,
+    images: ImagesOption = None,
+    classes: ClassesOption = None,
+    data: Annotated[str | None, typer.Option(help="Score for as many images and classes as these.")] = None,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Show the Pareto front of a run, with the paper's networks measured in the same run."""
+    """Show the Pareto front of a run, with the paper's networks measured in the same run.
+
+    With --images, --classes or --data: the front that the same measured networks would make under another regime.
+    """
+    from evit_nas.api import regime_from
     from evit_nas.runs import Run, explained
     from evit_nas.search import picks
     from evit_nas.search.front import write_front
     from evit_nas.search.record import load_front
 
     opened = Run.open(run)
+    words = {"images": images, "classes": classes, "data": data}
+    regime = regime_from({k: v for k, v in words.items() if v is not None}, opened.settings.space)
     with explained(run):
-        found = load_front(opened)
+        found = load_front(opened, regime)
     if pick is not None:
         path = opened.front_folder / f"{picks.pick(found.members, pick, opened.settings).name}.yaml"
+        if regime is not None and not path.exists():
+            raise UsageError(
+                f"what is {pick} for {regime} is not among the front's files: {path.stem}. Search for these images."
+            )
         if not path.exists():
             with opened.lock():
                 write_front(opened, found.members, found.origin)
@@ -259,6 +283,8 @@ def front(
     elif found.done < found.total:
         say(f"{found.done} of {found.total} trials so far. Continue with: evit-nas resume {run}")
     _print_front(opened, found, format_)
+    if regime is not None and format_ is Format.table:
+        say(f"score:   {found.origin}")
     if not found.members:
         raise EvitNasError("no architecture within the budget has been found yet.")
 

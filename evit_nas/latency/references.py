@@ -15,10 +15,11 @@ import platformdirs
 
 from evit_nas.errors import MeasurementError, UsageError, did_you_mean
 from evit_nas.latency import Device, Latency, Protocol, TimmModel
+from evit_nas.published import IMAGENET_1K, TOP1
 from evit_nas.runs import Journal
 
-PUBLISHED_TOP1 = {"m0": 63.2, "m1": 68.4, "m2": 70.8, "m3": 73.4, "m4": 74.3, "m5": 77.1}
-"""Percent on ImageNet-1k of the presets, arXiv 2305.07027."""
+PUBLISHED_TOP1 = {name: round(top1, 1) for name, top1 in TOP1[IMAGENET_1K].items()}
+"""Percent on ImageNet-1k of the presets."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _linear(in_features: int, out_features: int) -> _Op:
 
 
 def _stem(arch: ArchConfig) -> Iterator[_Op]:
-    height, width = arch.input_size  # multiples of 32: the four halvings are exact
+    height, width = arch.input_size  # multiples of 16: the four halvings are exact
     widths = (arch.in_channels, *arch.stem_widths)
     for i, (in_chs, out_chs) in enumerate(pairwise(widths)):
         in_area = (height >> i) * (width >> i)

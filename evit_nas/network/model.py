@@ -483,7 +483,7 @@ class EfficientViT(nn.Module):
         """Prepares for another input size (a side or (height, width)); learned biases are resampled.
 
         Raises:
-            UsageError: the size is not a multiple of 32 from 64 to 512.
+            UsageError: the size is not a multiple of 16 from 64 to 512.
         """
         self.arch = self._changed_arch(image_size=img_size)
         for index, stage in enumerate(self.stages):

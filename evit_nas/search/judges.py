@@ -20,6 +20,7 @@ from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import MeasurementError, RunError
+from evit_nas.regime import default_regime
 from evit_nas.runs import Run
 from evit_nas.search.evaluate import Evaluator
 from evit_nas.search.status import Watcher
@@ -104,8 +105,8 @@ class Learned(Judge):
 
     immediate = True
 
-    def __init__(self, learned: LearnedAccuracy, origin: str, method: str) -> None:
-        self._learned, self.origin, self._method = learned, origin, method
+    def __init__(self, learned: LearnedAccuracy, method: str) -> None:
+        self._learned, self.origin, self._method = learned, learned.origin, method
 
     def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
         value, low, high = (float(column[0]) for column in self._learned.intervals([arch]))
@@ -164,8 +165,11 @@ def _table(desk: Desk) -> Judge:
     from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.accuracy.table import LabelTable
 
-    table = LabelTable.load(desk.run.settings.accuracy.table)
-    return Learned(LearnedAccuracy.of_table(table), f"accuracy in percent, predicted from {table.origin}", "table")
+    wish = desk.run.settings.accuracy
+    if wish.table is not None:
+        return Learned(LearnedAccuracy.of_table(LabelTable.load(wish.table)), "table")
+    regime = wish.regime or default_regime(desk.run.settings.space.num_classes)
+    return Learned(LearnedAccuracy.under(regime), "table")
 
 
 def _short(desk: Desk) -> Judge:
@@ -181,8 +185,10 @@ def _predictor(desk: Desk) -> Judge:
     table = collect_labels(
         desk.run.path / "labels", desk.run.settings, desk.evaluator.devices[0], desk.watch, desk.cluster
     )
-    origin = f"accuracy in percent, predicted from {table.origin}"
-    return Learned(LearnedAccuracy.of_table(table), origin, "predictor")
+    learned = LearnedAccuracy.of_table(table)
+    for doubt in learned.doubts(table):
+        desk.watch.note(doubt)
+    return Learned(learned, "predictor")
 
 
 JUDGES: dict[str, Callable[[Desk], Judge]] = {

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evit_nas.accuracy.features import table as features_of
+from evit_nas.accuracy import evidence
 from evit_nas.accuracy.labels import Job, Label, Labels
-from evit_nas.accuracy.predictor import MIN_LABELS, AccuracyPredictor
+from evit_nas.accuracy.learned import LearnedAccuracy
+from evit_nas.accuracy.predictor import MIN_LABELS
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
@@ -100,9 +101,17 @@ def collect_labels(
         return trained([(arch, ms) for arch in archs if (ms := stopwatch.median_ms(arch)) is not None])
 
     def table_of(networks: Sequence[TrainedNetwork]) -> LabelTable:
-        return LabelTable(data=data.name, recipe=wish.recipe, device=str(device.conditions), networks=tuple(networks))
+        return LabelTable(
+            data=data.name,
+            recipe=wish.recipe,
+            images=min(wish.recipe.images, len(data.train)),
+            classes=len(data.classes),
+            validation_images=len(data.val),
+            device=str(device.conditions),
+            networks=tuple(networks),
+        )
 
-    networks, tops, features = trained(start), list[set[int]](), features_of(candidates)
+    networks, tops = trained(start), list[set[int]]()
     while len(networks) < MIN_LABELS and len(tried) - len(networks) < max(wish.labels, MIN_LABELS):
         more = [arch for arch in candidates if arch.key not in tried][: MIN_LABELS - len(networks)]
         if not more:
@@ -110,14 +119,15 @@ def collect_labels(
         networks = measured_and_trained(more)
     while candidates and MIN_LABELS <= len(networks) < wish.labels:
         table = table_of(networks)
-        predictor = AccuracyPredictor.fit(features_of(table.archs), *table.truth())
-        tops.append(set(np.argsort(-predictor.predict(features)[0])[:TOP].tolist()))
+        predictor = LearnedAccuracy.of_table(table).predictor
+        unseen = evidence.networks(candidates, table.regime, table.source)
+        tops.append(set(np.argsort(predictor.mean(unseen))[:TOP].tolist()))
         if len(tops) > STANDS and all(top == tops[-1] for top in tops[-STANDS - 1 :]):
             watch.note(f"the best {TOP} stand after {len(networks)} trained networks")
             break
         rng = np.random.default_rng([settings.seed, len(tops)])
         untried = np.array([arch.key not in tried for arch in candidates])
-        chosen = _chosen(predictor.sample(features, settings.together or BATCH, rng), untried)[
+        chosen = _chosen(-predictor.sample(unseen, settings.together or BATCH, rng), untried)[
             : wish.labels - len(networks)
         ]
         if not chosen:

@@ -17,6 +17,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.latency import Latency
+from evit_nas.regime import Regime
 from evit_nas.runs import Journal, Run
 from evit_nas.search.evaluate import recorded_latencies
 from evit_nas.search.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
@@ -41,10 +42,14 @@ class Front:
     """Why nothing more was evaluated; empty while the search goes on, or where it was interrupted."""
 
 
-def load_front(run: Run) -> Front:
+def load_front(run: Run, regime: Regime | None = None) -> Front:
     """The front from the run's record alone: nothing is measured and nothing is written.
 
     Members are certified once the search has ended; before that they carry their search-time latency.
+
+    Args:
+        run: finished or not.
+        regime: scores the measured networks for it instead, as `--accuracy table` does.
 
     Raises:
         UsageError: the run has not evaluated anything yet.
@@ -55,7 +60,10 @@ def load_front(run: Run) -> Front:
         known, estimates = Known(study), study.user_attrs.get("references", {})
         origin, ended = study.user_attrs.get("judge", ""), study.user_attrs.get(ENDED, "")
     strict = recorded_latencies(journal_of(run), "strict")
-    hopeful = standing(certified(known.candidates, strict, run.settings), run.settings)
+    candidates = certified(known.candidates, strict, run.settings)
+    if regime is not None:
+        candidates, origin = rescored(candidates, regime)
+    hopeful = standing(candidates, run.settings)
     members = [member for member in hopeful if keeps_limits(member, run.settings)]
     references = []
     for name, found in estimates.items():
@@ -63,7 +71,19 @@ def load_front(run: Run) -> Front:
         latencies = on_all(strict.get(arch.key, {}), run.settings)
         if latencies:
             references.append(_candidate(arch, estimate, latencies, name=name, certified=True))
+    if regime is not None:
+        references, _ = rescored(references, regime)
     return Front(named(members), references, len(known.by_key), run.settings.trials, origin, ended)
+
+
+def rescored(candidates: Sequence[Candidate], regime: Regime) -> tuple[list[Candidate], str]:
+    """The candidates with scores for another regime, and what these are."""
+    from evit_nas.accuracy.learned import LearnedAccuracy
+
+    learned = LearnedAccuracy.under(regime)
+    columns = learned.intervals([candidate.arch for candidate in candidates])
+    found = zip(candidates, *(column.tolist() for column in columns), strict=True)
+    return [replace(c, score=value, interval=(low, high)) for c, value, low, high in found], learned.origin
 
 
 def load_aggregate(run: Run) -> RankAggregate:

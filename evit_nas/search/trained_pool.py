@@ -19,7 +19,7 @@ from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions, ShortRecipe
-from evit_nas.data import load_dataset
+from evit_nas.data import Dataset, load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.latency import STRICT, Device, Latency
 from evit_nas.runs import Journal, lock, write_atomically
@@ -114,7 +114,7 @@ class TrainedPool:
         if workers:
             watch.note(f"{len(jobs)} trainings on {data.name}, {workers} at a time; it goes on where it stopped")
             labels.collect(jobs, workers, step, watch.note)
-        return self.table(data.name, labels, archs, latency_ms, watch)
+        return self.table(data, labels, archs, latency_ms, watch)
 
     def _jobs(self, archs: list[ArchConfig], seeds: int) -> list[Job]:
         """All trainings of the pool, in an order that gives a balanced table early: further seeds come last."""
@@ -125,7 +125,7 @@ class TrainedPool:
         return jobs + [job for turn in further[: seeds - 1] for job in turn if job not in again]
 
     def table(
-        self, data: str, labels: Labels, archs: list[ArchConfig], latency_ms: dict[str, float], watch: Watcher
+        self, data: Dataset, labels: Labels, archs: list[ArchConfig], latency_ms: dict[str, float], watch: Watcher
     ) -> LabelTable:
         """What is trained so far, with proxies, as table.json."""
         trainings: dict[str, list[Training]] = {}
@@ -144,7 +144,13 @@ class TrainedPool:
             for arch, proxies in zip(trained, self._proxies(trained, watch), strict=True)
         )
         table = LabelTable(
-            data=data, recipe=self._settings.recipe, device=str(self._settings.conditions), networks=networks
+            data=data.name,
+            recipe=self._settings.recipe,
+            images=min(self._settings.recipe.images, len(data.train)),
+            classes=len(data.classes),
+            validation_images=len(data.val),
+            device=str(self._settings.conditions),
+            networks=networks,
         )
         table.save(self._folder / "table.json")
         return table

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from evit_nas.network.model import EfficientViT
 
 TORCH = "torch"
-BLOCK = 8  # pixels; input sides are multiples of 32
+BLOCK = 8  # pixels; input sides are multiples of 16
 BATCH = 50  # images the torch network takes at once; ONNX files take them one by one, as they are deployed
 
 
