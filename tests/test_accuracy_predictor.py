@@ -194,7 +194,7 @@ def test_more_labels_help():
 
 def test_labels_of_a_near_regime_help_more_than_those_of_a_far_one():
     """The same truth in three regimes; 10 labels here, 60 others elsewhere."""
-    own, truth, latency_ms = problem(0)
+    own, truth, _ = problem(0)
     here, unseen = own[np.arange(10)], np.arange(70, 150)
     taus = []
     for regime in (Regime(images=12_000, classes=12), FAR, None):

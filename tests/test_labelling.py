@@ -17,7 +17,7 @@ from evit_nas.accuracy.labels import Label
 from evit_nas.config import Conditions, SearchSettings
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.network.cost import cost
-from evit_nas.search import labelling
+from evit_nas.search import labelling, slices
 from evit_nas.search.labelling import collect_labels
 from evit_nas.search.slices import slice_of
 from evit_nas.space import SearchSpace
@@ -80,14 +80,33 @@ def trainer(monkeypatch):
     return trainer
 
 
-def collected(folder: Path, watch: Notes | None = None, **wish):
+def collected(folder: Path, watch: Notes | None = None, budget_ms: float = BUDGET_MS, **wish):
     """The table of trained networks, and their keys in its order."""
     accuracy = {"method": "predictor", "data": "none", "labels": LABELS} | wish
-    target = {"conditions": {"device": "fake"}, "budget_ms": BUDGET_MS}
+    target = {"conditions": {"device": "fake"}, "budget_ms": budget_ms}
     fields = {"space_name": "x", "space": SPACE, "targets": [target], "accuracy": accuracy}
     device = FakeDevice(Conditions(device="fake"))
     table = collect_labels(folder / "labels", SearchSettings.model_validate(fields), device, watch or Notes())
     return table, [arch.key for arch in table.archs]
+
+
+def test_a_budget_just_above_the_fastest_network_is_sliced_where_there_are_networks(trainer, tmp_path):
+    fastest_ms = cost(SPACE.smallest()).macs / 1e6
+    watch = Notes()
+    table, keys = collected(tmp_path, watch, budget_ms=1.8 * fastest_ms, labels=10)
+    assert len(keys) >= 8
+    assert (table.latency_ms >= fastest_ms).all()
+    (looked_for,) = [note for note in watch.notes if note.startswith("looking for")]
+    middles_ms = [float(ms.removesuffix(" ms")) for ms in looked_for.split(" of ")[1].split(", ")]
+    assert min(middles_ms) > fastest_ms
+
+
+def test_slices_that_cannot_be_filled_do_not_end_the_search(trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(slices, "MAX_DRAWS", 500)
+    watch = Notes()
+    _, keys = collected(tmp_path, watch, budget_ms=1.2 * cost(SPACE.smallest()).macs / 1e6, labels=60)
+    assert len(keys) >= 8
+    assert any("has few architectures of these latencies" in note for note in watch.notes)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from evit_nas.accuracy import ShortScore, predictor, zero_cost
+from evit_nas.accuracy import ShortScore, zero_cost
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions, SearchSettings, ShortRecipe

@@ -30,13 +30,14 @@ from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.latency import Device, Latency, Protocol
 from evit_nas.latency.predictor import Sample, Table, fit, merged
 from evit_nas.runs import Journal, write_atomically
-from evit_nas.search.slices import Sliced, slice_of, sliced_pool
+from evit_nas.search.slices import Sliced, TooFew, slice_of, sliced_pool
 from evit_nas.search.status import Watcher
 
 if TYPE_CHECKING:
     from evit_nas.search.parallel import Cluster
 
 SLICES = (0.45, 0.7, 0.9)  # middles, as shares of the budget
+RANGE = (0.25, 0.55, 0.85)  # the lowest they may be, as shares of the way from the fastest network to the budget
 START = 0.6  # share of the labels that is spread over the slices
 BATCH = 4  # networks trained between two fits, if the settings say nothing else
 CANDIDATES = 1000  # random networks in the slices that draws choose from
@@ -214,22 +215,32 @@ def _plan(
     if not path.exists():
         labels.open()
         start = _adopted(labels, settings, stopwatch, watch)
-        slices_ms = [share * settings.targets[0].budget_ms for share in SLICES]
+        slices_ms = _slices_ms(settings, stopwatch)
 
         def pool(wanted: int, before: Sequence[Sliced] = ()) -> list[Sliced]:
             watch.note(f"looking for {wanted} architectures of {', '.join(f'{ms:.2g}' for ms in slices_ms)} ms")
-            return sliced_pool(
-                stopwatch.device,
-                settings.space,
-                slices_ms,
-                wanted,
-                settings.seed,
-                lambda done: watch.step("architectures in the slices", done, wanted),
-                watch.note,
-                before=before,
-                samples=stopwatch.samples,
-                keep=lambda sliced: stopwatch.keep(sliced.arch, sliced.latency),
-            )
+            found = [*before]
+
+            def keep(sliced: Sliced) -> None:
+                found.append(sliced)
+                stopwatch.keep(sliced.arch, sliced.latency)
+
+            try:
+                return sliced_pool(
+                    stopwatch.device,
+                    settings.space,
+                    slices_ms,
+                    wanted,
+                    settings.seed,
+                    lambda done: watch.step("architectures in the slices", done, wanted),
+                    watch.note,
+                    before=before,
+                    samples=stopwatch.samples,
+                    keep=keep,
+                )
+            except TooFew:
+                watch.note(f"the space has few architectures of these latencies: {len(found)} were found")
+                return found
 
         wanted = max(round(START * settings.accuracy.labels), MIN_LABELS) - len(start)
         found = pool(wanted) if wanted > 0 else []
@@ -262,6 +273,17 @@ def _adopted(labels: Labels, settings: SearchSettings, stopwatch: _Stopwatch, wa
     if settings.accuracy.labels_from:
         watch.note(f"{len(found)} trained networks taken over from {', '.join(settings.accuracy.labels_from)}")
     return found
+
+
+def _slices_ms(settings: SearchSettings, stopwatch: _Stopwatch) -> list[float]:
+    """The middles in milliseconds: shares of the budget, but none where the space has nothing so fast."""
+    budget_ms = settings.targets[0].budget_ms
+    known_ms = [sample.ms for sample in stopwatch.samples if sample.arch in settings.space]
+    fastest_ms = min([*known_ms, stopwatch.median_ms(settings.space.smallest()) or budget_ms])
+    return [
+        max(share * budget_ms, fastest_ms + part * (budget_ms - fastest_ms))
+        for share, part in zip(SLICES, RANGE, strict=True)
+    ]
 
 
 def _random(settings: SearchSettings, samples: Sequence[Sample], slices_ms: Sequence[float]) -> list[Timed]:

@@ -21,6 +21,10 @@ DRAWS_PER_MEASUREMENT = 100  # what a measurement counts for: it takes so much l
 REFIT_EVERY = 16  # measurements
 
 
+class TooFew(EvitNasError):
+    """The space has not enough architectures in a slice."""
+
+
 @dataclass(frozen=True)
 class Sliced:
     """An architecture measured to be in a slice."""
@@ -67,7 +71,7 @@ def sliced_pool(
         keep: told each one that is found.
 
     Raises:
-        EvitNasError: the space has not enough architectures in a slice.
+        TooFew: the space has not enough architectures in a slice.
         MeasurementError: the link to the device was lost.
     """
     rng = random.Random(f"{seed} {len(before)}" if before else seed)
@@ -83,7 +87,7 @@ def sliced_pool(
         effort += 1
         if effort > MAX_DRAWS:
             few = ", ".join(f"{len(found[middle])} of {wanted[middle]} at {middle:.3g} ms" for middle in open_slices)
-            raise EvitNasError(
+            raise TooFew(
                 f"the space has too few architectures of these latencies on {device.conditions.device}: found {few}. "
                 "Ask for fewer, for latencies that it has, or give a --space that has them."
             )
