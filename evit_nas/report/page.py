@@ -7,6 +7,7 @@ escaped; the page's own policy forbids it to load anything. The same record give
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,20 @@ from evit_nas.latency.references import PUBLISHED_TOP1
 from evit_nas.report.figures import figures
 from evit_nas.report.findings import Findings, find, in_budget, nearest, sketch
 from evit_nas.report.worth import worth_of
+from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run, write_atomically
 from evit_nas.search.front import Candidate, score_text
 from evit_nas.search.objectives import asked
 from evit_nas.search.picks import pick
+from evit_nas.search.record import load_front
+
+FEW_PHOTOGRAPHS = Regime(images=5000, classes=10)  # as many as a team photographs and sorts by itself
 
 EVIDENCE = {
     "zero-cost": "No network was trained for it: it is weak evidence of accuracy, weakest between networks of about "
     "the same latency. About 0 is as good as the best of this run’s random pool; scores compare within this run.",
-    "table": "It was learned from networks trained on other images than yours: it tells tendencies, not the accuracy "
-    "that your own training will reach.",
+    "table": "It is what such images and as many of them are expected to bring, learned from networks trained on others: "
+    "your own images and recipe decide what a training reaches.",
     "predictor": "It was learned from networks that were trained briefly for this run: it is meant to put networks in "
     "order, and says little about the accuracy of a full training.",
     "short": "Every network was trained briefly, once: two that are close may be in the wrong order, and a full "
@@ -82,6 +87,8 @@ def _page(run: Run, found: Findings) -> str:
         columns=6 + len(settings.targets) * (3 if settings.budget_stat == "p90" else 2),
         yaml=_yaml,
         published=_published(found),
+        on_imagenet=settings.accuracy.regime == IMAGENET,
+        elsewhere=_elsewhere(run, found),
         card=card,
         judged=judged,
         evidence=EVIDENCE[settings.accuracy.method],
@@ -133,6 +140,21 @@ def _published(found: Findings) -> list[list[dict[str, Any]]]:
             ]
         )
     return tables
+
+
+def _elsewhere(run: Run, found: Findings) -> str:
+    """How far another regime, far from the run's own, agrees about the front; empty where the score has no regime."""
+    regime = found.settings.accuracy.regime
+    if regime is None or not found.front.members:
+        return ""
+    other = FEW_PHOTOGRAPHS if math.dist(regime.decades, FEW_PHOTOGRAPHS.decades) > 1 else IMAGENET
+    members = {member.arch.key for member in found.front.members}
+    theirs = {member.arch.key for member in load_front(run, other).members}
+    options = command_line("front", run.path, "--images", other.images, "--classes", other.classes)
+    return (
+        f"For {other} the same measured networks would make a front of {len(theirs)}, {len(members & theirs)} of them "
+        f"on this one too: {options}"
+    )
 
 
 def _within(found: Findings, index: int, latency: Latency) -> Candidate | None:
