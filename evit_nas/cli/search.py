@@ -25,7 +25,7 @@ from evit_nas.cli.app import (
     given,
 )
 from evit_nas.config import SHIPPED
-from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
+from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, put, say
 from evit_nas.errors import EvitNasError, Interrupted
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def front(
         if not path.exists():
             with opened.lock():
                 write_front(opened, found.members, found.origin)
-        print(path)
+        put(f"{path}\n")
         return
     if found.done < found.total and found.ended:
         say(f"ended after {found.done} of {found.total} trials: {found.ended}")
