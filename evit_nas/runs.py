@@ -28,6 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from evit_nas import __version__
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.yamlio import read_yaml, validate
@@ -65,7 +66,7 @@ class Run:
             RunError: there is a run already, or the folder cannot be written.
         """
         if (path / "run.yaml").exists():
-            raise RunError(f"{path} holds a run already. Continue it with: evit-nas resume {path}")
+            raise RunError(f"{path} holds a run already. Continue it with: {command_line('resume', path)}")
         record = RunRecord(
             evit_nas=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -309,10 +310,10 @@ def _refusal(path: Path, error: BaseException) -> str | None:
         return f"{what}. The run folder was removed while it was in use; start a new search."
     if type(error) is sqlite3.DatabaseError:  # not a database, or damaged; what derives from it is about the disk
         return (
-            f"{what}. Move it away, then: evit-nas resume {path}. That makes the same trials again; what is in "
-            f"{path / 'measurements.jsonl'} is not measured again."
+            f"{what}. Move it away and make the same trials again; what is in {path / 'measurements.jsonl'} is not "
+            f"measured again: {command_line('resume', path)}"
         )
-    return f"{what}. Put that right; nothing that was evaluated is lost, continue with: evit-nas resume {path}"
+    return f"{what}. Put that right; nothing that was evaluated is lost, continue with: {command_line('resume', path)}"
 
 
 def installed_versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ import typer
 
 from evit_nas.arch import ArchConfig
 from evit_nas.cli.app import Arch, Archs, FormatOption, SeedOption, app, find_arch
+from evit_nas.commands import command_line
 from evit_nas.console import Format, emit, make_table, millions, plain, put, say
 from evit_nas.errors import UsageError
 
@@ -187,7 +188,7 @@ def export(
     kind = "trained weights" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
     if to is ExportFormat.onnx:
-        say(f"next:    evit-nas measure {path}")
+        say(f"next:    {command_line('measure', path)}")
 
 
 @contextmanager
