@@ -17,12 +17,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from evit_nas import __version__
+from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import Device, Latency, Protocol, Subject
@@ -115,8 +113,9 @@ def most_visits(protocol: Protocol) -> int:
 
 
 def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process: so many threads, and pipes in UTF-8 whatever the locale."""
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
+    """The environment of a measuring process: so many threads, pipes in UTF-8, the cache folder of this process."""
+    cache_home = str(cache_folder().parent)
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "XDG_CACHE_HOME": cache_home}
 
 
 @contextlib.contextmanager
@@ -125,7 +124,7 @@ def alone() -> Iterator[None]:
 
     The lock is the operating system's and goes with the process. Without a folder to lock in, nobody waits.
     """
-    folder = Path(platformdirs.user_cache_dir("evit-nas"))
+    folder = cache_folder()
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
