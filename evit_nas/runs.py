@@ -28,6 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from evit_nas import __version__
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.yamlio import read_yaml, validate
@@ -65,7 +66,7 @@ class Run:
             RunError: there is a run already, or the folder cannot be written.
         """
         if (path / "run.yaml").exists():
-            raise RunError(f"{path} holds a run already. Continue it with: evit-nas resume {path}")
+            raise RunError(f"{path} holds a run already. Continue it with: {command_line('resume', path)}")
         record = RunRecord(
             evit_nas=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -181,7 +182,7 @@ class Journal:
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line and sees it to the disk."""
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, separators=(",", ":")) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -195,7 +196,7 @@ def lock(folder: Path) -> IO[str]:
     Raises:
         RunError: another process writes it; names it.
     """
-    handle = (folder / ".lock").open("a+")
+    handle = (folder / ".lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -214,7 +215,7 @@ def owner_of(folder: Path) -> str | None:
     The file alone says nothing: it outlives its owner, the lock on it does not.
     """
     try:
-        with (folder / ".lock").open() as handle:
+        with (folder / ".lock").open(encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -231,7 +232,7 @@ def write_atomically(path: Path, text: str) -> None:
         OSError: with the name of the file, which writing and syncing leave out.
     """
     try:
-        write_whole(path, lambda scratch: scratch.write_text(text))
+        write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise _named(error, path) from None
 
@@ -309,10 +310,10 @@ def _refusal(path: Path, error: BaseException) -> str | None:
         return f"{what}. The run folder was removed while it was in use; start a new search."
     if type(error) is sqlite3.DatabaseError:  # not a database, or damaged; what derives from it is about the disk
         return (
-            f"{what}. Move it away, then: evit-nas resume {path}. That makes the same trials again; what is in "
-            f"{path / 'measurements.jsonl'} is not measured again."
+            f"{what}. Move it away and make the same trials again; what is in {path / 'measurements.jsonl'} is not "
+            f"measured again: {command_line('resume', path)}"
         )
-    return f"{what}. Put that right; nothing that was evaluated is lost, continue with: evit-nas resume {path}"
+    return f"{what}. Put that right; nothing that was evaluated is lost, continue with: {command_line('resume', path)}"
 
 
 def installed_versions() -> dict[str, str]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import platformdirs
 from PIL import Image
 
+from evit_nas.caches import cache_folder
 from evit_nas.data.dataset import Dataset, Split
 from evit_nas.data.images import GRAY_MODES, Source, plain
 from evit_nas.data.sources import open_source
@@ -72,13 +72,13 @@ def load_dataset(
 
 def _entry(source: Source, image_size: int) -> Path:
     location = hashlib.blake2b(os.fsencode(source.location), digest_size=6).hexdigest()
-    return Path(platformdirs.user_cache_dir("evit-nas")) / "data" / f"{source.name[:64]}-{image_size}-{location}"
+    return cache_folder() / "data" / f"{source.name[:64]}-{image_size}-{location}"
 
 
 @contextmanager
 def _locked(entry: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with entry.with_name(f"{entry.name}.lock").open("w") as lock:
+    with entry.with_name(f"{entry.name}.lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -90,7 +90,7 @@ def _locked(entry: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 def _read_meta(entry: Path, stamp: str) -> dict[str, Any] | None:
     """What `_write` said of the entry, or None if there is none, or one of an older state of the source."""
     try:
-        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text())
+        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return meta if meta["stamp"] == stamp else None
@@ -130,7 +130,7 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str
         np.save(scratch / f"{split}-labels.npy", labels)
         digest.update(labels.tobytes())
     meta = {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
-    (scratch / "meta.json").write_text(json.dumps(meta))
+    (scratch / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for path in scratch.iterdir():
         _sync(path)
     (entry / "meta.json").unlink(missing_ok=True)  # before the rest, which is not believed without it

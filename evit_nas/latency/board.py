@@ -23,11 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evit_nas import __version__
 from evit_nas.arch import ArchConfig
+from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Protocol, parse_conditions
@@ -188,7 +188,7 @@ class Worker:
         if missing:
             raise UsageError(f"device '{device}' cannot run here: {missing}")
         self.device, self.max_model_bytes = device, max_model_bytes
-        folder = Path(platformdirs.user_cache_dir("evit-nas")) / "worker"
+        folder = cache_folder() / "worker"
         self._models = Shelf(folder / "models", 2 * max_model_bytes)
         self._answers = Shelf(folder / "answers", MAX_ANSWERS_BYTES)
         self._runtime = runtime.version(conditions.family)

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from evit_nas.arch import ArchConfig, StageConfig
+from evit_nas.caches import cache_folder
 
 # About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.
 CANARIES = (
@@ -47,12 +47,12 @@ def quiet_ms(seen_ms: Sequence[float], identity: str) -> list[float]:
 
 def _path(identity: str) -> Path:
     name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return Path(platformdirs.user_cache_dir("evit-nas")) / f"canary-{name}.json"
+    return cache_folder() / f"canary-{name}.json"
 
 
 def _read(path: Path, count: int) -> list[float] | None:
     try:
-        found = [float(ms) for ms in json.loads(path.read_text())["quiet_ms"]]
+        found = [float(ms) for ms in json.loads(path.read_text(encoding="utf-8"))["quiet_ms"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if len(found) == count and min(found) > 0 else None
@@ -62,7 +62,7 @@ def _write(path: Path, record: dict[str, object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(record))
+        scratch.write_text(json.dumps(record), encoding="utf-8")
         scratch.replace(path)
     except OSError:
         pass  # without a cache folder the quiet times are learnt anew in each session

@@ -17,12 +17,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from evit_nas import __version__
+from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import Device, Latency, Protocol, Subject
@@ -38,7 +36,8 @@ class LocalDevice(Device):
         self.conditions = conditions
         self._timeout_s = timeout_s or RUNTIMES[conditions.family].timeout_s
         self._child: subprocess.Popen[str] | None = None
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the device
+        # lives as long as the device
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
@@ -102,8 +101,8 @@ class LocalDevice(Device):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(self.conditions.threads)},
+            encoding="utf-8",
+            env=child_environment(self.conditions.threads),
             start_new_session=True,  # Ctrl-C is for the parent, which ends the child itself
         )
 
@@ -113,15 +112,21 @@ def most_visits(protocol: Protocol) -> int:
     return protocol.visits + (protocol.visits > 1)
 
 
+def child_environment(threads: int) -> dict[str, str]:
+    """The environment of a measuring process: so many threads, pipes in UTF-8, the cache folder of this process."""
+    cache_home = str(cache_folder().parent)
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "XDG_CACHE_HOME": cache_home}
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Waits until nobody else with the same cache folder measures on this machine, and keeps it so.
 
     The lock is the operating system's and goes with the process. Without a folder to lock in, nobody waits.
     """
-    folder = Path(platformdirs.user_cache_dir("evit-nas"))
+    folder = cache_folder()
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context((folder / "measuring.lock").open("a")), fcntl.LOCK_EX)
+            fcntl.flock(stack.enter_context((folder / "measuring.lock").open("a", encoding="utf-8")), fcntl.LOCK_EX)
         yield

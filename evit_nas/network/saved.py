@@ -6,6 +6,7 @@ Nothing is downloaded: what is not here is refused, with the command that gets i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,13 @@ def open_saved(text: str) -> Saved:
     """
     if text.startswith(TIMM):
         return _open_timm(text)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir():
         return _open_folder(path)
     arch, equals, file = text.partition("=")
     if equals and not path.is_file():
         return _open_file(
-            Path(file).expanduser(), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch)
+            Path(os.path.expanduser(file)), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch)
         )
     if path.is_file():
         beside = path.parent / ARCH
@@ -114,7 +115,7 @@ def _open_folder(folder: Path) -> Saved:
 
 def _open_hub_folder(folder: Path) -> Saved:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         details = config.get("pretrained_cfg", config)
         names = config.get("label_names", details.get("label_names"))
         classes = tuple(map(str, names)) if isinstance(names, list) else None

@@ -15,13 +15,14 @@ import jinja2
 import plotly.offline
 
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.latency import Latency
 from evit_nas.latency.predictor import compare
 from evit_nas.latency.references import PUBLISHED_TOP1
+from evit_nas.regime import IMAGENET, Regime
 from evit_nas.report.figures import figures
 from evit_nas.report.findings import Findings, find, in_budget, nearest, sketch
 from evit_nas.report.worth import worth_of
-from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run, write_atomically
 from evit_nas.search.front import Candidate, score_text
 from evit_nas.search.objectives import asked
@@ -93,6 +94,7 @@ def _page(run: Run, found: Findings) -> str:
         judged=judged,
         evidence=EVIDENCE[settings.accuracy.method],
         facts=_facts(run),
+        command_line=command_line,
         plotlyjs=plotly.offline.get_plotlyjs(),
     )
 

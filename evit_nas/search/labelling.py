@@ -24,6 +24,7 @@ from evit_nas.accuracy.learned import LearnedAccuracy
 from evit_nas.accuracy.predictor import MIN_LABELS
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
@@ -66,7 +67,7 @@ def collect_labels(
         return LabelTable.load(path)
     assert wish.data is not None
     data = load_dataset(wish.data, wish.recipe.image_size, note=watch.note)
-    way = f"go on with: evit-nas resume {folder.parent}"
+    way = f"go on with: {command_line('resume', folder.parent)}"
     labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
     stopwatch = _Stopwatch(folder, device, settings, watch)
     start, planned = _plan(labels, settings, stopwatch, watch)
@@ -252,7 +253,7 @@ def _plan(
             candidates = _timed(sliced for sliced in pool(len(found) + rest, found) if sliced not in found)
         plan = {"start": _plain(start), "candidates": _plain(candidates)}
         write_atomically(path, json.dumps(plan))
-    read = json.loads(path.read_text())
+    read = json.loads(path.read_text(encoding="utf-8"))
     start, candidates = (
         [(ArchConfig.model_validate(arch), float(ms)) for arch, ms in read[name]] for name in ("start", "candidates")
     )
