@@ -17,6 +17,7 @@ from evit_nas.cli import app
 from evit_nas.config import Limits
 from evit_nas.errors import Infeasible, RunError, UsageError
 from evit_nas.latency import DEVICES
+from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run, to_yaml
 from tests.fakes import FakeDevice, fake_proxies
 
@@ -102,8 +103,39 @@ def test_words_become_settings():
 
 
 @pytest.mark.parametrize(
+    ("words", "regime"),
+    [
+        ({}, IMAGENET),
+        ({"images": "5k", "classes": 10}, Regime(images=5000, classes=10)),
+        ({"images": 5000, "classes": 10}, Regime(images=5000, classes=10)),
+        ({"classes": 20}, Regime(images=20_000, classes=20)),
+        ({"images": "2M"}, Regime(images=2_000_000, classes=1000)),
+        ({"data": "digits"}, Regime(images=1621, classes=10)),  # a tenth of 1,797 is held out
+        ({"data": "digits", "images": "5k", "classes": 10}, Regime(images=5000, classes=10)),
+        ({"table": "fashion-mnist-64"}, None),
+    ],
+)
+def test_the_score_is_for_the_images_that_the_words_name(words, regime):
+    settings = settings_from(budget="5ms", **words)
+    assert settings.accuracy.method == "table"
+    assert settings.accuracy.regime == regime
+
+
+def test_the_regime_of_a_run_holds_where_no_word_says_otherwise(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(settings_from(budget="5ms", images="5k", classes=10)), encoding="utf-8")
+    assert settings_from(config=path, seed=1).accuracy.regime == Regime(images=5000, classes=10)
+    assert settings_from(config=path, classes=5).accuracy.regime == Regime(images=5000, classes=5)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
+        ({"budget": "5ms", "images": 500}, "got 500 images of 1,000 classes"),
+        ({"budget": "5ms", "images": "many"}, "--images must be a positive number"),
+        ({"budget": "5ms", "images": "5k", "accuracy": "zero-cost"}, "what --accuracy table scores for"),
+        ({"budget": "5ms", "images": "5k", "table": "fashion-mnist-64"}, "where no --table is named"),
+        ({"budget": "5ms", "data": "nowhere"}, "nowhere: no such data"),
         ({"budget": "5ms", "trails": 3}, "no option 'trails'. Did you mean 'trials'"),
         ({}, "--budget 5ms"),
         ({"budget": "5"}, "'5'"),

@@ -15,23 +15,27 @@ from itertools import pairwise
 import pytest
 
 from evit_nas.accuracy import scorecard, zero_cost
+from evit_nas.accuracy.imagenet import imagenet_card
+from evit_nas.accuracy.learned import LearnedAccuracy
 from evit_nas.accuracy.scorecard import score_card
 from evit_nas.accuracy.table import LabelTable
-from evit_nas.arch import ArchConfig
+from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SHIPPED, SearchSettings
 from evit_nas.errors import Infeasible, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.latency.predictor import compare
 from evit_nas.latency.references import REFERENCES, MeasuredReference
+from evit_nas.published import IMAGENET_1K, TOP1
+from evit_nas.regime import IMAGENET, Regime
 from evit_nas.report import findings, worth
 from evit_nas.report.figures import figures, pareto, staircase
 from evit_nas.report.findings import find, sketch
 from evit_nas.report.page import EVIDENCE, write_report
 from evit_nas.report.plot import write_plot
 from evit_nas.runs import Run
-from evit_nas.search.front import Candidate
+from evit_nas.search.front import Candidate, score_text
 from evit_nas.search.judges import JUDGES
-from evit_nas.search.record import give_up, readmit
+from evit_nas.search.record import give_up, load_front, readmit
 from evit_nas.search.storage import open_study
 from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
@@ -346,7 +350,7 @@ def test_what_the_score_is_worth_is_said_with_the_kind_of_evidence(finished):
 
 
 def test_a_score_learned_from_trained_networks_comes_with_its_card(searched, monkeypatch):
-    run = searched(trials=6, accuracy={"method": "table"})
+    run = searched(trials=6, accuracy={"method": "table", "regime": Regime(images=9000, classes=12)})
     judged_by = LabelTable.load(SHIPPED)
     small = judged_by.model_copy(update={"networks": judged_by.networks[:24]})
     monkeypatch.setattr(worth.LabelTable, "load", lambda name: small)
@@ -358,6 +362,54 @@ def test_a_score_learned_from_trained_networks_comes_with_its_card(searched, mon
     assert [row.kind for row in card.rows] == ["size"] * 4 + ["predictor"]
     monkeypatch.setattr(scorecard, "score_card", None)  # it is judged once
     assert write_report(run).read_text() == page
+
+
+@pytest.fixture(scope="module")
+def for_imagenet(searched) -> Run:
+    """A run whose score is for ImageNet, as that of a search is whose user says nothing else."""
+    accuracy = {"method": "table", "regime": IMAGENET}
+    return searched(space="efficientvit-224", budgets=(300,), trials=12, accuracy=accuracy)
+
+
+def test_a_score_for_imagenet_is_judged_by_what_is_published(for_imagenet):
+    page = text(page_of(for_imagenet))
+    card = imagenet_card()
+    for one in card.presets:
+        assert f"{one.name} {one.published:.1f} % {one.predicted:.1f} % ({one.low:.1f} to {one.high:.1f})" in page
+    assert f"with an error of {card.rmse:.1f} points" in page
+
+
+def test_on_imagenet_published_and_expected_accuracies_stand_on_one_scale(for_imagenet):
+    page, found = text(page_of(for_imagenet)), find(for_imagenet)
+    papers = {one.name: one for one in found.front.references}
+    assert set(papers) == set(PRESETS)
+    for name, one in papers.items():
+        assert one.score == pytest.approx(TOP1[IMAGENET_1K][name], abs=0.3)
+        within = [m for m in found.front.members if m.latency.median_ms <= one.latency.median_ms]
+        best = max(within, key=lambda member: member.score, default=None)
+        assert best is None or f"{best.name} {score_text(best)} %" in page
+
+
+def test_the_report_says_where_another_regime_disagrees(for_imagenet):
+    few = Regime(images=5000, classes=10)
+    here, there = (load_front(for_imagenet, regime).members for regime in (None, few))
+    shared = {m.arch.key for m in here} & {m.arch.key for m in there}
+    page = text(page_of(for_imagenet))
+    assert f"make a front of {len(there)}, {len(shared)} of them on this one too" in page
+    assert f"evit-nas front {for_imagenet.path} --images 5000 --classes 10" in page
+
+
+def test_the_measured_networks_of_a_run_make_another_front_under_another_regime(for_imagenet):
+    few = Regime(images=5000, classes=10)
+    learned = LearnedAccuracy.under(few)
+    found = load_front(for_imagenet, few)
+    assert found.origin == learned.origin
+    for one in [*found.members, *found.references]:
+        value, low, high = (float(column[0]) for column in learned.intervals([one.arch]))
+        assert (one.score, *one.interval) == pytest.approx((value, low, high))
+    scores = [member.score for member in found.members]  # fastest first: slower ones are there because they are better
+    assert scores == sorted(scores)
+    assert load_front(for_imagenet) == find(for_imagenet).front
 
 
 def test_a_zero_cost_score_is_judged_where_networks_of_its_space_were_trained(searched):
@@ -372,8 +424,9 @@ def test_popular_networks_stand_beside_with_their_published_accuracy_and_in_no_c
     known = MeasuredReference(reference, latency_of(ours.latency.median_ms))
     monkeypatch.setattr(findings, "known_references", lambda context: [known])
     page = write_report(finished).read_text()
-    row = f"{reference.label} {ours.latency.median_ms:.2f} ± 1.0 % {reference.published_top1:.1f} % {ours.name}"
+    row = f"{reference.label} {ours.latency.median_ms:.2f} ± 1.0 % {reference.published_top1:.1f} %"
     assert row in text(page)
+    assert "this run’s best in that time" not in text(page)  # its score is of other images
     assert charts(page) == charts(without)
 
 

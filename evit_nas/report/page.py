@@ -34,8 +34,8 @@ FEW_PHOTOGRAPHS = Regime(images=5000, classes=10)  # as many as a team photograp
 EVIDENCE = {
     "zero-cost": "No network was trained for it: it is weak evidence of accuracy, weakest between networks of about "
     "the same latency. About 0 is as good as the best of this run’s random pool; scores compare within this run.",
-    "table": "It is what such images and as many of them are expected to bring, learned from networks trained on others: "
-    "your own images and recipe decide what a training reaches.",
+    "table": "It is what as many images of as many classes are expected to bring, learned from networks that were "
+    "trained on others: your own images and recipe decide what a training reaches.",
     "predictor": "It was learned from networks that were trained briefly for this run: it is meant to put networks in "
     "order, and says little about the accuracy of a full training.",
     "short": "Every network was trained briefly, once: two that are close may be in the wrong order, and a full "
