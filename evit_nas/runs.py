@@ -11,6 +11,7 @@ One process at a time writes a run; the lock is the operating system's and goes 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -252,6 +253,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
+
+
+def serialised(save: Callable[[BinaryIO], object]) -> memoryview:
+    """What `save` writes into a file. For torch, which is not to write files itself: it makes an error of its own of
+    what the system has against one, and on a full disk `torch.jit.save` ends the process.
+    """
+    file = io.BytesIO()
+    save(file)
+    return file.getbuffer()
 
 
 def to_yaml(model: BaseModel) -> str:

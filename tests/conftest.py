@@ -1,8 +1,11 @@
 """For all tests: one torch thread, a cache folder of their own, and the same random examples in every run."""
 
+import contextlib
 import itertools
 import os
+import resource
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +20,22 @@ settings.load_profile("evit_nas")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond a few thousand bytes, as on a disk that is full."""
+
+    @contextlib.contextmanager
+    def full() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full
 
 
 class Result(NamedTuple):

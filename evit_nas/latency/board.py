@@ -32,7 +32,7 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Protocol, parse_conditions
 from evit_nas.latency.local import LocalDevice
-from evit_nas.latency.machine import LoadMeter, Machine, machine_of, probe
+from evit_nas.latency.machine import LoadMeter, Machine, check_threads, machine_of, probe
 from evit_nas.latency.runtimes import RUNTIMES
 
 JOB_LIMIT_S = 600.0  # for one measurement; boards are slow, and a strict one makes some 300 runs
@@ -270,13 +270,15 @@ class Worker:
         for name in wanted.entries:
             if any(word in name.lower() for word in FILE_WORDS):
                 raise UsageError(f"session entry {name} can open files of the board; a worker does not take it.")
-        return parse_conditions(
+        conditions = parse_conditions(
             self.device,
             threads=wanted.threads if wanted.threads > 1 else None,  # some devices take no threads at all
             batch=wanted.batch,
             precision=wanted.precision,
             entries=wanted.entries,
         )
+        check_threads(conditions)
+        return conditions
 
     def _name(self, job: Job, conditions: Conditions) -> str:
         here = self.board().context
