@@ -92,7 +92,7 @@ def _open_whole(root: Path, folder: Path, seed: int, remarks: Sequence[str] = ()
     """The classes in `folder`, which is `root` or the training set in it."""
     files = _files_by_class(folder)
     _check_classes(folder, files)
-    images, classes = _images(root, files), tuple(files)
+    images, classes = _images(folder, files), tuple(files)
 
     def place(index: int) -> bytes:
         return hashlib.blake2b(f"{seed} {images.name(index)}".encode(), digest_size=8).digest()

@@ -178,7 +178,7 @@ def reason(error: Exception) -> str:
         error: as Pillow raised it.
     """
     if isinstance(error, UnidentifiedImageError):
-        return "empty, damaged, or of a kind that Pillow does not know"
+        return "empty, damaged, or of a kind that Pillow does not read, as with many bands"
     if isinstance(error, Image.DecompressionBombError):
         return f"beyond Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: shrink it, or cut it in tiles"
     return " ".join(str(error).split()).removesuffix(".") or type(error).__name__

@@ -222,7 +222,7 @@ def _state_dict(data: Any, source: str) -> dict[str, Tensor]:
 
 
 def _unwrapped(data: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Without first parts of names that all share: DDP (module.), torch.compile (_orig_mod.) and others put them there."""
+    """Without first parts that all names share: DDP (module.), torch.compile (_orig_mod.) and others put them there."""
     while data and all(isinstance(name, str) and "." in name for name in data):
         first, *others = {name.partition(".")[0] for name in data}
         if others:
