@@ -3,21 +3,25 @@
 import errno
 import fcntl
 import gzip
+import io
 import os
 import pickle
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
-from evit_nas.data import Split, cache, load_dataset, open_source, tasks
+from evit_nas.data import Split, cache, copies, images, load_dataset, open_source, tasks
 from evit_nas.data.images import Images, plain
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
@@ -51,19 +55,49 @@ def picture(seed: int = 0, size: tuple[int, int] = (24, 20)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def class_folders(folder: Path, count: int, classes: tuple[str, ...] = ("bus", "car", "tram")) -> Path:
+def class_folders(folder: Path, count: int, classes: tuple[str, ...] = ("bus", "car", "tram"), seed: int = 0) -> Path:
     """`count` coloured PNGs in a folder for each class."""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            picture(100 * label + number).save(folder / name / f"{number:02}.png")
+            picture(seed + 100 * label + number).save(folder / name / f"{number:02}.png")
     return folder
 
 
 def split_folder(folder: Path, validation: str = "val") -> Path:
     class_folders(folder / "train", 6)
-    class_folders(folder / validation, 2)
+    class_folders(folder / validation, 2, seed=1000)
     return folder
+
+
+def png(image: Image.Image, length: int | None = None) -> bytes:
+    """A PNG file, or the first `length` bytes of it."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()[:length]
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def tiff(pixels: np.ndarray) -> bytes:
+    """An uncompressed TIFF of one strip, (H, W) or (H, W, bands), of any type of pixels."""
+    height, width, bands = (*pixels.shape, 1)[:3]
+    form, colours = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind], 2 if bands > 2 else 1
+    values = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: colours, 273: 8, 277: bands, 278: height}
+    values |= {279: pixels.nbytes, 339: form}
+    entries = {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()}
+    data = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    if bands > 1:  # one number for each band, which stand behind the directory
+        place = 8 + len(data) + 2 + 12 * len(entries) + 4
+        for number, tag in enumerate((258, 339)):
+            entries[tag] = struct.pack("<HHII", tag, 3, bands, place + number * 2 * bands)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + b"\0" * 4
+    many = struct.pack(f"<{2 * bands}H", *[values[258]] * bands, *[form] * bands) if bands > 1 else b""
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + many
 
 
 SOURCES = {
@@ -82,7 +116,7 @@ NAMES = {"torch": "torch-mnist", "digits": "digits", "procedural": "procedural"}
 def test_every_source_becomes_squares_of_one_size_with_every_class_in_both_splits(kind, tmp_path):
     data = load_dataset(SOURCES[kind](tmp_path), SIDE)
     assert data.name == NAMES.get(kind, "mine")
-    assert data.skipped == ()
+    assert not data.skipped
     for split in (data.train, data.val):
         assert isinstance(split.images, np.memmap)
         assert split.images.dtype == np.uint8
@@ -216,8 +250,8 @@ def test_unreadable_images_are_skipped_by_name_and_said_each_time(tmp_path):
     notes: list[str] = []
     for _ in range(2):
         data = load_dataset(str(folder), SIDE, note=notes.append)
-        assert data.skipped == ("train/bus/03.png", "val/car/01.png")
-        assert "train/bus/03.png, val/car/01.png" in notes[-1]
+        assert list(data.skipped) == ["train/bus/03.png", "val/car/01.png"]
+        assert re.search(r"train/bus/03\.png \(.*\), val/car/01\.png \(image file is truncated.*\)", notes[-1])
     assert np.bincount(data.train.labels).tolist() == [5, 6, 6]
     assert np.bincount(data.val.labels).tolist() == [2, 1, 2]
     assert len(data.train.images) == 17
@@ -226,9 +260,9 @@ def test_unreadable_images_are_skipped_by_name_and_said_each_time(tmp_path):
 def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
     folder = split_folder(tmp_path / "mine")
     (folder / "train" / "bus" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    assert load_dataset(str(folder), SIDE).skipped == ("train/bus/lost.png",)
+    assert load_dataset(str(folder), SIDE).skipped == {"train/bus/lost.png": "a link that leads nowhere"}
     picture().save(tmp_path / "nowhere.png")
-    assert load_dataset(str(folder), SIDE).skipped == ()
+    assert not load_dataset(str(folder), SIDE).skipped
 
 
 def test_names_that_are_not_utf_8_are_taken_and_shown_as_far_as_possible(tmp_path):
@@ -240,7 +274,7 @@ def test_names_that_are_not_utf_8_are_taken_and_shown_as_far_as_possible(tmp_pat
     for _ in range(2):
         data = load_dataset(str(folder), SIDE)
         assert len(data.train.labels) == 18
-        assert data.skipped == ("train/car/\ufffd.png",)
+        assert list(data.skipped) == ["train/car/\ufffd.png"]
 
 
 @pytest.mark.parametrize("place", [(Image, "open"), (cache, "to_square")], ids=["opening", "decoding"])
@@ -257,7 +291,7 @@ def test_a_failing_disk_or_system_costs_no_image(number, place, tmp_path, monkey
             rf"mine: train/bus/00\.png cannot be read: {os.strerror(number)}\. Put that right", refusal(folder)
         )
     data = load_dataset(str(folder), SIDE)
-    assert data.skipped == ()
+    assert not data.skipped
     assert len(data.train.labels) == 18
 
 
@@ -271,7 +305,7 @@ def test_a_header_that_points_to_before_the_file_is_the_images_own_fault(tmp_pat
         return decode(*args)
 
     monkeypatch.setattr(cache, "to_square", fails_once)
-    assert load_dataset(str(folder), SIDE).skipped == ("train/bus/00.png",)
+    assert load_dataset(str(folder), SIDE).skipped == {"train/bus/00.png": "[Errno 22] Invalid argument"}
 
 
 def test_a_class_without_a_readable_image_is_an_error(tmp_path):
@@ -342,7 +376,278 @@ def test_shrinking_is_antialiased():
     assert square.max() < 155
 
 
+UNKNOWN = "empty, damaged, or of a kind that Pillow does not read, as with many bands"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", UNKNOWN),
+        (b"<html>404 Not Found</html>", UNKNOWN),
+        (png(Image.fromarray(np.zeros((50, 50), np.uint8)), length=60), "image file is truncated"),
+        (png(Image.new("1", (13_500, 13_500))), r"beyond Pillow's limit of 178,956,970 pixels: shrink it"),
+        (tiff(np.zeros((9, 9), np.float32)), "floating-point pixels, whose range is not known"),
+        (tiff(np.zeros((9, 9, 5), np.uint8)), UNKNOWN),  # of a satellite
+    ],
+    ids=["empty", "no picture", "cut off", "beyond the limit", "floating point", "five bands"],
+)
+def test_why_an_image_cannot_be_read_is_said(content, why, tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    (folder / "train" / "bus" / "odd.png").write_bytes(content)
+    notes: list[str] = []
+    skipped = load_dataset(str(folder), SIDE, note=notes.append).skipped
+    assert list(skipped) == ["train/bus/odd.png"]
+    assert re.match(why, skipped["train/bus/odd.png"])
+    assert f"train/bus/odd.png ({skipped['train/bus/odd.png']})" in notes[-1]
+    unreadable = open_source(str(folder), 0).train
+    assert re.fullmatch(
+        rf"train/bus/odd\.png \({re.escape(skipped['train/bus/odd.png'])}\), train/bus/00\.png \(.*again\)",
+        cache.why_unreadable(unreadable, [6, 0]),
+    )
+
+
+def test_what_pillow_warns_of_is_said_once_and_with_a_name(tmp_path, monkeypatch, recwarn):
+    folder = split_folder(tmp_path / "mine")
+    monkeypatch.setattr(images, "_WARNED", set())
+    for name in ("a", "b"):
+        Image.new("1", (9_500, 9_500)).save(folder / "train" / "bus" / f"{name}.png")
+    assert not load_dataset(str(folder), SIDE).skipped
+    (said,) = recwarn.list
+    assert str(said.message).startswith("train/bus/a.png: Image size (90250000 pixels) exceeds limit")
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path, recwarn):
+    picture().convert("P").save(tmp_path / "see-through.png", transparency=bytes(range(256)))
+    with Image.open(tmp_path / "see-through.png") as image:
+        pixels = np.asarray(plain(image))
+    assert not recwarn.list
+    with Image.open(tmp_path / "see-through.png") as image:
+        assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (np.array([[0, 4095]], np.uint16), "16-bit pixels that stay below 8192 keep fewer than 32 of 256 grey levels"),
+        (np.array([[0, 8192]], np.uint16), None),
+        (np.array([[0, 0]], np.uint16), None),  # black is black
+        (np.array([[-1000, 3000]], np.int32), "pixels below 0 or above 65535 are cut off there"),
+        (np.array([[0, 70_000]], np.int32), "pixels below 0 or above 65535 are cut off there"),
+    ],
+    ids=["12 of 16 bits", "14 bits", "black", "Hounsfield units", "32 bits"],
+)
+def test_deep_pixels_that_lose_their_grey_levels_are_said(pixels, said, tmp_path, recwarn):
+    (tmp_path / "deep.tif").write_bytes(tiff(pixels))
+    plain(Image.open(tmp_path / "deep.tif"))
+    assert [str(warning.message)[: len(said or "")] for warning in recwarn.list] == ([said] if said else [])
+
+
+KINDS = {"jfif": "JPEG", "JPG": "JPEG", "Jpeg": "JPEG", "jp2": "JPEG2000", "avif": "AVIF", "webp": "WEBP", "mpo": "MPO"}
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_pictures_have_many_suffixes_in_any_case(suffix, tmp_path):
+    folder = class_folders(tmp_path / "mine", 3)
+    if not features.check({"avif": "avif", "jp2": "jpg_2000", "webp": "webp"}.get(suffix, "jpg")):
+        pytest.skip(f"this Pillow reads no {suffix}")
+    picture(5).save(folder / "bus" / f"one.{suffix}", KINDS[suffix])
+    data = load_dataset(str(folder), SIDE)
+    assert not data.skipped
+    assert len(data.train) + len(data.val) == 10
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert np.asarray(plain(Image.open(tmp_path / "moving.gif"))).min() == 255
+
+
+# ---- what lies in a folder
+
+
+SYSTEM = (".ipynb_checkpoints", ".thumbnails", "@eaDir", "__MACOSX", "#recycle", "lost+found")
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+@pytest.mark.parametrize("place", ["", "bus", "bus/deeper"])
+def test_what_systems_hide_in_a_folder_is_no_data(name, place, tmp_path):
+    folder = class_folders(tmp_path / "mine", 12)
+    (folder / "bus" / "deeper").mkdir()
+    before = open_source(str(folder), 0)
+    copy = folder / place / name / "more" / "00-checkpoint.png"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(folder / "bus" / "00.png", copy)
+    (folder / "bus" / "Thumbs.db").write_text("")
+    after = open_source(str(folder), 0)
+    assert after.classes == before.classes
+    assert (names_of(after.train), names_of(after.val)) == (names_of(before.train), names_of(before.val))
+    assert not after.remarks
+
+
+def test_linked_folders_are_followed_but_none_twice_and_none_back(tmp_path):
+    folder = class_folders(tmp_path / "mine", 12)
+    class_folders(tmp_path / "store", 5, ("more", "tandem"))
+    for name, target in {"a": "../../store/more", "b": "../../store/more", "loop": ".", "up": "..", "far": "/"}.items():
+        (folder / "bus" / name).symlink_to(target)
+    (folder / "everything").symlink_to(".")
+    (folder / "tandem").symlink_to(tmp_path / "store" / "tandem")
+    source = open_source(str(folder), 0)
+    assert source.classes == ("bus", "car", "tandem", "tram")
+    names = names_of(source.train) | names_of(source.val)
+    assert len(names) == len(source.train) + len(source.val) == 12 + 5 + 12 + 5 + 12
+    assert {name for name in names if "/a/" in name} == {f"bus/a/{number:02}.png" for number in range(5)}
+
+
+def test_files_that_are_no_pictures_are_counted(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    for number in range(3):
+        (folder / "train" / "bus" / f"IMG_{number}.HEIC").write_bytes(b"ftypheic")
+    (folder / "val" / "car" / "1.xml").write_text("<annotation/>")
+    notes: list[str] = []
+    load_dataset(str(folder), SIDE, note=notes.append)
+    assert notes[-1] == "mine: left out what is no picture: 3 .heic, 1 .xml"
+
+
+COPIES = {"val/bus/again.png": "train/bus/03.png", "val/tram/wrong.png": "train/car/05.png"}
+
+
+def test_training_images_among_those_for_validation_are_named(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    for copy, original in COPIES.items():
+        shutil.copy(folder / original, folder / copy)
+    for empty in ("train/bus/empty.png", "val/bus/empty.png"):
+        (folder / empty).write_bytes(b"")
+    similar = bytearray((folder / "train/bus/00.png").read_bytes())  # as long, and another picture
+    similar[-20] ^= 1
+    (folder / "val/bus/similar.png").write_bytes(similar)
+    notes: list[str] = []
+    load_dataset(str(folder), SIDE, note=notes.append)
+    assert (
+        "mine: 2 of the 10 validation images are training images too, byte for byte (val/bus/again.png is "
+        "train/bus/03.png, val/tram/wrong.png is train/car/05.png): remove one of each, or the accuracy says too much"
+    ) in notes
+
+
+def test_no_copies_are_looked_for_where_that_would_take_long(tmp_path, monkeypatch):
+    folder = split_folder(tmp_path / "mine")
+    for copy, original in COPIES.items():
+        shutil.copy(folder / original, folder / copy)
+    assert copies.copies(open_source(str(folder), 0)) == COPIES
+    monkeypatch.setattr(copies, "LIMIT", 1000)
+    assert not copies.copies(open_source(str(folder), 0))
+
+
+@pytest.mark.parametrize("name", ["train", "Training"])
+@pytest.mark.parametrize("beside", ["nothing", "test without classes", "empty val", "labels"])
+def test_of_training_images_alone_a_tenth_is_held_out(name, beside, tmp_path):
+    folder = tmp_path / "mine"
+    class_folders(folder / name, 12)
+    if beside == "test without classes":
+        (folder / "test").mkdir()
+        picture().save(folder / "test" / "1.png")
+    elif beside == "empty val":
+        (folder / "val").mkdir()
+    elif beside == "labels":
+        (folder / "labels").mkdir()
+        (folder / "labels" / "1.txt").write_text("0 0.5 0.5 1 1")
+    source, alone = open_source(str(folder), 0), open_source(str(folder / name), 0)
+    assert (source.name, source.classes) == ("mine", ("bus", "car", "tram"))
+    assert (names_of(source.val), names_of(source.train)) == (names_of(alone.val), names_of(alone.train))
+    left_out = {"test without classes": "test", "empty val": "val"}.get(beside)
+    said = f"{folder / left_out} has no folder for each class and is left out" if left_out else None
+    assert source.remarks == ((said,) if said else ())
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    folder = class_folders(tmp_path / "mine", 12, ("bus", "car", "train"))
+    assert open_source(str(folder), 0).classes == ("bus", "car", "train")
+    shutil.move(folder / "train", folder / "moved")
+    class_folders(folder / "train", 3, ("diesel", "steam"))
+    assert re.search("train holds folders as a training set does, but beside it bus, car, moved could", refusal(folder))
+
+
+@pytest.mark.parametrize("name", ["New York", "10", "猫", "thé vert", "it's"])
+def test_a_class_has_any_name_in_either_form_of_unicode(name, tmp_path):
+    folder = tmp_path / "mine"
+    class_folders(folder / "train", 3, ("bus", unicodedata.normalize("NFC", name)))
+    class_folders(folder / "val", 3, ("bus", unicodedata.normalize("NFD", name)))  # as macOS packs it
+    source = open_source(str(folder), 0)
+    assert set(source.classes) == {"bus", unicodedata.normalize("NFC", name)}
+    assert (len(source.train), len(source.val)) == (6, 6)
+
+
+def test_a_copy_of_the_data_in_themselves_is_no_class(tmp_path):
+    folder = class_folders(tmp_path / "mine", 4)
+    class_folders(folder / "mine", 4)
+    assert re.search(
+        r"mine/mine: a class must hold pictures, this one holds bus, car, tram, which are classes beside it",
+        refusal(folder),
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (("train/1.png", "train/_classes.csv", "valid/2.png"), r"train: .*not read from files such as _classes\.csv"),
+        (("train/1.png", "test/2.png", "train.csv"), r"train: must hold a folder of pictures for each"),
+        (("images/1.png", "result.json"), r"found images\. Labels are not read from files such as result\.json"),
+        (("images/train/1.png", "labels/train/1.txt"), r"labels: a class must have pictures .*found 1 \.txt"),
+        (("pets/cat/1.png", "pets/dog/1.png"), r"found pets\. Did you mean .*/mine/pets\?"),
+        (("val/cat/1.png", "val/dog/1.png"), r"found val\. Did you mean .*/mine/val\?"),
+        (("mri/1.dcm", "ct/1.png", "ct/2.png"), r"mri: a class must have pictures .*found 1 \.dcm\. Convert them"),
+    ],
+    ids=["Roboflow's table", "Kaggle's table", "Label Studio", "YOLO", "zip in a folder", "only val", "DICOM"],
+)
+def test_other_layouts_are_refused_with_what_to_do(layout, message, tmp_path):
+    for name in layout:
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture().save(path) if path.suffix == ".png" else path.write_text("")
+    assert re.search(message, refusal(tmp_path / "mine"))
+
+
+def test_only_a_folder_that_was_not_split_for_training_is_judged_on_as_a_whole(tmp_path):
+    whole, split = class_folders(tmp_path / "mine", 12), split_folder(tmp_path / "split")
+    source = open_source(str(whole), 0)
+    assert len(source.unseen([])) == len(source.unseen(["other"])) == 36
+    assert source.unseen(["other", "mine"]) is source.val
+    assert len(open_source(str(split), 0).unseen([])) == 6
+    assert len(open_source("digits", 0).unseen([])) == 176
+
+
 # ---- the cache
+
+
+def damaged(file: Path, how: str) -> None:
+    whole = file.read_bytes()
+    file.unlink()  # who has mapped it keeps what it was
+    if how == "missing":
+        return
+    if how == "other":  # a whole file, but not of this entry
+        file.write_bytes(b"[]" if file.suffix == ".json" else npy(np.zeros((3, 2))))
+    else:
+        file.write_bytes({"empty": b"", "cut off": whole[:-1], "noise": b"\x93NUMPY\x01\x00v\x00{'desc"}[how])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut off", "noise", "other"])
+@pytest.mark.parametrize("name", ["meta.json", "train-images.npy", "train-labels.npy", "val-images.npy"])
+def test_a_damaged_entry_is_decoded_again(name, how, tmp_path):
+    folder, notes = idx_folder(tmp_path / "mine"), []
+    whole = load_dataset(str(folder), SIDE)
+    damaged(Path(whole.train.images.filename).with_name(name), how)
+    for _ in range(2):
+        again = load_dataset(str(folder), SIDE, note=notes.append)
+        assert again.digest == whole.digest
+        assert np.array_equal(again.train.images, whole.train.images)
+        assert np.array_equal(again.val.labels, whole.val.labels)
+    assert sum("decoding" in note for note in notes) == 1
+
+
+def test_labels_of_other_classes_are_a_damage(tmp_path):
+    folder = idx_folder(tmp_path / "mine")
+    whole = load_dataset(str(folder), SIDE)
+    Path(whole.train.images.filename).with_name("val-labels.npy").write_bytes(npy(whole.val.labels + 1))
+    assert np.array_equal(load_dataset(str(folder), SIDE).val.labels, whole.val.labels)
 
 
 def change(folder: Path, how: str) -> None:
@@ -502,13 +807,13 @@ def test_idx_labels_must_be_as_many_as_images_and_known_from_training(tmp_path):
 
 
 def test_a_class_folder_must_have_pictures_and_a_second_class_beside_it(tmp_path):
-    assert re.search("at least two classes, found bus", refusal(class_folders(tmp_path / "one", 3, ("bus",))))
+    assert re.search(r"at least two classes, found bus\. Other", refusal(class_folders(tmp_path / "one", 3, ("bus",))))
     (tmp_path / "none").mkdir()
     assert re.search("at least two classes, found none", refusal(tmp_path / "none"))
     empty = class_folders(tmp_path / "empty", 3)
     (empty / "zeppelin").mkdir()
     (empty / "zeppelin" / "readme.txt").write_text("soon")
-    assert re.search(r"zeppelin: a class must have pictures \(.*\.png.*\), found none", refusal(empty))
+    assert re.search(r"zeppelin: a class must have pictures \(.*\.png.*\), found 1 \.txt\. Convert", refusal(empty))
     assert re.search(
         "class 'bus' must have at least 2 images, .*, got 1", refusal(class_folders(tmp_path / "single", 1))
     )

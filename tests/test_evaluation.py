@@ -19,7 +19,9 @@ from evit_nas.evaluation.figures import Answers, calibration_error, figures
 from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import EfficientViT
 from evit_nas.network.onnx_graph import build_onnx
+from evit_nas.ship.shipped import Graph, Shipped
 from evit_nas.trained import Trained
+from tests.fakes import latency_of
 from tests.networks import lively_network, tiny_arch
 from tests.test_transfer import training
 
@@ -158,7 +160,65 @@ def test_unreadable_images_are_skipped_and_named(trained: Path, pictures: Path) 
 
     assert {(e.images, e.skipped) for e in found} == {(29, ("val/3/1.png",))}
     assert sum(found[0].confusion[3]) == 2
-    assert notes == ["pictures: skipped 1 unreadable images: val/3/1.png"]
+    (said,) = notes
+    assert said.startswith("pictures: skipped 1 unreadable images: val/3/1.png (empty, damaged")
+
+
+@pytest.fixture
+def whole(pictures: Path) -> Path:
+    """A folder of 30 images without a split of its own."""
+    (pictures / "val/3/1.png").write_bytes((pictures / "val/3/0.png").read_bytes())
+    return pictures / "val"
+
+
+def test_a_folder_without_a_split_of_its_own_is_taken_whole(trained: Path, whole: Path) -> None:
+    notes: list[str] = []
+
+    found = evaluate([str(trained)], str(whole), workers=0, note=notes.append)
+
+    assert {(e.images, e.data) for e in found} == {(30, "val")}
+    assert notes == ["val has no split of its own: all of its 30 images are taken"]
+
+
+@pytest.mark.parametrize("form", ["training folder", "shipped folder", "ONNX file beside it", "ONNX file like it"])
+def test_of_a_folder_that_a_network_was_trained_on_the_tenth_is_taken_that_was_held_out(
+    form: str, trained: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(trained, folder)
+    record = Trained.load(folder).model_copy(update={"data_name": "val", "data": "somewhere/else/val"})
+    record.save(folder)
+    network, like = str(folder), None
+    if form == "shipped folder":
+        config = {"architecture": "evit_nas", "num_classes": 10, "label_names": list(DIGITS)}
+        config |= {"pretrained_cfg": record.preprocessing.timm_config()}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "shipped.json").write_text(shipped_record(record))
+        (folder / "trained.json").unlink()
+    elif form == "ONNX file beside it":
+        network = str(folder / "model.onnx")
+    elif form == "ONNX file like it":
+        network, like = str(shutil.move(folder / "model.onnx", tmp_path / "lone.onnx")), str(folder)
+    notes: list[str] = []
+
+    both = evaluate([str(trained), network], str(whole), workers=0, like=like, note=notes.append)
+
+    assert {(e.images, e.data) for e in both} == {(10, "val val")}
+    assert (
+        "a network was trained on data of this name: 10 of its images are taken, the tenth that is held out" in notes[0]
+    )
+    (left, *_) = evaluate([network], str(whole), split="train", workers=0, like=like, note=notes.append)
+    assert (left.images, left.data) == (20, "val train")
+    assert "20 of its images are taken, what is left when a tenth is held out" in notes[1]
+
+
+def shipped_record(trained: Trained) -> str:
+    """shipped.json of a network, with figures that do not matter here."""
+    graph = Graph(top1=50, latency=latency_of(1.0), error=0.0, megabytes=1.0)
+    figures = {"params": 1, "macs": 1, "images": 1, "top1": 50, "calibration_images": 1, "tolerance": 1.0}
+    return Shipped(
+        trained=trained, fp32=graph, int8=graph, int8_refusal="", command="", versions={}, **figures
+    ).model_dump_json()
 
 
 def test_a_class_without_readable_images_is_said(trained: Path, pictures: Path) -> None:

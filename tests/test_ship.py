@@ -17,6 +17,8 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
 
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
@@ -179,6 +181,26 @@ def test_8_bits_that_are_not_faster_are_not_shipped_and_the_card_says_why(
     assert record.int8 is not None  # its figures are kept
     assert record.int8_refusal in (tmp_path / "out" / "README.md").read_text()
     assert Shipped.load(tmp_path / "out") == record
+
+
+def with_an_outlier(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The same function in fp32: a channel of the stem is `factor` times as large, and read as much smaller."""
+    weights = {name: value.clone() for name, value in weights.items()}
+    weights["stem.0.bn.weight"][0] *= factor
+    weights["stem.0.bn.bias"][0] *= factor
+    weights["stem.1.conv.weight"][:, 0] /= factor
+    return weights
+
+
+def test_8_bits_that_one_large_channel_ruins_are_not_shipped(tmp_path: Path) -> None:
+    training = finished(tmp_path / "training")
+    save_file(with_an_outlier(fitted_weights(), 1000.0), training / "model.safetensors")
+    record = ship(training, tmp_path / "out", conditions=FILES, images=100, calibration_images=20)
+    assert record.int8 is not None
+    assert record.fp32.top1 == record.top1 > 85
+    assert record.int8.top1 < record.top1 - 30
+    assert record.int8_refusal.startswith(f"it loses {record.top1 - record.int8.top1:.2f} points of top-1")
+    assert names_in(tmp_path / "out") == WHOLE - {"model-int8.onnx"}
 
 
 def test_a_graph_that_cannot_be_quantised_ships_in_fp32_with_the_reason(

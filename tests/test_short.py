@@ -36,7 +36,7 @@ def split(count: int, channels: int = 1, side: int = 64) -> Split:
 
 
 def dataset(train: int = 12, channels: int = 1) -> Dataset:
-    return Dataset("made up", ("dark", "grey", "bright"), split(train, channels), split(9, channels), (), "0")
+    return Dataset("made up", ("dark", "grey", "bright"), split(train, channels), split(9, channels), {}, "0")
 
 
 @lru_cache

@@ -113,9 +113,17 @@ def test_features_leave_out_the_stages_after_the_last_one_asked_for() -> None:
     assert not [name for name, _ in features.named_parameters() if name.startswith(("model.stages.2", "model.head"))]
 
 
-def test_features_of_a_larger_image_keep_their_strides() -> None:
-    features = create(arch=tiny_arch(), features_only=True)
-    assert [feature.shape[2:] for feature in features(torch.zeros(1, 3, 96, 160))] == [(6, 10), (3, 5), (2, 3)]
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("variant", ["cascade", "parallel", "linear", "convolutional"])
+@pytest.mark.parametrize("size", [(96, 160), (333, 500), (250, 1300), (65, 31)])
+def test_features_of_any_image_keep_their_strides(size: tuple[int, int], variant: str, training: bool) -> None:
+    """As detectors and segmenters feed them: one image, of any size; sizes are rounded up."""
+    features = create(arch=tiny_arch(**VARIANTS[variant]), features_only=True).train(training)
+    maps = features(torch.randn(1, 3, *size))
+    assert [tuple(feature.shape[2:]) for feature in maps] == [
+        tuple(-(-side // stride) for side in size) for stride in (16, 32, 64)
+    ]
+    assert all(feature.isfinite().all() for feature in maps)
 
 
 def test_a_checkpoint_path_is_loaded(checkpoint: Path) -> None:

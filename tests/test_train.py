@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import pickle
 import shutil
@@ -351,6 +352,53 @@ def test_a_checkpoint_on_a_full_disk_is_an_error_of_the_system_and_leaves_the_la
         checkpoint.save_state(path, state | {"step": 2})
     assert checkpoint.load_state(path)["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+def test_a_loss_that_becomes_nan_on_the_way_costs_what_came_after_the_last_epoch(
+    tmp_path, monkeypatch, images, finished
+):
+    folder, answer, calls = begun(tmp_path / "b", images), loop.Criterion.__call__, []
+
+    def once_nan(*arguments):
+        calls.append(None)
+        return answer(*arguments) * (math.nan if len(calls) == 11 else 1.0)  # the third step of the third epoch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Criterion, "__call__", once_nan)
+        with pytest.raises(EvitNasError, match=r"tiny: the loss is nan in epoch 3\. Take a lower rate"):
+            train(folder, Watch())
+    state = checkpoint.load_state(folder / CHECKPOINT)
+    assert (state["epoch"], state["step"]) == (2, 0)
+    assert all(tensor.isfinite().all() for tensor in [*state["model"].values(), *state["average"].values()])
+    assert train(folder, Watch()).top1 == finished[1].top1
+    assert lines(folder) == lines(finished[0])
+
+
+def test_an_average_that_is_not_finite_is_not_kept(tmp_path, monkeypatch, images):
+    calls = []
+
+    def blind(model, *rest):
+        calls.append(model)
+        return validate(model, *rest) | ({} if len(calls) % 2 else {"top1": 100.0, "loss": math.nan})
+
+    monkeypatch.setattr(loop, "validate", blind)
+    trained = train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 2}), Watch())
+    assert not trained.averaged
+    assert math.isfinite(trained.loss)
+
+
+def test_what_is_odd_about_the_data_is_said_once_as_a_training_begins(tmp_path, images):
+    root = Path(shutil.copytree(images, tmp_path / "mine"))
+    shutil.copy(root / "train" / "dark" / "3.png", root / "val" / "dark" / "copy.png")
+    (root / "val" / "light" / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    folder, stopped, resumed = begun(tmp_path / "b", root, recipe=LIVELY | {"epochs": 2}), Stopped(6), Watch()
+    with pytest.raises(Interrupted):
+        train(folder, stopped)
+    assert stopped.notes[:2] == [
+        "mine: left out what is no picture: 1 .heic",
+        "mine: 1 of the 19 validation images are training images too, byte for byte (val/dark/copy.png is "
+        "train/dark/3.png): remove one of each, or the accuracy says too much",
+    ]
+    train(folder, resumed)
+    assert not [note for note in resumed.notes if note.startswith("mine: ")]
 
 
 def test_a_full_disk_costs_the_checkpoint_but_not_the_training(tmp_path, monkeypatch, images, finished):
@@ -390,7 +438,7 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, images):
     assert trained.top1 > 40
     named = [note for note in watch.notes if "could not be read" in note]
     assert [note.split(":")[0] for note in named] == [f"1 {split} images could not be read" for split in SPLITS]
-    assert all(name in note for name, note in zip(("dark/3.png", "light/2.png"), named, strict=True))
+    assert all(f"{name} (empty, d" in note for name, note in zip(("dark/3.png", "light/2.png"), named, strict=True))
     assert {row["images"] for row in lines(tmp_path / "b") if row["kind"] == "val"} == {17}
 
 

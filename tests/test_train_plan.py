@@ -3,6 +3,7 @@
 import pytest
 
 from evit_nas.arch import ArchConfig
+from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import RunError, UsageError
 from evit_nas.runs import lock
 from evit_nas.search import record
@@ -38,6 +39,15 @@ def test_two_networks_of_one_name_are_refused_before_one_takes_the_others_folder
     chosen = [Chosen("a", tiny_arch()), Chosen("a", tiny_arch(heads=1))]
     with pytest.raises(UsageError, match=r"two different ones are called a.*Rename a file"):
         plan(chosen, How("digits", "tiny", QUICK, out=tmp_path))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_channels_that_no_image_has_are_refused_before_anything_starts(tmp_path, channels):
+    arch = ArchConfig.model_validate(tiny_arch().model_dump() | {"in_channels": channels})
+    with pytest.raises(UsageError, match=rf"a: in_channels must be 1 \(grey\) or 3 .*, got {channels}\."):
+        plans_of("a", a=arch, out=tmp_path)
+    with pytest.raises(UsageError, match=f"a network of {channels} channels has none"):
+        Preprocessing(input_size=(channels, 64, 64), mean=(0.5,) * channels, std=(0.5,) * channels).transform()
 
 
 # --- beginning ---

@@ -1,6 +1,7 @@
 """Weights: ours, timm's and the official names, resampled attention biases, and files from strangers."""
 
 import pickle
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def test_to_timm_refuses_another_stem() -> None:
 # Checkpoints
 
 
-@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
+@pytest.mark.parametrize("wrapper", ["model", "model_state_dict", "state_dict"])
 def test_load_weights_unwraps_an_official_checkpoint(wrapper: str, tmp_path: Path) -> None:
     ours, from_file, from_dict = trained(), fresh(), fresh()
     weights = renamed(ours, official_key)
@@ -165,6 +166,57 @@ def test_load_weights_unwraps_an_official_checkpoint(wrapper: str, tmp_path: Pat
 
     assert_equal_weights(from_file, ours)
     assert_equal_weights(from_dict, ours)
+
+
+class Lightning(torch.nn.Module):
+    """What keeps its network as Lightning modules do."""
+
+    def __init__(self, model: EfficientViT) -> None:
+        super().__init__()
+        self.model = model
+
+
+WRAPPERS: dict[str, Callable[[EfficientViT], torch.nn.Module]] = {
+    "data parallel": torch.nn.DataParallel,
+    "compiled": torch.compile,
+    "compiled, data parallel": lambda model: torch.nn.DataParallel(torch.compile(model)),
+    "in a module": Lightning,
+}
+
+
+@pytest.mark.parametrize("naming", [str, timm_key, official_key])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_load_weights_takes_off_what_a_wrapper_puts_before_every_name(
+    wrapper: str, naming: Callable[[str], str], tmp_path: Path
+) -> None:
+    ours, back = trained(), fresh()
+    names = list(WRAPPERS[wrapper](ours).state_dict())
+    prefixes = {name.removesuffix(key) for name, key in zip(names, ours.state_dict(), strict=True)}
+    (prefix,) = prefixes
+    assert prefix
+    torch.save({"state_dict": renamed(ours, lambda key: prefix + naming(key))}, tmp_path / "wrapped.pth")
+
+    load_weights(back, tmp_path / "wrapped.pth")
+
+    assert_equal_weights(back, ours)
+
+
+def test_a_first_part_that_not_all_names_have_is_left() -> None:
+    weights = {f"module.{key}": value for key, value in trained().state_dict().items()}
+    assert "(criterion.weight, module.head.bn.bias, " in refusal(
+        fresh(), weights | {"criterion.weight": torch.zeros(1)}
+    )
+
+
+def test_a_checkpoint_of_timms_train_script_is_read(tmp_path: Path) -> None:
+    ours, back = trained(), fresh()
+    options = Namespace(model="evit_nas", lr=1e-3, betas=[0.9, 0.999], data_dir=None)
+    state = {"epoch": 3, "arch": "evit_nas", "state_dict": ours.state_dict(), "args": options, "metric": 81.2}
+    torch.save(state, tmp_path / "last.pth.tar")
+
+    load_weights(back, tmp_path / "last.pth.tar")
+
+    assert_equal_weights(back, ours)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])

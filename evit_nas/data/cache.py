@@ -13,17 +13,19 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from evit_nas.caches import cache_folder
+from evit_nas.data.copies import said_copies
 from evit_nas.data.dataset import Dataset, Split
-from evit_nas.data.images import GRAY_MODES, Source, plain
+from evit_nas.data.images import GRAY_MODES, Images, Source, plain, reason
 from evit_nas.data.sources import open_source
 from evit_nas.errors import UsageError
 
@@ -53,21 +55,26 @@ def load_dataset(
     entry = _entry(opened, image_size)
     try:
         with _locked(entry, lambda: note(f"waiting for another process that decodes {opened.name}")):
-            meta = _read_meta(entry, stamp)
-            if meta is None:
+            dataset = _read(entry, opened, image_size, stamp)
+            if dataset is None:
                 total = len(opened.train) + len(opened.val)
                 note(f"decoding {opened.name} to {image_size} px: {total} images, this once")
-                meta = _write(entry, opened, image_size, stamp)
-            train, val = _map(entry, "train"), _map(entry, "val")
+                if repeated := said_copies(opened):
+                    note(f"{opened.name}: {repeated}")
+                _write(entry, opened, image_size, stamp)
+                dataset = _read(entry, opened, image_size, stamp)
     except OSError as error:
         raise UsageError(
             f"cannot keep decoded images in {entry.parent}: {error.strerror}. Choose another place with XDG_CACHE_HOME."
         ) from None
-    skipped = tuple(meta["skipped"])
-    if skipped:
-        more = ", ..." if len(skipped) > NAMED else ""
-        note(f"{opened.name}: skipped {len(skipped)} unreadable of its images: {', '.join(skipped[:NAMED])}{more}")
-    return Dataset(opened.name, opened.classes, train, val, skipped, meta["digest"])
+    if dataset is None:
+        raise UsageError(f"{entry} does not keep what is written to it. Choose another place with XDG_CACHE_HOME.")
+    for remark in opened.remarks:
+        note(f"{opened.name}: {remark}")
+    if dataset.skipped:
+        listed = some(f"{name} ({why})" for name, why in dataset.skipped.items())
+        note(f"{opened.name}: skipped {len(dataset.skipped)} unreadable of its images: {listed}")
+    return dataset
 
 
 def _entry(source: Source, image_size: int) -> Path:
@@ -87,38 +94,58 @@ def _locked(entry: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def _read_meta(entry: Path, stamp: str) -> dict[str, Any] | None:
-    """What `_write` said of the entry, or None if there is none, or one of an older state of the source."""
+def _read(entry: Path, source: Source, image_size: int, stamp: str) -> Dataset | None:
+    """What `_write` left; None if there is nothing, something of an older state of the source, or something damaged.
+
+    Only shapes and labels are looked at: reading every pixel would take as long as training on them.
+    """
     try:
-        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        if meta["stamp"] != stamp:
+            return None
+        train, val = (_map(entry, split, image_size, len(source.classes)) for split in ("train", "val"))
+        return Dataset(source.name, source.classes, train, val, dict(meta["skipped"]), str(meta["digest"]))
     except FileNotFoundError:
         return None
-    return meta if meta["stamp"] == stamp else None
+    except OSError:
+        raise
+    except Exception:  # whatever json and numpy raise on a damaged file
+        return None
 
 
-def _map(entry: Path, split: str) -> Split:
-    return Split(np.load(entry / f"{split}-images.npy", mmap_mode="r"), np.load(entry / f"{split}-labels.npy"))
+def _map(entry: Path, split: str, image_size: int, classes: int) -> Split:
+    """
+    Raises:
+        ValueError: the files do not hold what `_write` puts there.
+    """
+    images, labels = np.load(entry / f"{split}-images.npy", mmap_mode="r"), np.load(entry / f"{split}-labels.npy")
+    square = images.ndim == 4 and images.shape[1:3] == (image_size, image_size) and images.shape[3] in (1, 3)
+    if not square or images.dtype != np.uint8 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise ValueError
+    if not np.array_equal(np.unique(labels), np.arange(classes)):
+        raise ValueError
+    return Split(images, labels)
 
 
-def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str, Any]:
-    """Decodes `source` into `entry`, and returns its meta.json."""
+def _write(entry: Path, source: Source, image_size: int, stamp: str) -> None:
+    """Decodes `source` into `entry`."""
     scratch = entry.with_name(f"{entry.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed: the lock is ours
     scratch.mkdir()
     mode = _mode(source)
     digest = hashlib.blake2b(os.fsencode("\0".join(source.classes)), digest_size=6)
-    skipped: list[str] = []
+    skipped: dict[str, str] = {}
     for split, images in (("train", source.train), ("val", source.val)):
         read = []
         with (scratch / f"{split}-images.npy").open("wb") as file:
             _write_header(file, (0, image_size, image_size, len(mode)))
             for index in range(len(images)):
                 try:
-                    with images.picture(index) as image:
+                    with images.opened(index) as image:
                         pixels = to_square(image, image_size, mode).tobytes()
                 except UNREADABLE as error:
                     check_image_is_to_blame(error, f"{source.name}: {images.name(index)}")
-                    skipped.append(images.name(index))
+                    skipped[images.name(index)] = reason(error)
                     continue
                 file.write(pixels)
                 digest.update(pixels)
@@ -136,7 +163,6 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str
     (entry / "meta.json").unlink(missing_ok=True)  # before the rest, which is not believed without it
     shutil.rmtree(entry, ignore_errors=True)
     scratch.rename(entry)
-    return meta
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -160,12 +186,31 @@ def _mode(source: Source) -> str:
     for images in (source.train, source.val):
         for index in range(len(images)):
             try:
-                with images.picture(index) as image:
+                with images.opened(index) as image:
                     if image.mode not in GRAY_MODES:
                         return "RGB"
             except UNREADABLE as error:
                 check_image_is_to_blame(error, f"{source.name}: {images.name(index)}")
     return "L"
+
+
+def why_unreadable(images: Images, indices: Iterable[int]) -> str:
+    """The first few images that a loader could not read, by name, and why: they are read once more."""
+    return some(f"{images.name(index)} ({_why(images, index)})" for index in indices)
+
+
+def _why(images: Images, index: int) -> str:
+    try:
+        images[index]
+    except UNREADABLE as error:
+        return reason(error)
+    return "it can be read again"
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of `names`, for a message."""
+    first = list(islice(names, NAMED + 1))
+    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")
 
 
 def check_image_is_to_blame(error: Exception, name: str) -> None:

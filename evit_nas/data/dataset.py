@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class Dataset:
     classes: tuple[str, ...]
     train: Split
     val: Split
-    skipped: tuple[str, ...]
-    """The unreadable images, by name; they are in neither split."""
+    skipped: Mapping[str, str]
+    """The unreadable images by name, and why; they are in neither split."""
     digest: str
     """Hash of the classes, pixels and labels of both splits: equal for equal data, wherever it lies."""

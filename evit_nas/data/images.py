@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evit_nas.errors import UsageError
 
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_DARK = 2**13  # of 16 bits: a picture below it keeps fewer than 32 of 256 grey levels
+_WARNED: set[str] = set()  # what was warned of, in this process
 HELD_OUT = 10  # one image in so many is for validation, where a source has no split of its own
 
 
@@ -32,11 +36,28 @@ class Images(ABC):
     def name(self, index: int) -> str:
         """What a person calls this image: a path below the source, or a number."""
 
+    def file(self, index: int) -> Path | None:
+        """Where the image is stored, if that is a file of its own."""
+        return None
+
     def __len__(self) -> int:
         return len(self.labels)
 
+    @contextmanager
+    def opened(self, index: int) -> Iterator[Image.Image]:
+        """`picture`, closed at the end of the block; what is warned of in it is said with the name, and only once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with self.picture(index) as image:
+                yield image
+        for warning in caught:
+            if (text := str(warning.message)) not in _WARNED:
+                _WARNED.add(text)
+                warnings.warn(f"{self.name(index)}: {text}", warning.category, stacklevel=4)
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return plain(self.picture(index)).convert("RGB"), int(self.labels[index])
+        with self.opened(index) as image:
+            return plain(image).convert("RGB"), int(self.labels[index])
 
 
 class ArrayImages(Images):
@@ -66,6 +87,9 @@ class ChosenImages(Images):
     def name(self, index: int) -> str:
         return self.images.name(int(self.indices[index]))
 
+    def file(self, index: int) -> Path | None:
+        return self.images.file(int(self.indices[index]))
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -79,6 +103,18 @@ class Source:
     classes: tuple[str, ...]
     train: Images
     val: Images
+    whole: Images | None = None
+    """All of them, where they are a folder without a split of its own, of which a tenth was held out."""
+    remarks: tuple[str, ...] = ()
+    """What its user should know of it."""
+
+    def unseen(self, trained_on: Collection[str]) -> Images:
+        """What networks are judged on: the validation images, but all of a folder that was not split for training them.
+
+        Args:
+            trained_on: names of the data that the networks were trained on, as far as they are known.
+        """
+        return self.val if self.whole is None or self.name in trained_on else self.whole
 
 
 def hold_out(
@@ -113,10 +149,39 @@ def plain(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels")
+        raise ValueError("floating-point pixels, whose range is not known: scale them to 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow's own conversion cuts 16 bits off at 255
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
+        return Image.fromarray(_eight_bits(np.asarray(image)))
+    if image.mode == "P" and "transparency" in image.info:  # Pillow warns of the direct way
+        image = image.convert("RGBA")
     return image.convert("L" if image.mode in GRAY_MODES else "RGB")
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Of whole numbers from 0 to 65535."""
+    if pixels.min() < 0 or pixels.max() > 65535:
+        warnings.warn("pixels below 0 or above 65535 are cut off there: scale them to 16 bits", stacklevel=2)
+    elif 0 < pixels.max() < _DARK:
+        warnings.warn(
+            f"16-bit pixels that stay below {_DARK} keep fewer than {_DARK // 256} of 256 grey levels: if no image is "
+            "brighter, scale all of them by one factor",
+            stacklevel=2,
+        )
+    eight: np.ndarray = (np.clip(pixels, 0, 65535) // 257).astype(np.uint8)
+    return eight
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in words.
+
+    Args:
+        error: as Pillow raised it.
+    """
+    if isinstance(error, UnidentifiedImageError):
+        return "empty, damaged, or of a kind that Pillow does not read, as with many bands"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"beyond Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: shrink it, or cut it in tiles"
+    return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
 
 
 def stamp_of(files: Iterable[Path]) -> str:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from evit_nas.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHANNELS = (1, 3)  # of images: what else a file holds (alpha, near infrared) is not read
 
 
 class Preprocessing(BaseModel):
@@ -30,9 +34,17 @@ class Preprocessing(BaseModel):
     """Side of the centre crop as a share of the resized image: 224 of 256."""
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """From an RGB image to its normalised (C, H, W) input."""
+        """From an RGB image to its normalised (C, H, W) input.
+
+        Raises:
+            UsageError: the input has other channels than images have.
+        """
         from timm.data import create_transform
 
+        if self.input_size[0] not in CHANNELS:
+            raise UsageError(
+                f"images are read in grey or in colour; a network of {self.input_size[0]} channels has none."
+            )
         transform: Callable[[Image.Image], Tensor] = create_transform(
             self.input_size,
             mean=self.mean,

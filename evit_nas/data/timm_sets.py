@@ -68,7 +68,8 @@ def _open_torch(name: str, root: Path) -> Source:
         raise UsageError(f"{name}: the data set must list one label for each image. Make it a folder CLASS/* instead.")
     classes = tuple(label if isinstance(label, str) else label[0] for label in sets[0].classes)
     stamp = stamp_of(path for path in root.rglob("*") if path.is_file())
-    return Source(name.replace("/", "-"), f"{name} in {root}", stamp, classes, *map(TorchImages, sets))
+    train, val = map(TorchImages, sets)
+    return Source(name.replace("/", "-"), f"{name} in {root}", stamp, classes, train, val)
 
 
 def _open_hugging_face(name: str, root: str | None, seed: int) -> Source:

@@ -15,6 +15,7 @@ from evit_nas.evaluation.figures import Answers, Evaluation, class_cells, confus
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evit_nas.data.images import Images, Source
     from evit_nas.data.preprocessing import Preprocessing
     from evit_nas.evaluation.forms import Form
 
@@ -36,6 +37,9 @@ def evaluate(
 ) -> list[Evaluation]:
     """The figures of each form of each of `networks`, in their order, on every image that can be read.
 
+    Data without a split of their own are taken whole, unless a network was trained on data of that name, which have had
+    a tenth held out (see `Source.unseen`).
+
     The classes of the data must be those of a network, in any order.
 
     Args:
@@ -52,14 +56,20 @@ def evaluate(
         MeasurementError: a network's outputs are not finite.
     """
     from evit_nas.data import open_source
+    from evit_nas.data.cache import why_unreadable
     from evit_nas.evaluation.forms import open_forms
     from evit_nas.train.batches import plain_batches
 
     if batch < 1 or not networks:
         raise UsageError(f"give at least one network and a batch of at least 1, got {list(networks)} and {batch}.")
     source = open_source(data, SPLIT_SEED)
-    images = source.train if split == "train" else source.val
     forms = [form for text in networks for form in open_forms(text, like)]
+    trained_on = {form.trained_on for form in forms if form.trained_on}
+    images = source.train if split == "train" else source.unseen(trained_on)
+    for remark in source.remarks:
+        note(f"{source.name}: {remark}")
+    if source.whole is not None:
+        note(_what_is_taken(source, images))
     runs = [_Run(form, _order(source.classes, form, note)) for form in forms]
     groups: dict[Preprocessing, list[_Run]] = {}
     for run in runs:  # those that want the same inputs share them
@@ -76,13 +86,13 @@ def evaluate(
         raise UsageError(f"{source.name}: none of its {split} images can be read.")
     skipped = tuple(images.name(index) for index in unreadable)
     if skipped:
-        note(f"{source.name}: skipped {len(skipped)} unreadable images: {', '.join(skipped)}")
+        note(f"{source.name}: skipped {len(skipped)} unreadable images: {why_unreadable(images, unreadable)}")
     found = [
         Evaluation(
             network=run.form.network,
             form=run.form.form,
             path=run.form.path,
-            data=f"{source.name} {split}",
+            data=source.name if images is source.whole else f"{source.name} {split}",
             skipped=skipped,
             classes=source.classes,
             images_per_s=run.images_per_s,
@@ -94,6 +104,17 @@ def evaluate(
     if empty := found[0].empty_classes:
         note(f"{source.name} has no {split} images of: {', '.join(empty)}")
     return found
+
+
+def _what_is_taken(source: Source, images: Images) -> str:
+    """Which images, where the data have no split of their own."""
+    if images is source.whole:
+        return f"{source.name} has no split of its own: all of its {len(images)} images are taken"
+    part = "the tenth that is held out" if images is source.val else "what is left when a tenth is held out"
+    return (
+        f"{source.name} has no split of its own, and a network was trained on data of this name: {len(images)} of its "
+        f"images are taken, {part}"
+    )
 
 
 class _Run:

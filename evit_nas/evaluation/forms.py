@@ -15,7 +15,9 @@ from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.export import open_onnx
 from evit_nas.network.saved import Saved, open_saved
-from evit_nas.ship.shipped import FP32, INT8
+from evit_nas.ship.shipped import FP32, INT8, Shipped
+from evit_nas.ship.shipped import RECORD as SHIPPED
+from evit_nas.trained import RECORD, Trained
 
 TORCH = "torch"
 _FILES = {FP32: "onnx", INT8: "int8"}
@@ -34,6 +36,8 @@ class Form:
     """(B, C, H, W) normalised images to (B, classes) logits."""
     batch: int | None = None
     """Images at a time, where that is fixed."""
+    trained_on: str | None = None
+    """Name of the data, where a record tells it."""
 
 
 def open_forms(text: str, like: str | None = None) -> list[Form]:
@@ -49,13 +53,22 @@ def open_forms(text: str, like: str | None = None) -> list[Form]:
     if path.suffix == ".onnx":
         if not path.is_file():
             raise UsageError(f"there is no file {text}.")
-        about = open_saved(like or str(path.resolve().parent))
-        return [_onnx(path, about, _preprocessing(about, text))]
+        folder = Path(like).expanduser() if like else path.resolve().parent
+        about = open_saved(str(folder))
+        return [_onnx(path, about, _preprocessing(about, text), _trained_on(folder))]
     saved = open_saved(text)
     about = open_saved(like) if like and saved.preprocessing is None else saved
     preprocessing = _preprocessing(about, text)
-    forms = [Form(saved.name, TORCH, text, about.classes, preprocessing, torch_run(saved.model))]
-    return forms + [_onnx(path / name, saved, preprocessing) for name in _FILES if (path / name).is_file()]
+    data = _trained_on(Path(like).expanduser() if about is not saved and like else path)
+    forms = [Form(saved.name, TORCH, text, about.classes, preprocessing, torch_run(saved.model), trained_on=data)]
+    return forms + [_onnx(path / name, saved, preprocessing, data) for name in _FILES if (path / name).is_file()]
+
+
+def _trained_on(folder: Path) -> str | None:
+    """Name of the data that the network of a training or shipped folder was trained on."""
+    if (folder / RECORD).is_file():
+        return Trained.load(folder).data_name
+    return Shipped.load(folder).trained.data_name if (folder / SHIPPED).is_file() else None
 
 
 def torch_run(model: nn.Module) -> Callable[[Tensor], np.ndarray]:
@@ -79,7 +92,7 @@ def _preprocessing(about: Saved, text: str) -> Preprocessing:
     return about.preprocessing
 
 
-def _onnx(path: Path, about: Saved, preprocessing: Preprocessing) -> Form:
+def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, trained_on: str | None) -> Form:
     try:
         session = open_onnx(path)
     except Exception as error:  # ONNX Runtime has many
@@ -97,4 +110,5 @@ def _onnx(path: Path, about: Saved, preprocessing: Preprocessing) -> Form:
         parts = [session.run(None, {entry.name: padded[i : i + size]})[0] for i in range(0, len(padded), size)]
         return np.concatenate(parts)[: len(array)]
 
-    return Form(about.name, _FILES.get(path.name, "onnx"), str(path), about.classes, preprocessing, run, batch)
+    form = _FILES.get(path.name, "onnx")
+    return Form(about.name, form, str(path), about.classes, preprocessing, run, batch, trained_on)

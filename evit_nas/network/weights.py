@@ -6,6 +6,7 @@ Nothing is unpickled: .safetensors files, or torch files read with weights_only.
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -152,8 +153,8 @@ def load_weights(model: EfficientViT, weights: str | Path | Mapping[str, Tensor]
     """Loads a whole checkpoint (ours, timm's or official) into `model`, resampling attention biases.
 
     Args:
-        weights: a state dict, or a .safetensors / torch file that holds one; either may keep it under
-            "model" or "state_dict".
+        weights: a state dict, or a .safetensors / torch file that holds one; either may keep it under "model",
+            "model_state_dict" or "state_dict", and begin all names alike.
 
     Raises:
         UsageError: the file cannot be read, or a tensor is missing, unknown or of the wrong shape.
@@ -196,7 +197,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py keeps its options in one
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from None
     except Exception:  # whatever the readers raise on a damaged or hostile file (torch: "trust it")
@@ -207,15 +209,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(data: Any, source: str) -> dict[str, Tensor]:
-    for field in ("model", "state_dict"):
+    for field in ("model", "model_state_dict", "state_dict"):
         if isinstance(data, Mapping) and isinstance(data.get(field), Mapping):
             data = data[field]
     if not isinstance(data, Mapping):
         raise UsageError(f"{source}: expected a mapping of names to tensors, got {type(data).__name__}.")
+    data = _unwrapped(data)
     for name, value in data.items():
         if not isinstance(name, str) or not _is_plain(value):
             raise UsageError(f"{source}: expected names and dense tensors of real numbers, not {shown(name)}.")
     return dict(data)
+
+
+def _unwrapped(data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Without first parts that all names share: DDP (module.), torch.compile (_orig_mod.) and others put them there."""
+    while data and all(isinstance(name, str) and "." in name for name in data):
+        first, *others = {name.partition(".")[0] for name in data}
+        if others:
+            break
+        data = {name.removeprefix(f"{first}."): value for name, value in data.items()}
+    return data
 
 
 def _is_plain(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evit_nas.data.cache import UNREADABLE, check_image_is_to_blame
-from evit_nas.data.images import ChosenImages, Images
+from evit_nas.data.images import ChosenImages, Images, reason
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.export import open_onnx, relative_error, run_onnx
@@ -43,7 +43,7 @@ def some(images: Images, count: int, seed: int) -> Images:
 def inputs(
     images: Images, preprocessing: Preprocessing, skip: Callable[[str], None] = lambda name: None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """(1, C, H, W) float32 input and label of every image that can be read; `skip` is told the names of the others.
+    """(1, C, H, W) float32 input and label of every image that can be read; `skip` is told the others and why.
 
     Raises:
         UsageError: none can be read, or it is the disk or the system that fails.
@@ -54,7 +54,7 @@ def inputs(
             image, label = images[index]
         except UNREADABLE as error:
             check_image_is_to_blame(error, images.name(index))
-            skip(images.name(index))
+            skip(f"{images.name(index)} ({reason(error)})")
             continue
         empty = False
         yield transform(image).numpy()[None], label

@@ -148,7 +148,8 @@ def _accuracy(folder: Path, source: Source) -> str:
     shipped = Shipped.load(folder)
     trained = shipped.trained
     sessions = {name: open_onnx(folder / name) for name in shipped.graphs}
-    images = some(source.val, len(source.val), trained.seed)  # the first of them that can be read were shipped with
+    unseen = source.unseen({trained.data_name})
+    images = some(unseen, len(unseen), trained.seed)  # the first of them that can be read were shipped with
     found = compare(_network(folder), sessions, images, trained.preprocessing, most=shipped.images)
     stated = {TORCH: shipped.top1} | {name: graph.top1 for name, graph in shipped.graphs.items()}
     shown = [f"{name} {top1:.2f} % (stated: {stated[name]:.2f} %)" for name, top1 in found.top1s.items()]

@@ -10,6 +10,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from evit_nas import __version__
 from evit_nas.data import open_source
+from evit_nas.data.cache import why_unreadable
+from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.network.model import EfficientViT, build
@@ -158,16 +161,20 @@ class _Training:
         self._records.cut(state["lines"] if state else 0)
         if state is None and init:
             self._records.log({"kind": "init", "init": init})
+        if state is None and self.first:
+            for remark in (*self._source.remarks, said_copies(self._source)):
+                if remark:
+                    self._watch.note(f"{self._source.name}: {remark}")
         self._started = time.monotonic() - (state["seconds"] if state else 0.0)
         self._trained_s, self._trained_images = 0.0, 0
         for epoch in range(self._epoch, self._recipe.epochs):
             self._train_epoch(epoch)
             self._validate(epoch)
         trained = self._trained(init or self._first_init())
-        unreadable = {
-            "training": self._names(self._source.train, self._unreadable),
-            "validation": self._names(self._source.val, self._not_validated),
-        }
+        unreadable = (
+            *self._named("training", self._source.train, self._unreadable),
+            *self._named("validation", self._source.val, self._not_validated),
+        )
         self._records.finish(trained, unreadable)
         for tracker in self._accelerator.trackers:  # `end_training` would part the processes: the next one needs them
             tracker.finish()
@@ -192,11 +199,12 @@ class _Training:
         self._note(transfer.summary())
         return model, transfer.summary()
 
-    def _names(self, images: Images, indices: set[int]) -> list[str]:
-        """What the images are called that any of the processes means."""
+    def _named(self, split: str, images: Images, indices: set[int]) -> Iterator[str]:
+        """A sentence about the images that any of the processes could not read, if there are any."""
         from accelerate.utils import gather_object
 
-        return [images.name(index) for index in sorted(set(gather_object(sorted(indices))))]
+        if every := sorted(set(gather_object(sorted(indices)))):
+            yield f"{len(every)} {split} images could not be read: {why_unreadable(images, every)}"
 
     def _first_init(self) -> str:
         return next((row["init"] for row in self._records.rows() if row["kind"] == "init"), self._settings.init)
@@ -327,7 +335,8 @@ class _Training:
             share_statistics(network, self._accelerator)
         found = {name: self._figures(network) for name, network in networks.items()}
         self._check_finite(found["raw"]["loss"], epoch)
-        which = max(found, key=lambda name: merit(found[name]))
+        finite = [name for name in found if math.isfinite(found[name]["loss"])]  # an average never loses a NaN again
+        which = max(finite, key=lambda name: merit(found[name]))
         row = {"kind": "val", "epoch": epoch + 1, "weights": which, **found[which]}
         self._records.log(row | {f"raw_{k}": v for k, v in found["raw"].items()}, at=(epoch + 1) * self._batches.steps)
         better = self._best is None or merit(row) > merit(self._best)

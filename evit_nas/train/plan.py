@@ -106,16 +106,17 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
         own = {"num_classes": len(source.classes)} | ({"image_size": how.image_size} if how.image_size else {})
         arch = validate(ArchConfig, each.arch.model_dump(mode="json") | own, each.name)
         for seed in how.seeds:
-            settings = TrainSettings(
-                name=each.name,
-                arch=arch,
-                data=how.data,
-                recipe_name=how.recipe_name,
-                recipe=how.recipe,
-                init=how.init,
-                teacher=how.teacher,
-                seed=seed,
-            )
+            fields = {
+                "name": each.name,
+                "arch": arch,
+                "data": how.data,
+                "recipe_name": how.recipe_name,
+                "recipe": how.recipe,
+                "init": how.init,
+                "teacher": how.teacher,
+                "seed": seed,
+            }
+            settings = validate(TrainSettings, fields, each.name)
             folder = parent / f"{each.name}-{source.name}-{how.recipe_name}-s{seed}"
             if plans.setdefault(folder, settings) != settings:
                 raise UsageError(

@@ -6,7 +6,7 @@ A file that cannot be written is named and costs nothing but itself: training go
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from evit_nas.train.folder import BEST, CHECKPOINT, CURVE, METRICS
 from evit_nas.train.settings import TrainSettings
 from evit_nas.train.status import TrainWatcher
 from evit_nas.trained import WEIGHTS, Trained
-
-NAMED = 3  # unreadable images in a message
 
 
 class Records:
@@ -73,17 +71,15 @@ class Records:
         origin = {"evit_nas.arch": self._settings.arch.model_dump_json(), "evit_nas.version": __version__}
         return self._kept(lambda: checkpoint.save_weights(self._folder / BEST, weights, origin))
 
-    def finish(self, trained: Trained, unreadable: Mapping[str, Sequence[str]]) -> None:
-        """Hands over the best weights with what they are; names the images of each split that could not be read.
+    def finish(self, trained: Trained, notes: Sequence[str]) -> None:
+        """Hands over the best weights with what they are, after the last `notes`.
 
         Raises:
             RunError: something cannot be written; training has ended, so resuming does only this.
         """
         if self._writes:
-            for split, names in unreadable.items():
-                if names:
-                    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                    self.note(f"{len(names)} {split} images could not be read: {', '.join(names[:NAMED])}{more}")
+            for note in notes:
+                self.note(note)
             try:
                 write_curve(list(self.rows()), trained.name, self._folder / CURVE)
                 trained.save(self._folder)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evit_nas.arch import ArchConfig
-from evit_nas.data.preprocessing import Preprocessing
+from evit_nas.data.preprocessing import CHANNELS, Preprocessing
 from evit_nas.train.recipe import Recipe
 
 GRAY = (0.5,)
@@ -34,6 +34,15 @@ class TrainSettings(BaseModel):
     """What it is distilled from."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Of weights, order and augmentation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if self.arch.in_channels not in CHANNELS:
+            raise ValueError(
+                f"in_channels must be 1 (grey) or 3 (colour) to train on images, whose alpha and further bands are not "
+                f"read, got {self.arch.in_channels}"
+            )
+        return self
 
     @property
     def preprocessing(self) -> Preprocessing:
