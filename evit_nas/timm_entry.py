@@ -8,10 +8,12 @@ this module runs them with the model registered:
 
 from __future__ import annotations
 
+import inspect
 import math
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,6 @@ LAYERS = {"first_conv": "stem.0.conv", "classifier": "head.linear", "fixed_input
 default_cfgs = {NAME: LAYERS}  # read by timm when it registers the model
 
 _SOURCES = ("file", "url", "hf_hub_id", "state_dict")  # any of them makes a pretrained_cfg one of existing weights
-_OWN = ("arch", "num_classes", "in_chans", "img_size", "global_pool", "out_indices")
 _BUILDERS = ("features_only", "cache_dir", "pretrained_cfg_overlay", "pretrained_model_args")  # for timm's builder
 _WITHOUT = ("drop_rate", "drop_path_rate", "drop_block_rate")  # timm's scripts pass them, as 0 unless told otherwise
 
@@ -46,7 +47,11 @@ def evit_nas(
     in_chans: int | None = None,
     img_size: int | Sequence[int] | None = None,
     global_pool: str = "avg",
-    out_indices: int | Sequence[int] = (0, 1, 2),
+    out_indices: int | Sequence[int] | None = None,
+    feature_cls: str | type | None = None,
+    feature_cfg: Mapping[str, Any] | None = None,
+    device: Any = None,
+    dtype: Any = None,
     pretrained_cfg: Any = None,
     **others: Any,
 ) -> nn.Module:
@@ -59,10 +64,14 @@ def evit_nas(
         arch: "m0" to "m5", the path of a YAML file, the fields as a mapping, or the value itself.
         num_classes, in_chans, img_size: instead of the architecture's own; a side or (height, width) in pixels.
         global_pool: "avg", or "" for none, which needs num_classes=0.
-        out_indices: with features_only=True, which of the maps at strides 16, 32 and 64, or how many of the last.
+        out_indices: with features_only=True, which of the maps at strides 16, 32 and 64, or how many of the last;
+            all of them by default.
+        feature_cls: how timm extracts them: "getter" (default), "list", "dict", "hook" or "fx".
+        feature_cfg: further settings of that extractor.
+        device, dtype: of the parameters, instead of torch's defaults.
 
     Raises:
-        UsageError: an unknown or missing argument, or one with a wrong value.
+        UsageError: an unknown or missing argument (a TypeError as well), or one with a wrong value.
     """
     _check_names(others)
     changes = {"num_classes": num_classes, "in_channels": in_chans, "image_size": img_size}
@@ -70,13 +79,12 @@ def evit_nas(
     from timm.models import build_model_with_cfg
 
     model: nn.Module = build_model_with_cfg(
-        lambda **_: _network(config, global_pool),
+        lambda **_: _network(config, global_pool, device, dtype),
         NAME,
         pretrained,
         pretrained_cfg=_described(config, pretrained_cfg),
         pretrained_filter_fn=_fitted,
-        # the other extractors run a model's children one after another, which leaves out what lies between them
-        feature_cfg={"feature_cls": "getter", "out_indices": out_indices},
+        feature_cfg=_extractor(out_indices, feature_cls, feature_cfg or {}),
         num_classes=config.num_classes,
         in_chans=config.in_channels,
         img_size=config.input_size,
@@ -85,12 +93,17 @@ def evit_nas(
     return model
 
 
+class UnknownArgument(UsageError, TypeError):
+    """An argument that there is not, as Python says it and timm expects it, with those that there are."""
+
+
 def _check_names(others: Mapping[str, Any]) -> None:
     for name, value in others.items():
         if name in _WITHOUT and value:
             raise UsageError(f"{NAME} has no dropout or stochastic depth: leave {name} out, got {shown(value)}.")
         if name not in _BUILDERS + _WITHOUT:
-            raise UsageError(f"{NAME} takes no argument '{name}'. {did_you_mean(name, _OWN + _BUILDERS)}")
+            own = [word for word in inspect.signature(evit_nas).parameters if word != "others"]
+            raise UnknownArgument(f"{NAME} takes no argument '{name}'. {did_you_mean(name, [*own, *_BUILDERS])}")
 
 
 def _config(arch: Any, changes: dict[str, Any]) -> ArchConfig:
@@ -111,13 +124,26 @@ def _config(arch: Any, changes: dict[str, Any]) -> ArchConfig:
     return validate(ArchConfig, found.model_dump() | changes, NAME)
 
 
-def _network(config: ArchConfig, global_pool: str) -> nn.Module:
+def _network(config: ArchConfig, global_pool: str, device: Any, dtype: Any) -> nn.Module:
+    import torch
+
     from evit_nas.network.model import build
 
-    model = build(config)
+    with nullcontext() if device is None else torch.device(device):
+        model = build(config)
     if global_pool != model.global_pool:
         model.reset_classifier(config.num_classes, global_pool)
-    return model
+    return model if dtype is None else model.to(dtype)
+
+
+def _extractor(
+    out_indices: int | Sequence[int] | None, feature_cls: str | type | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """timm's settings of the feature extractor; the stages lie one Sequential deep."""
+    given = {"out_indices": out_indices, "feature_cls": feature_cls}
+    chosen = {"out_indices": (0, 1, 2), "feature_cls": "getter", **settings}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    return chosen if chosen["feature_cls"] in ("getter", "fx") else {"flatten_sequential": True} | chosen
 
 
 def _described(config: ArchConfig, pretrained_cfg: Any) -> dict[str, Any]:
@@ -126,9 +152,17 @@ def _described(config: ArchConfig, pretrained_cfg: Any) -> dict[str, Any]:
     if isinstance(given, str):
         raise UsageError(f"{NAME} has no weights called '{given}'; use local-dir:FOLDER or checkpoint_path.")
     if any(given.get(source) for source in _SOURCES):
-        return dict(given)
-    input_size = (config.in_channels, *config.input_size)
-    return {**given, **LAYERS, "architecture": NAME, "input_size": input_size, "num_classes": config.num_classes}
+        return {**given, "pool_size": given.get("pool_size") or config.grids[-1]}
+    return {**given, **LAYERS, **shapes(config), "architecture": NAME}
+
+
+def shapes(config: ArchConfig) -> dict[str, Any]:
+    """What timm's description of a network says about its input and outputs."""
+    return {
+        "input_size": (config.in_channels, *config.input_size),
+        "pool_size": config.grids[-1],
+        "num_classes": config.num_classes,
+    }
 
 
 def _fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ class Link:
 
 def segments_of(model: EfficientViT) -> list[Segment]:
     """Stem, each downsampling and block, head (with the pooling)."""
-    segments = [Segment(model.forward_stem, _layers(model.stem))]
+    segments = [Segment(model.stem, _layers(model.stem))]
     for stage in model.stages:
         steps = [stage.get_submodule("downsample"), *stage.get_submodule("blocks").children()]
         segments += [Segment(step, _layers(step)) for step in steps if not isinstance(step, nn.Identity)]

@@ -7,9 +7,9 @@
     classifier's BatchNorm + linear layer    one linear layer
 
 The names of the folded module's tensors are the names that `onnx_graph` reads.
-"""
 
-from __future__ import annotations
+Annotations are evaluated here, because TorchScript takes them for types as they stand.
+"""
 
 import copy
 

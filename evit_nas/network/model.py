@@ -7,12 +7,12 @@ converts between the two namings and the one of the official checkpoints.
 
 Shapes: B batch, C channels, (H, W) the map, S window side, N = S * S tokens, h heads, and for each head d
 query and key channels and D value channels.
+
+Annotations are evaluated here, because TorchScript and torch.fx take them for types as they stand.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, cast
@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.utils.checkpoint import checkpoint
 
 from evit_nas.arch import LINEAR_EPS, LINEAR_V_KERNEL, SE_RATIO, ArchConfig, StageConfig, round_to
@@ -29,7 +30,7 @@ from evit_nas.yamlio import validate
 BN_EPS = 1e-5
 
 
-def build(arch: ArchConfig, seed: int | None = None) -> EfficientViT:
+def build(arch: ArchConfig, seed: int | None = None) -> "EfficientViT":
     """The network of `arch`, in training mode, with the paper's initialisation.
 
     Every residual branch ends in a BatchNorm with gamma 0, so a fresh network's blocks are the identity.
@@ -55,6 +56,22 @@ class ConvNorm(nn.Sequential):
         self.conv = nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_chs, eps=BN_EPS)
         nn.init.constant_(self.bn.weight, gamma)
+
+
+class Stem(nn.ModuleList):
+    """(B, in_channels, H, W) images to (B, C1, H / 16, W / 16) features: four convolutions with ReLUs between.
+
+    One unit, of which no part can be left out: some of timm's extractors run what a Sequential holds one by one.
+    """
+
+    def __init__(self, in_chs: int, widths: tuple[int, ...]) -> None:
+        super().__init__(ConvNorm(a, b, 3, stride=2) for a, b in pairwise((in_chs, *widths)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, conv in enumerate(self):
+            x = F.relu(x) if i > 0 else x
+            x = conv(x)
+        return x
 
 
 class NormLinear(nn.Sequential):
@@ -107,29 +124,33 @@ class LocalFfn(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """Learned attention bias per head, indexed by (|dy|, |dx|) as in LeViT.
+    """Learned attention bias per head, a function of (|dy|, |dx|) as in LeViT.
 
-    Gathered in every forward: a cache would go stale after load_state_dict, .half() or an EMA update.
+    Spread out in every forward: a cache would go stale after load_state_dict, .half() or an EMA update. And without a
+    table of indices: such a buffer is in no checkpoint, so a network that is built on the meta device and then loaded
+    would keep whatever lay in its memory.
     """
-
-    index: Tensor
 
     def __init__(self, heads: int, side: int) -> None:
         super().__init__()
+        self.side = side
         self.table = nn.Parameter(torch.zeros(heads, side * side))
-        self.set_side(side)
 
     def set_side(self, side: int) -> None:
-        """Index tables for a window of `side`; the learned table is resampled when the side changes."""
-        rows, cols = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
-        offsets = (rows[:, None] - rows).abs() * side + (cols[:, None] - cols).abs()  # (N, N)
-        self.register_buffer("index", offsets.to(self.table.device), persistent=False)
-        if self.table.shape[1] != side * side:
+        """For a window of `side`; the learned table is resampled when the side changes."""
+        if side != self.side:
+            self.side = side
             with torch.no_grad():
                 self.table = nn.Parameter(resize_bias_table(self.table, side), self.table.requires_grad)
 
     def forward(self) -> Tensor:
-        return self.table[:, self.index]  # (h, N, N)
+        by_distance = self.table.view(-1, self.side, self.side)  # (h, S, S)
+        for dim in (1, 2):  # every offset of two tokens, from 1 - S to S - 1: (h, 2 * S - 1, 2 * S - 1)
+            negative = by_distance.narrow(dim, 1, self.side - 1).flip(dim)
+            by_distance = torch.cat([negative, by_distance], dim=dim)
+        # the S offsets to all tokens from the last one come first; (h, S, S, S, S) are rows and columns from, and to
+        pairs = by_distance.unfold(1, self.side, 1).unfold(2, self.side, 1).flip([1, 2])
+        return pairs.flatten(3).flatten(1, 2)  # (h, N, N)
 
 
 def resize_bias_table(table: Tensor, side: int) -> Tensor:
@@ -141,24 +162,33 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """Cuts a (B, C, H, W) map, zero-padded right and bottom, into (B * windows, C, S, S)."""
-    b, c, height, width = x.shape
-    if height == width == side:
+    """Cuts a (B, C, H, W) map, zero-padded right and bottom, into (B * windows, C, S, S).
+
+    One copy, and never more than five dimensions: runtimes for phones know no more.
+    """
+    _, c, height, width = x.shape
+    if height == side and width == side:
         return x
-    rows, cols = -(-height // side), -(-width // side)
-    x = F.pad(x, (0, cols * side - width, 0, rows * side - height))
-    x = x.view(b, c, rows, side, cols, side).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(b * rows * cols, c, side, side)
+    rows, cols = (height + side - 1) // side, (width + side - 1) // side
+    x = F.pad(x, [0, cols * side - width, 0, rows * side - height])
+    x = torch.unflatten(x, 2, [rows, side]).transpose(1, 2)  # (B, rows, C, S, W)
+    return torch.cat(x.chunk(cols, dim=4), dim=2).reshape(-1, c, side, side)
 
 
 def from_windows(x: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `to_windows`: (B * windows, C, S, S) to (B, C, H, W), padding cut off."""
     _, c, side, _ = x.shape
-    if height == width == side:
+    if height == side and width == side:
         return x
-    rows, cols = -(-height // side), -(-width // side)
-    x = x.view(-1, rows, cols, c, side, side).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(-1, c, rows * side, cols * side)[:, :, :height, :width]
+    rows, cols = (height + side - 1) // side, (width + side - 1) // side
+    x = x.reshape(-1, rows, cols * c, side, side).transpose(1, 2)
+    x = torch.cat(x.chunk(cols, dim=1), dim=4)  # (B, C, rows, S, cols * S)
+    return x.flatten(2, 3)[:, :, :height, :width]
+
+
+# leaves of a symbolic trace: what they do depends on the size of the map
+torch.fx.wrap("to_windows")
+torch.fx.wrap("from_windows")
 
 
 class CascadeHead(nn.Module):
@@ -185,20 +215,21 @@ class CascadedGroupAttention(nn.Module):
         self.proj = ConvNorm(stage.heads * stage.v_dim, stage.width, gamma=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = cast(Sequence[CascadeHead], self.heads)
-        groups = to_windows(x, self.side).chunk(len(heads), dim=1)
+        groups = to_windows(x, self.side).chunk(len(self.heads), dim=1)
         bias = self.bias()
         feat, outs = groups[0], []
-        for j, head in enumerate(heads):
+        for j, head in enumerate(self.heads):
             if j > 0:
-                feat = groups[j] + heads[j - 1].back(feat)
-            q, k, v = head.qkv(feat).split([self.qk_dim, self.qk_dim, self.v_dim], dim=1)
-            q, k, v = head.q_local(q).flatten(2), k.flatten(2), v.flatten(2)  # (B, d, N)
+                feat = groups[j] + feat
+            qkv = head.qkv(feat)  # type: ignore[operator]
+            q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.v_dim], dim=1)
+            q, k, v = head.q_local(q).flatten(2), k.flatten(2), v.flatten(2)  # type: ignore[operator]  # (B, d, N)
             attn = ((q * self.scale).transpose(1, 2) @ k + bias[j]).softmax(dim=-1)  # (B, N, N)
-            feat = (v @ attn.transpose(1, 2)).view(-1, self.v_dim, self.side, self.side)
-            outs.append(feat)
-        out = from_windows(F.relu(torch.cat(outs, dim=1)), *x.shape[2:])
-        projected: Tensor = self.proj(out)
+            out = (v @ attn.transpose(1, 2)).view(-1, self.v_dim, self.side, self.side)
+            outs.append(out)
+            feat = head.back(out)  # type: ignore[operator]
+        joined = from_windows(F.relu(torch.cat(outs, dim=1)), x.shape[2], x.shape[3])
+        projected: Tensor = self.proj(joined)
         return projected
 
 
@@ -217,13 +248,13 @@ class ParallelGroupAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         windows = to_windows(x, self.side)
-        qkv = self.qkv(windows).unflatten(1, (self.num_heads, -1)).flatten(3)  # (B, h, 2 * qk + D, N)
+        qkv = self.qkv(windows).flatten(2).unflatten(1, [self.num_heads, -1])  # (B, h, 2 * qk + D, N)
         q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.v_dim], dim=2)
         q = self.q_local(q.reshape(-1, self.num_heads * self.qk_dim, self.side, self.side))
         q = q.view(-1, self.num_heads, self.qk_dim, self.side * self.side)
         attn = ((q * self.scale).transpose(2, 3) @ k + self.bias()).softmax(dim=-1)  # (B, h, N, N)
         out = (v @ attn.transpose(2, 3)).reshape(-1, self.num_heads * self.v_dim, self.side, self.side)
-        projected: Tensor = self.proj(from_windows(F.relu(out), *x.shape[2:]))
+        projected: Tensor = self.proj(from_windows(F.relu(out), x.shape[2], x.shape[3]))
         return projected
 
 
@@ -235,7 +266,7 @@ class LinearAttention(nn.Module):
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
-        self.num_heads, self.qk_dim, self.v_dim = stage.heads, stage.qk_dim, stage.v_dim
+        self.num_heads, self.qk_dim, self.v_dim, self.eps = stage.heads, stage.qk_dim, stage.v_dim, LINEAR_EPS
         qk_width, v_width = stage.heads * stage.qk_dim, stage.heads * stage.v_dim
         self.qkv = ConvNorm(stage.width, 2 * qk_width + v_width)
         self.v_local = Residual(ConvNorm(v_width, v_width, LINEAR_V_KERNEL, groups=v_width))
@@ -245,16 +276,37 @@ class LinearAttention(nn.Module):
         qk_width = self.num_heads * self.qk_dim
         q, k, v = self.qkv(x).split([qk_width, qk_width, self.num_heads * self.v_dim], dim=1)
         v = self.v_local(v)
-        q, k, v = (t.unflatten(1, (self.num_heads, -1)).flatten(3) for t in (q, k, v))  # (B, h, d or D, N)
-        wide = torch.promote_types(v.dtype, torch.float32)
-        # sums over many tokens overflow fp16 and lose bits in bf16
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            q, k = F.relu(q.to(wide)), F.relu(k.to(wide))
-            context = v.to(wide) @ k.transpose(2, 3)  # (B, h, D, d)
-            norm = k.sum(dim=3, keepdim=True).transpose(2, 3) @ q  # (B, h, 1, N)
-            out = (context @ q) / (norm + LINEAR_EPS)  # (B, h, D, N)
-        projected: Tensor = self.proj(out.to(v.dtype).reshape(x.shape[0], -1, *x.shape[2:]))
+        q, k, v = self._by_head(q), self._by_head(k), self._by_head(v)
+        out = sum_over_tokens(q, k, v, self.eps)
+        projected: Tensor = self.proj(torch.unflatten(out.flatten(1, 2), 2, [x.shape[2], x.shape[3]]))
         return projected
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, h * d, H, W) to (B, h, d, N)."""
+        return torch.unflatten(x.flatten(2), 1, [self.num_heads, -1])
+
+
+def sum_over_tokens(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+    """ReLU linear attention of (B, h, d, N) queries and keys and (B, h, D, N) values: (B, h, D, N).
+
+    Not under autocast, because sums over many tokens overflow fp16 and lose bits in bf16. TorchScript cannot switch it
+    off: a network that is scripted (not traced) and then run under autocast sums in its type.
+    """
+    if is_scripting():
+        return _sum_over_tokens(q, k, v, eps)
+    with torch.autocast(device_type=v.device.type, enabled=False):
+        return _sum_over_tokens(q, k, v, eps)
+
+
+def _sum_over_tokens(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+    wide = torch.promote_types(v.dtype, torch.float32)
+    q, k = F.relu(q.to(wide)), F.relu(k.to(wide))
+    context = v.to(wide) @ k.transpose(2, 3)  # (B, h, D, d)
+    norm = k.sum(dim=3, keepdim=True).transpose(2, 3) @ q  # (B, h, 1, N)
+    return ((context @ q) / (norm + eps)).to(v.dtype)
+
+
+torch.fx.wrap("sum_over_tokens")  # a leaf of a symbolic trace, which would lose the context
 
 
 def make_mixer(stage: StageConfig, side: int) -> nn.Module | None:
@@ -315,19 +367,31 @@ class Downsample(nn.Module):
         return out
 
 
-class Stage(nn.Sequential):
-    """Downsampling (none before the first stage) and blocks."""
+class Stage(nn.Module):
+    """Downsampling (none before the first stage) and blocks; in training computed twice, if told to save memory."""
 
     def __init__(self, arch: ArchConfig, index: int) -> None:
         super().__init__()
         stage = arch.stages[index]
         self.downsample = Downsample(arch.stages[index - 1], stage, arch.merge_dim(index)) if index else nn.Identity()
         self.blocks = nn.Sequential(*(Block(stage, arch.window_side(index)) for _ in range(stage.depth)))
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and self.training and not is_scripting():
+            return _checkpointed(self, x)
+        return self.once(x)
+
+    def once(self, x: Tensor) -> Tensor:
+        """The stage itself."""
+        out: Tensor = self.blocks(self.downsample(x))
+        return out
 
 
-def _checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
-    """stage(x), computed again in the backward pass; BatchNorm statistics count every batch only once."""
-    out: Tensor = checkpoint(stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(stage)))
+def _checkpointed(stage: Stage, x: Tensor) -> Tensor:
+    """stage.once(x), computed again in the backward pass; BatchNorm statistics count every batch only once."""
+    contexts = lambda: (nullcontext(), _statistics_kept(stage))  # noqa: E731
+    out: Tensor = checkpoint(stage.once, x, use_reentrant=False, context_fn=contexts)
     return out
 
 
@@ -353,13 +417,11 @@ class EfficientViT(nn.Module):
         self.num_classes = arch.num_classes
         self.in_chans = arch.in_channels
         self.num_features = self.head_hidden_size = arch.stages[-1].width
-        self.grad_checkpointing = False
         self.feature_info = [
             {"num_chs": stage.width, "reduction": 16 * 2**i, "module": f"stages.{i}"}
             for i, stage in enumerate(arch.stages)
         ]
-        widths = (arch.in_channels, *arch.stem_widths)
-        self.stem = nn.Sequential(*(ConvNorm(a, b, 3, stride=2) for a, b in pairwise(widths)))
+        self.stem = Stem(arch.in_channels, arch.stem_widths)
         self.stages = nn.Sequential(*(Stage(arch, i) for i in range(len(arch.stages))))
         self.head: nn.Module = self._make_head(arch.num_classes)
         self.global_pool = "avg"
@@ -367,16 +429,9 @@ class EfficientViT(nn.Module):
     def _make_head(self, num_classes: int) -> nn.Module:
         return NormLinear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def forward_stem(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) images to (B, C1, H / 16, W / 16) features."""
-        last = len(self.stem) - 1
-        for i, conv in enumerate(self.stem):
-            x = conv(x) if i == last else F.relu(conv(x))
-        return x
-
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) images to (B, C3, H / 64, W / 64) features, sizes rounded up."""
-        features: Tensor = self.forward_intermediates(x)[0]
+        features: Tensor = self.stages(self.stem(x))
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -391,12 +446,12 @@ class EfficientViT(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Any:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Final features and the list of stage outputs (strides 16, 32, 64), as in timm.
 
         Args:
@@ -412,30 +467,32 @@ class EfficientViT(nn.Module):
         if output_fmt != "NCHW":
             raise UsageError(f"output_fmt must be 'NCHW', got '{output_fmt}'.")
         wanted = self._stage_numbers(indices)
-        x = self.forward_stem(x)
+        x = self.stem(x)
         taken = []
         for i, stage in enumerate(self.stages):
-            if stop_early and i > max(wanted):
-                break
-            recompute = self.grad_checkpointing and self.training
-            x = _checkpointed(stage, x) if recompute else stage(x)
+            if not stop_early or i <= max(wanted):
+                x = stage(x)
             if i in wanted:
                 taken.append(x)
-        return taken if intermediates_only else (x, taken)
+        if intermediates_only:
+            return taken
+        return x, taken
 
-    def _stage_numbers(self, indices: int | Sequence[int] | None) -> list[int]:
+    def _stage_numbers(self, indices: int | list[int] | None) -> list[int]:
         count = len(self.stages)
-        if indices is None or isinstance(indices, int):
-            wanted = list(range(-(count if indices is None else indices), 0))
+        if indices is None:
+            wanted = list(range(count))
+        elif isinstance(indices, int):
+            wanted = list(range(-indices, 0))
         else:
             wanted = list(indices)
-        if not wanted or not all(-count <= i < count for i in wanted):
+        if len(wanted) == 0 or min(wanted) < -count or max(wanted) >= count:
             allowed = f"a number of last stages from 1 to {count}, or stages from {-count} to {count - 1}"
             raise UsageError(f"indices must be {allowed}, got {indices}.")
         return [i % count for i in wanted]
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops the stages after the last of `indices`, and the classifier; returns the stages' numbers, as in timm.
 
@@ -499,7 +556,8 @@ class EfficientViT(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute stages in the backward pass to save memory."""
-        self.grad_checkpointing = enable
+        for stage in cast(Iterable[Stage], self.stages):
+            stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates, in timm's form."""
