@@ -352,6 +352,8 @@ def test_a_checkpoint_on_a_full_disk_is_an_error_of_the_system_and_leaves_the_la
         checkpoint.save_state(path, state | {"step": 2})
     assert checkpoint.load_state(path)["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_loss_that_becomes_nan_on_the_way_costs_what_came_after_the_last_epoch(
     tmp_path, monkeypatch, images, finished
 ):

@@ -195,7 +195,7 @@ def search(
         return
     with new_run(settings, out, typed()) as run:
         say(f"run folder: {run.path}")
-        if settings.accuracy.regime is not None and images is classes is data is None:
+        if settings.accuracy.regime is not None and (images, classes, data) == (None, None, None):
             say(f"scored for {settings.accuracy.regime}; for yours add --images 5k --classes 10, or --data PATH")
         _search(run)
 
