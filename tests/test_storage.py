@@ -3,6 +3,7 @@
 import errno
 import os
 import sqlite3
+from pathlib import Path
 
 import optuna
 import pytest
@@ -11,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from evit_nas.api import settings_from
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError, UsageError
+from evit_nas.runs import Run
 from evit_nas.search.record import load_front
 from evit_nas.search.storage import begun, for_samplers, open_study
 from evit_nas.search.study import Search
@@ -30,6 +32,19 @@ def test_a_search_is_the_same_wherever_its_study_lies(new_run, storage):
     assert [m.arch.key for m in fronts[0].members] == [m.arch.key for m in fronts[1].members]
     assert [set(trial.constraints) for trial in trials(there)] == [{"latency_ms"}] * len(trials(here))
     assert not there.database.exists()
+
+
+@pytest.mark.parametrize("name", ["a?b#c", "50% off", "{SCHEMA_VERSION}", "it's \"ü\" & co", "two\nlines", ":memory:"])
+def test_the_study_lies_in_the_run_folder_whatever_that_is_called(new_run, tmp_path, monkeypatch, name):
+    """A path is no URL: what means something in one would put the database elsewhere, where runs mix."""
+    run = new_run(trials=4)
+    run.path = run.path.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    relative = Run.open(Path(name))
+    Search(relative, Silent()).run()
+    assert run.database.is_file()
+    assert len(keys(run)) == 4
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == []
 
 
 def test_runs_share_a_storage_without_mixing(new_run, storage):
