@@ -182,7 +182,7 @@ def report(tables: dict[str, dict[str, tuple[float, float]]], title: str) -> Non
 
 def print_environment() -> None:
     """Machine, load and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     wide = any("avx512f" in line for line in lines)
     cpu = (models or [platform.processor()])[0] + (", AVX-512" if wide else "")

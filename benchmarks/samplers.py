@@ -61,7 +61,7 @@ def main() -> None:
 @cache
 def fitted(path: Path) -> Predictor:
     """The latency predictor of an exported table."""
-    predictor = fit(read_samples(json.loads(path.read_text())))
+    predictor = fit(read_samples(json.loads(path.read_text(encoding="utf-8"))))
     if predictor is None:
         raise SystemExit(f"{path} holds too few networks for a fit; measure more with: evit-nas latency fit")
     return predictor

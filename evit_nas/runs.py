@@ -181,7 +181,7 @@ class Journal:
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line and sees it to the disk."""
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, separators=(",", ":")) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -195,7 +195,7 @@ def lock(folder: Path) -> IO[str]:
     Raises:
         RunError: another process writes it; names it.
     """
-    handle = (folder / ".lock").open("a+")
+    handle = (folder / ".lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -214,7 +214,7 @@ def owner_of(folder: Path) -> str | None:
     The file alone says nothing: it outlives its owner, the lock on it does not.
     """
     try:
-        with (folder / ".lock").open() as handle:
+        with (folder / ".lock").open(encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -231,7 +231,7 @@ def write_atomically(path: Path, text: str) -> None:
         OSError: with the name of the file, which writing and syncing leave out.
     """
     try:
-        write_whole(path, lambda scratch: scratch.write_text(text))
+        write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise _named(error, path) from None
 

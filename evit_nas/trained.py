@@ -76,7 +76,7 @@ class Trained(BaseModel):
                 f"continue an interrupted one with evit-nas train {folder} --resume."
             )
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{path}: damaged: {error}.") from None
         return validate(cls, content, str(path))

@@ -233,7 +233,7 @@ def _variants(
     path = folder / VARIANTS
     about: dict[str, Any] = {"arch": arch.key, "device": device.context()}
     if path.exists():
-        plain = json.loads(path.read_text())
+        plain = json.loads(path.read_text(encoding="utf-8"))
         if plain["about"] != about:
             raise UsageError(f"{folder} holds the study of another network or device. Choose another folder.")
     else:

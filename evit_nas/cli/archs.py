@@ -107,7 +107,7 @@ def space(
         return
     found = SearchSpace.load(name)
     if dump:
-        print(space_path(name).read_text(), end="")
+        print(space_path(name).read_text(encoding="utf-8"), end="")
     elif sample:
         _sample_space(found, name, sample, seed)
     else:

@@ -78,7 +78,7 @@ def _entry(source: Source, image_size: int) -> Path:
 @contextmanager
 def _locked(entry: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with entry.with_name(f"{entry.name}.lock").open("w") as lock:
+    with entry.with_name(f"{entry.name}.lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -90,7 +90,7 @@ def _locked(entry: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 def _read_meta(entry: Path, stamp: str) -> dict[str, Any] | None:
     """What `_write` said of the entry, or None if there is none, or one of an older state of the source."""
     try:
-        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text())
+        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return meta if meta["stamp"] == stamp else None
@@ -130,7 +130,7 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str) -> dict[str
         np.save(scratch / f"{split}-labels.npy", labels)
         digest.update(labels.tobytes())
     meta = {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
-    (scratch / "meta.json").write_text(json.dumps(meta))
+    (scratch / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for path in scratch.iterdir():
         _sync(path)
     (entry / "meta.json").unlink(missing_ok=True)  # before the rest, which is not believed without it

@@ -52,7 +52,7 @@ def _path(identity: str) -> Path:
 
 def _read(path: Path, count: int) -> list[float] | None:
     try:
-        found = [float(ms) for ms in json.loads(path.read_text())["quiet_ms"]]
+        found = [float(ms) for ms in json.loads(path.read_text(encoding="utf-8"))["quiet_ms"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if len(found) == count and min(found) > 0 else None
@@ -62,7 +62,7 @@ def _write(path: Path, record: dict[str, object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(record))
+        scratch.write_text(json.dumps(record), encoding="utf-8")
         scratch.replace(path)
     except OSError:
         pass  # without a cache folder the quiet times are learnt anew in each session

@@ -164,7 +164,7 @@ def main() -> None:
     if conditions.threads == 1:
         pin_to_one_core()
     # The runtime may print; only answers may reach the real standard output.
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     bench = cache(lambda: Bench(conditions))
     for line in sys.stdin:

@@ -89,13 +89,13 @@ class _Counter:
 
     def __init__(self, domain: Path) -> None:
         self._path = domain / "energy_uj"
-        self._range_uj = int((domain / "max_energy_range_uj").read_text())
-        self._last_uj = int(self._path.read_text())
+        self._range_uj = int((domain / "max_energy_range_uj").read_text(encoding="utf-8"))
+        self._last_uj = int(self._path.read_text(encoding="utf-8"))
         self._total_uj = 0
 
     def joules(self) -> float:
         """Since construction."""
-        now_uj = int(self._path.read_text())
+        now_uj = int(self._path.read_text(encoding="utf-8"))
         self._total_uj += (now_uj - self._last_uj) % (self._range_uj + 1)
         self._last_uj = now_uj
         return self._total_uj / 1e6
@@ -120,6 +120,6 @@ def nvml(index: int) -> Meter | None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return None

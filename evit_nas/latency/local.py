@@ -38,7 +38,8 @@ class LocalDevice(Device):
         self.conditions = conditions
         self._timeout_s = timeout_s or RUNTIMES[conditions.family].timeout_s
         self._child: subprocess.Popen[str] | None = None
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the device
+        # lives as long as the device
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
@@ -102,8 +103,8 @@ class LocalDevice(Device):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(self.conditions.threads)},
+            encoding="utf-8",
+            env=child_environment(self.conditions.threads),
             start_new_session=True,  # Ctrl-C is for the parent, which ends the child itself
         )
 
@@ -111,6 +112,11 @@ class LocalDevice(Device):
 def most_visits(protocol: Protocol) -> int:
     """How many visits a measurement may make: one more where several may disagree."""
     return protocol.visits + (protocol.visits > 1)
+
+
+def child_environment(threads: int) -> dict[str, str]:
+    """The environment of a measuring process: so many threads, and pipes in UTF-8 whatever the locale."""
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
 
 
 @contextlib.contextmanager
@@ -123,5 +129,5 @@ def alone() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context((folder / "measuring.lock").open("a")), fcntl.LOCK_EX)
+            fcntl.flock(stack.enter_context((folder / "measuring.lock").open("a", encoding="utf-8")), fcntl.LOCK_EX)
         yield

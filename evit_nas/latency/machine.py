@@ -80,7 +80,7 @@ def _gpu(index: int) -> str:
         named = str(index)
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", named]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(query, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return f"GPU {index}"
 
@@ -156,6 +156,6 @@ def _turbo() -> bool | None:
 
 def _read(path: str) -> str | None:
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return None

@@ -11,7 +11,6 @@ of the process that started it.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def _network(subject: Subject, conditions: Conditions, folder: Path) -> list[str
 def resident_peak_mb() -> float | None:
     """This process's own peak in megabytes; None where the system does not show it."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return None
     peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]  # in units of 1024 bytes
@@ -75,12 +74,18 @@ def resident_peak_mb() -> float | None:
 def _peak_of(command: list[str], threads: int, timeout_s: float) -> float:
     """The peak in megabytes that the process prints last."""
     from evit_nas.errors import MeasurementError
-    from evit_nas.latency.local import alone
+    from evit_nas.latency.local import alone, child_environment
 
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     try:
         with alone():  # it would be in the figures of whatever is measured meanwhile
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+            ended = subprocess.run(
+                command,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=timeout_s,
+                env=child_environment(threads),
+            )
     except subprocess.TimeoutExpired:
         raise MeasurementError(f"measuring memory took longer than {timeout_s:.0f} s.", "timeout") from None
     if ended.returncode == 0:

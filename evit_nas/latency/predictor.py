@@ -245,7 +245,7 @@ class Table:
             UsageError: not such a file, or measured under other conditions.
         """
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             context, samples = dict(found["context"]), read_samples(found)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from None

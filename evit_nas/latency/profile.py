@@ -11,7 +11,6 @@ reshapes, transposes, splits, copies, changes of layout, element-wise operators,
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -30,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Subject, TimmModel
-from evit_nas.latency.local import alone
+from evit_nas.latency.local import alone, child_environment
 from evit_nas.network.onnx_graph import build_onnx
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds
@@ -116,9 +115,10 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
                     [sys.executable, "-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json()],
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
-                    text=True,
+                    encoding="utf-8",
+                    errors="replace",
                     timeout=TIMEOUT_S,
-                    env=os.environ | {"OMP_NUM_THREADS": str(conditions.threads)},
+                    env=child_environment(conditions.threads),
                     check=False,
                 )
         except subprocess.TimeoutExpired:

@@ -42,7 +42,7 @@ def run(graph: bytes | str, conditions: Conditions) -> Profile:
             for network, samples in ((plain, plain_ns), (traced, traced_ns)):
                 network()  # refills the caches that the other session emptied; in the first rounds, warms up
                 samples.append(count(network, 1))
-        trace = json.loads(end().read_text())
+        trace = json.loads(end().read_text(encoding="utf-8"))
     plain_ms, traced_ms = (float(np.median(samples)) / 1e6 for samples in (plain_ns, traced_ns))
     return take_apart(trace, plain_ms, traced_ms / plain_ms - 1, gemm_peak_gflops(conditions), conditions)
 

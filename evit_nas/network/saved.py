@@ -114,7 +114,7 @@ def _open_folder(folder: Path) -> Saved:
 
 def _open_hub_folder(folder: Path) -> Saved:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         details = config.get("pretrained_cfg", config)
         names = config.get("label_names", details.get("label_names"))
         classes = tuple(map(str, names)) if isinstance(names, list) else None

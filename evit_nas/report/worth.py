@@ -35,7 +35,7 @@ def worth_of(run: Run) -> tuple[Worth, str]:
     path, method = run.path / "card.json", run.settings.accuracy.method
     identity = hashlib.sha256(f"{method} {table.model_dump_json()}".encode()).hexdigest()[:12]
     with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         if known["of"] == identity:
             return known["rows"], known["judged"]
     from evit_nas.accuracy.scorecard import score_card

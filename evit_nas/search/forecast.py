@@ -34,7 +34,7 @@ class Forecast:
         copy = folder / f"latencies-{self._name.replace(':', '-').replace('/', '-')}.json"
         if not copy.exists():
             table.export_to(copy)
-        self._samples: list[Sample] = read_samples(json.loads(copy.read_text()))
+        self._samples: list[Sample] = read_samples(json.loads(copy.read_text(encoding="utf-8")))
         self._copied, self._fitted_to = len(self._samples), -1
         self._predictor: Predictor | None = None
         self._told = ""

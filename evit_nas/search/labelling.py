@@ -231,7 +231,7 @@ def _plan(
             candidates = _timed(sliced for sliced in pool(len(found) + rest, found) if sliced not in found)
         plan = {"start": _plain(start), "candidates": _plain(candidates)}
         write_atomically(path, json.dumps(plan))
-    read = json.loads(path.read_text())
+    read = json.loads(path.read_text(encoding="utf-8"))
     start, candidates = (
         [(ArchConfig.model_validate(arch), float(ms)) for arch, ms in read[name]] for name in ("start", "candidates")
     )

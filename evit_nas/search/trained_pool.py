@@ -180,7 +180,9 @@ class TrainedPool:
                 if ms <= SLOWEST_PRESET * max(settings.slices_ms):
                     found.setdefault(arch.key, (arch, ms))
             write_atomically(path, json.dumps([[arch.model_dump(mode="json"), ms] for arch, ms in found.values()]))
-        read = [(ArchConfig.model_validate(arch), float(ms)) for arch, ms in json.loads(path.read_text())]
+        read = [
+            (ArchConfig.model_validate(arch), float(ms)) for arch, ms in json.loads(path.read_text(encoding="utf-8"))
+        ]
         return {arch.key: ms for arch, ms in read}, [arch for arch, _ in read]
 
     def _proxies(self, archs: list[ArchConfig], watch: Watcher) -> list[dict[str, float]]:

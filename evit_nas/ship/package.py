@@ -113,8 +113,8 @@ def ship(
             command=command,
             versions={"evit_nas": __version__} | installed_versions(),
         )
-        (folder / RECORD).write_text(shipped.model_dump_json(indent=1) + "\n")
-        (folder / CARD).write_text(card(shipped))
+        (folder / RECORD).write_text(shipped.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(card(shipped), encoding="utf-8")
         write_sums(folder)
     return shipped
 
@@ -186,6 +186,8 @@ def _write_network(folder: Path, trained: Trained, model: EfficientViT) -> None:
     from evit_nas.network.onnx_graph import build_onnx
 
     (folder / WEIGHTS).write_bytes(save(model.state_dict(), metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(json.dumps(timm_config(trained), indent=1) + "\n")
-    (folder / ARCH).write_text(trained.arch.to_yaml(f"EfficientViT {trained.name}; key {trained.arch.key}"))
+    (folder / CONFIG).write_text(json.dumps(timm_config(trained), indent=1) + "\n", encoding="utf-8")
+    (folder / ARCH).write_text(
+        trained.arch.to_yaml(f"EfficientViT {trained.name}; key {trained.arch.key}"), encoding="utf-8"
+    )
     (folder / FP32).write_bytes(build_onnx(trained.arch, deploy_weights(model)).SerializeToString())

@@ -114,7 +114,7 @@ def read_json(path: Path) -> Any:
 def write_sums(folder: Path) -> None:
     """Writes the check sums of all other files in `folder`."""
     lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
-    (folder / SUMS).write_text("".join(lines))
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def read_sums(folder: Path) -> dict[str, str]:

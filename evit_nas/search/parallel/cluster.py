@@ -249,12 +249,12 @@ def _peaceful() -> Iterator[None]:
 def _scratch_folder() -> Iterator[str]:
     """A new folder that is removed at the end, after those that killed searches left."""
     for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/.lock"):
-        with contextlib.suppress(OSError), left.open() as lock:  # of somebody else, or in use
+        with contextlib.suppress(OSError), left.open(encoding="utf-8") as lock:  # of somebody else, or in use
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder,
-        (Path(folder) / ".lock").open("w") as lock,
+        (Path(folder) / ".lock").open("w", encoding="utf-8") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
