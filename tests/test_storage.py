@@ -34,7 +34,7 @@ def test_a_search_is_the_same_wherever_its_study_lies(new_run, storage):
     assert not there.database.exists()
 
 
-@pytest.mark.parametrize("name", ["a?b#c", "50% off", "{SCHEMA_VERSION}", "it's \"ü\" & co", "two\nlines", ":memory:"])
+@pytest.mark.parametrize("name", ["a?b#c", "50% off", "{SCHEMA_VERSION}", 'it\'s "ü" & co', "two\nlines", ":memory:"])
 def test_the_study_lies_in_the_run_folder_whatever_that_is_called(new_run, tmp_path, monkeypatch, name):
     """A path is no URL: what means something in one would put the database elsewhere, where runs mix."""
     run = new_run(trials=4)
