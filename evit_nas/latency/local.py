@@ -31,6 +31,9 @@ from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.subjects import encoded, resolved
 
 
+PYTHON = (sys.executable, "-P")  # what lies in the current folder, a profile.py say, must not hide modules
+
+
 class LocalDevice(Device):
     """One runtime of the table on this machine."""
 
@@ -99,7 +102,7 @@ class LocalDevice(Device):
         self._stderr.seek(0)
         self._stderr.truncate()
         return subprocess.Popen(
-            [sys.executable, "-m", "evit_nas.latency.child", self.conditions.model_dump_json()],
+            [*PYTHON, "-m", "evit_nas.latency.child", self.conditions.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -115,8 +118,10 @@ def most_visits(protocol: Protocol) -> int:
 
 
 def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process: so many threads, and pipes in UTF-8 whatever the locale."""
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
+    """The environment of a measuring process, started with `PYTHON`: so many threads, pipes in UTF-8 whatever the
+    locale, and the modules that this process finds, where it finds them."""
+    path = os.pathsep.join(sys.path)  # a notebook may have extended it
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "PYTHONPATH": path}
 
 
 @contextlib.contextmanager

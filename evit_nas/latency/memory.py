@@ -34,12 +34,13 @@ def peak_memory_mb(subject: Subject, conditions: Conditions, timeout_s: float | 
         UsageError: timm has no such network.
         MeasurementError: the runtime rejected the network, died or ran out of time or memory.
     """
+    from evit_nas.latency.local import PYTHON
     from evit_nas.latency.runtimes import RUNTIMES
 
     if resident_peak_mb() is None or conditions.family not in RUNTIMES:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *_network(subject, conditions, Path(folder)), conditions.model_dump_json()]
+        command = [*PYTHON, *_network(subject, conditions, Path(folder)), conditions.model_dump_json()]
         return _peak_of(command, conditions.threads, timeout_s or RUNTIMES[conditions.family].timeout_s)
 
 
@@ -58,7 +59,7 @@ def _network(subject: Subject, conditions: Conditions, folder: Path) -> list[str
         path = folder / "network.onnx"
         path.write_bytes(graph)
         graph = str(path)
-    return ["-P", __file__, graph]  # -P: the modules beside this file must not hide others of the same name
+    return [__file__, graph]
 
 
 def resident_peak_mb() -> float | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Subject, TimmModel
-from evit_nas.latency.local import alone, child_environment
+from evit_nas.latency.local import PYTHON, alone, child_environment
 from evit_nas.network.onnx_graph import build_onnx
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds
@@ -112,7 +111,7 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
         try:
             with alone():
                 done = subprocess.run(
-                    [sys.executable, "-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json()],
+                    [*PYTHON, "-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json()],
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     encoding="utf-8",
