@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -41,7 +42,14 @@ class RunError(EvitNasError):
 
 
 class Interrupted(BaseException):
-    """The user pressed Ctrl-C. Not an Exception: no handler of failed trials may swallow it."""
+    """The user pressed Ctrl-C, or the system wants the process to end.
+
+    Not an Exception: no handler of failed trials may swallow it. The exit code is that of shells: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -34,7 +34,8 @@ def end(pool: ProcessPoolExecutor) -> None:
 
 
 def _begin(parent: int, avoid: frozenset[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's are for the parent, which ends its workers
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, os.sched_getaffinity(0) - avoid or os.sched_getaffinity(0))

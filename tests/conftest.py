@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import sys
 from typing import NamedTuple
 
@@ -17,6 +18,15 @@ settings.load_profile("evit_nas")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """The command line, run in this process, takes over what would end it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Result(NamedTuple):

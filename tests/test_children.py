@@ -3,8 +3,10 @@ report nothing to anybody."""
 
 from __future__ import annotations
 
+import json
 import os
 import profile as profile_of_python
+import signal
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import pytest
 
 from evit_nas.config import Conditions
 from evit_nas.latency import Protocol
-from evit_nas.latency.local import LocalDevice
+from evit_nas.latency.local import PYTHON, LocalDevice, child_environment
 from evit_nas.latency.memory import peak_memory_mb
 from evit_nas.latency.profile import profile
 from tests.networks import tiny_arch
@@ -80,3 +82,17 @@ def test_onnx_runtime_is_kept_from_reporting(tmp_path):
     ended = subprocess.run([sys.executable, "-c", program], env=known | env, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["1"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measuring_process_leaves_it_to_its_parent_to_end():
+    """A batch system ends a job by SIGTERM to all of its processes; no network may go on record as failed for it."""
+    command = [*PYTHON, "-m", "evit_nas.latency.child", Conditions().model_dump_json()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=child_environment(1), **pipes) as child:
+        for number in (0, signal.SIGTERM, signal.SIGHUP):
+            os.kill(child.pid, number)
+            child.stdin.write('{"protocol": {"visits": 0}}\n')
+            child.stdin.flush()
+            assert "visits" in json.loads(child.stdout.readline())["error"]
+        child.stdin.close()
+        assert child.wait() == 0

@@ -233,8 +233,14 @@ def test_processes_must_divide_a_batch(images):
         batches(images, processes=3)
 
 
+def left_to_the_parent() -> bool:
+    """Whether this process ignores what a terminal sends, and can be ended by SIGTERM."""
+    ignored = all(signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGHUP))
+    return ignored and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 class Told(Images):
-    """Images whose label tells whether the process that loads them ignores Ctrl-C, or of which none can be read."""
+    """Images whose label tells whether the process that loads them leaves signals to its parent; or none can be read."""
 
     def __init__(self, readable=True):
         super().__init__(np.zeros(300))
@@ -249,10 +255,11 @@ class Told(Images):
     def __getitem__(self, index):
         if not self._readable:
             raise OSError("broken")
-        return Image.new("RGB", (64, 64)), int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+        return Image.new("RGB", (64, 64)), int(left_to_the_parent())
 
 
-def test_ctrl_c_is_for_the_process_that_trains_alone():
+def test_signals_are_for_the_process_that_trains_alone():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does, and forked processes inherit
     wish = settings("")
     loader = TrainingBatches(Told(), augmentation(wish.recipe, wish.preprocessing), wish.recipe, 0, workers=1)
     assert next(iter(loader(epoch=0)))[2].labels.all()

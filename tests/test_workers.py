@@ -17,10 +17,11 @@ pytestmark = pytest.mark.slow
 
 
 def describe() -> tuple[int, set[int], bool]:
-    """Torch's threads, the cores, and whether Ctrl-C is ignored."""
+    """Torch's threads, the cores, and whether what a terminal sends is ignored."""
     import torch
 
-    return torch.get_num_threads(), os.sched_getaffinity(0), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ignored = all(signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGHUP))
+    return torch.get_num_threads(), os.sched_getaffinity(0), ignored
 
 
 def gone(pid: int, seconds: float = 60) -> bool:
@@ -30,7 +31,7 @@ def gone(pid: int, seconds: float = 60) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_a_worker_has_one_thread_keeps_off_the_measuring_core_and_leaves_ctrl_c_to_its_parent():
+def test_a_worker_has_one_thread_keeps_off_the_measuring_core_and_leaves_a_terminals_signals_to_its_parent():
     cores = os.sched_getaffinity(0)
     for avoid, allowed in ((frozenset({min(cores)}), cores - {min(cores)} or cores), (frozenset(cores), cores)):
         pool = worker_pool(1, avoid=avoid)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -160,6 +161,8 @@ def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any
 def main() -> None:
     """Serves standard input until it ends."""
     die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # of a job that is ended as a whole; the parent ends its child
+        signal.signal(number, signal.SIG_IGN)
     conditions = Conditions.model_validate_json(sys.argv[1])
     if conditions.threads == 1:
         pin_to_one_core()

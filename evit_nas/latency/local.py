@@ -30,7 +30,6 @@ from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.subjects import encoded, resolved
 
-
 PYTHON = (sys.executable, "-P")  # what lies in the current folder, a profile.py say, must not hide modules
 
 

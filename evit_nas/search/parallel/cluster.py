@@ -171,13 +171,16 @@ def _connected(settings: SearchSettings, note: Callable[[str], None]) -> Iterato
             raise UsageError("this process is connected to Ray already; call ray.shutdown() before the search.")
         if address is not None and (advice := _open_to_all(address)):
             note(advice)
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray puts its own in place
+        before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place, which exits without a word
+        stack.callback(signal.signal, signal.SIGTERM, before)
         stack.callback(ray.shutdown)
         try:
             ray.init(address, log_to_driver=False, **options)
         except (OSError, ValueError, RuntimeError) as error:
             what = f"no Ray cluster answers at --address {address}" if address else "Ray cannot be started here"
             raise UsageError(f"{what}: {' '.join(str(error).split())}") from error
+        if callable(before):
+            signal.signal(signal.SIGTERM, before)
         yield
 
 
