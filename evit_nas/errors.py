@@ -44,7 +44,8 @@ class RunError(EvitNasError):
 class Interrupted(BaseException):
     """The user pressed Ctrl-C, or the system wants the process to end.
 
-    Not an Exception: no handler of failed trials may swallow it. The exit code is that of shells: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+    Not an Exception: no handler of failed trials may swallow it. The exit code is that of shells: 130 after Ctrl-C, 143
+    after SIGTERM, 129 after SIGHUP.
     """
 
     def __init__(self, number: int = signal.SIGINT) -> None:

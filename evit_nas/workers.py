@@ -8,12 +8,34 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 
 WATCH_PARENT_S = 2.0
+
+
+class _Process(SpawnProcess):
+    """A process that does not import the program it is begun by: what it computes is in this package.
+
+    `multiprocessing` would run a script once more that is not guarded by `if __name__ == "__main__"`, and look for the
+    file of one that was piped into the interpreter.
+    """
+
+    def start(self) -> None:
+        program = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = program
+
+
+class _Context(SpawnContext):
+    Process = _Process
 
 
 def worker_pool(count: int, avoid: frozenset[int] = frozenset()) -> ProcessPoolExecutor:
@@ -21,9 +43,7 @@ def worker_pool(count: int, avoid: frozenset[int] = frozenset()) -> ProcessPoolE
 
     They keep off the cores in `avoid`, such as the one that measurements are pinned to, if that leaves them any.
     """
-    return ProcessPoolExecutor(
-        count, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(), avoid)
-    )
+    return ProcessPoolExecutor(count, mp_context=_Context(), initializer=_begin, initargs=(os.getpid(), avoid))
 
 
 def end(pool: ProcessPoolExecutor) -> None:

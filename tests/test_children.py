@@ -46,7 +46,6 @@ def found(request, monkeypatch):
             raise OSError("enough")
 
         with monkeypatch.context() as patch:
-            patch.setattr(subprocess, "run", noted)
             patch.setattr(subprocess, "Popen", noted)
             with pytest.raises(OSError, match="enough"):
                 begin(tiny_arch(), conditions)

@@ -240,7 +240,7 @@ def left_to_the_parent() -> bool:
 
 
 class Told(Images):
-    """Images whose label tells whether the process that loads them leaves signals to its parent; or none can be read."""
+    """Images whose label tells whether who loads them leaves signals to its parent, or of which none can be read."""
 
     def __init__(self, readable=True):
         super().__init__(np.zeros(300))

@@ -77,3 +77,20 @@ def test_workers_are_gone_when_their_parent_was_killed(tmp_path, by):
     parent.send_signal(by)
     parent.wait()
     assert gone(worker)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_worker_does_not_run_the_program_again_that_began_it(tmp_path, piped):
+    """A script without `if __name__ == "__main__"`, and one that was piped into the interpreter."""
+    program = (
+        "print('program', flush=True)\n"
+        "import os\n"
+        "from evit_nas.workers import worker_pool\n"
+        "with worker_pool(1) as pool:\n"
+        "    assert pool.submit(os.getppid).result() == os.getpid()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-" if piped else str(tmp_path / "program.py")]
+    ended = subprocess.run(command, input=program, capture_output=True, text=True, env=environment, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "program\n", "")

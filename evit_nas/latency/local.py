@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,9 @@ from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.subjects import encoded, resolved
 
+WAIT_S = 1.0
+TOLD_AFTER_S = 30.0  # a network takes half a second, one with strict measurements some
+logger = logging.getLogger(__name__)
 PYTHON = (sys.executable, "-P")  # what lies in the current folder, a profile.py say, must not hide modules
 
 
@@ -77,7 +83,7 @@ class LocalDevice(Device):
             child.stdin.flush()
             with selectors.DefaultSelector() as selector:
                 selector.register(child.stdout, selectors.EVENT_READ)
-                answered = bool(selector.select(timeout_s))
+                answered = any(selector.select(wait_s) for wait_s in _waits(timeout_s))
             reply = child.stdout.readline() if answered else ""
         except BrokenPipeError:
             answered, reply = True, ""
@@ -123,15 +129,80 @@ def child_environment(threads: int) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "PYTHONPATH": path}
 
 
+def run_alone(command: Sequence[str], threads: int, timeout_s: float, what: str) -> subprocess.CompletedProcess[str]:
+    """Runs a measuring process to its end while nobody else measures: it would be in their figures, and they in its.
+
+    Raises:
+        MeasurementError: `what` it does took longer than `timeout_s`.
+    """
+    with (
+        alone(),
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=child_environment(threads),
+        ) as process,
+    ):
+        try:
+            for wait_s in _waits(timeout_s):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    out, err = process.communicate(timeout=wait_s)
+                    return subprocess.CompletedProcess(command, process.returncode, out, err)
+        finally:
+            process.kill()
+    raise MeasurementError(f"{what} took longer than {timeout_s:.0f} s and was ended.", "timeout")
+
+
+def _waits(timeout_s: float) -> list[float]:
+    """The seconds that a process is given, in parts: each is to be counted as no more, however long it took.
+
+    The clock goes on while all stands still, stopped by a shell, a batch system or with the machine: a halt is no hang.
+    """
+    parts = max(round(timeout_s / WAIT_S), 1)
+    return [timeout_s / parts] * parts
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Waits until nobody else with the same cache folder measures on this machine, and keeps it so.
 
-    The lock is the operating system's and goes with the process. Without a folder to lock in, nobody waits.
+    The lock is the operating system's and goes with the process; a stopped one keeps it, so that a long wait is told.
+    Without a folder to lock in, nobody waits.
     """
-    folder = Path(platformdirs.user_cache_dir("evit-nas"))
+    path = Path(platformdirs.user_cache_dir("evit-nas")) / "measuring.lock"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context((folder / "measuring.lock").open("a", encoding="utf-8")), fcntl.LOCK_EX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.open("ab", buffering=0))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with _told(path):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says who has the lock if it takes long to get it."""
+
+    def tell() -> None:
+        with contextlib.suppress(OSError):
+            owner = path.read_text(encoding="utf-8") or "another process"
+            logger.warning(
+                "waiting for %s, which is measuring on this machine; if it was stopped let it go on, or end it", owner
+            )
+
+    teller = threading.Timer(TOLD_AFTER_S, tell)
+    teller.daemon = True
+    teller.start()
+    try:
+        yield
+    finally:
+        teller.cancel()

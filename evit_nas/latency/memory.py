@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -75,20 +74,9 @@ def resident_peak_mb() -> float | None:
 def _peak_of(command: list[str], threads: int, timeout_s: float) -> float:
     """The peak in megabytes that the process prints last."""
     from evit_nas.errors import MeasurementError
-    from evit_nas.latency.local import alone, child_environment
+    from evit_nas.latency.local import run_alone
 
-    try:
-        with alone():  # it would be in the figures of whatever is measured meanwhile
-            ended = subprocess.run(
-                command,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=timeout_s,
-                env=child_environment(threads),
-            )
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(f"measuring memory took longer than {timeout_s:.0f} s.", "timeout") from None
+    ended = run_alone(command, threads, timeout_s, "measuring memory")
     if ended.returncode == 0:
         return float(ended.stdout.split()[-1])
     last_words = (ended.stderr.strip().splitlines() or ["no message; out of memory?"])[-1]
