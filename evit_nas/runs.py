@@ -205,8 +205,8 @@ def lock(folder: Path) -> IO[str]:
     except OSError as error:
         handle.close()
         raise RunError(
-            f"{folder} lies on a file system without locks ({error.strerror}): two processes could write it at once and "
-            "neither would know. Choose a folder on another one with --out, or move this one there."
+            f"{folder} lies on a file system without locks ({error.strerror}): two processes could write it at once, "
+            "and neither would know. Choose a folder on another one with --out, or move this one there."
         ) from None
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -304,12 +304,8 @@ def _refusal(path: Path, error: BaseException) -> str | None:
         error = error.__cause__
     database = path / "study.db"
     if isinstance(error, sqlite3.Error):
-        busy = (
-            " (by a program that has it open, or because its file system knows no locks)"
-            if "locked" in str(error)
-            else ""
-        )
-        what = f"{database}: {error}{busy}"
+        locked = " (a program has it open, or its file system knows no locks)" if "locked" in str(error) else ""
+        what = f"{database}: {error}{locked}"
     elif isinstance(error, RuntimeError) and "optuna version" in str(error):
         return f"{database}: {error} What is in {path / 'front'} stays readable without it."
     elif isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(path):

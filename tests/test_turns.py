@@ -163,7 +163,7 @@ def test_whoever_waits_for_long_says_for_whom(other, monkeypatch, caplog):
 
 
 def test_a_halt_is_not_taken_for_a_hang_of_the_process_that_measures(monkeypatch):
-    """After SIGSTOP and SIGCONT, or a night's sleep, a wait is over and nothing was read although there is an answer."""
+    """After SIGSTOP and SIGCONT, or a night's sleep, a wait ends with nothing read although there is an answer."""
     reply = json.dumps({"latency": latency_of(1.0).model_dump(mode="json"), "samples": {}})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     answering = [sys.executable, "-c", f"input(); print({reply!r}, flush=True); input()"]
