@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pytest
 
-from evit_nas.workers import end, worker_pool
-
-pytestmark = pytest.mark.slow
+from evit_nas.workers import cores, end, worker_pool
 
 
 def describe() -> tuple[int, set[int], bool]:
@@ -31,6 +30,7 @@ def gone(pid: int, seconds: float = 60) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_has_one_thread_keeps_off_the_measuring_core_and_leaves_a_terminals_signals_to_its_parent():
     cores = os.sched_getaffinity(0)
     for avoid, allowed in ((frozenset({min(cores)}), cores - {min(cores)} or cores), (frozenset(cores), cores)):
@@ -44,6 +44,7 @@ def sleep_beside(path: Path) -> None:
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_workers_end_at_once_in_the_middle_of_what_they_do(tmp_path):
     pool = worker_pool(1)
     futures = [pool.submit(sleep_beside, tmp_path / name) for name in ("busy", "waiting", "another")]
@@ -60,6 +61,7 @@ def test_a_pool_that_was_never_used_can_be_ended():
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_workers_are_gone_when_their_parent_was_killed(tmp_path, by):
     (tmp_path / "parent.py").write_text(
         "import os, time\n"
@@ -80,6 +82,7 @@ def test_workers_are_gone_when_their_parent_was_killed(tmp_path, by):
 
 
 @pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.slow
 def test_a_worker_does_not_run_the_program_again_that_began_it(tmp_path, piped):
     """A script without `if __name__ == "__main__"`, and one that was piped into the interpreter."""
     program = (
@@ -94,3 +97,27 @@ def test_a_worker_does_not_run_the_program_again_that_began_it(tmp_path, piped):
     command = [sys.executable, "-" if piped else str(tmp_path / "program.py")]
     ended = subprocess.run(command, input=program, capture_output=True, text=True, env=environment, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "program\n", "")
+
+
+@pytest.mark.parametrize(("quota", "found"), [("50000 100000", 1), ("200000 100000", 2), ("max 100000", 8)])
+def test_a_container_has_as_many_cores_as_its_quota_allows(monkeypatch, tmp_path, quota, found):
+    """The system shows those of the whole machine: a process for each would have to wait for the others."""
+    real, limit = open, tmp_path / "cpu.max"
+    limit.write_text(quota)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/sys/fs/cgroup/cpu.max")
+    monkeypatch.setattr("builtins.open", lambda path, *args, **named: real(limit, *args, **named))
+    assert cores() == found
+
+
+def test_whatever_starts_processes_by_itself_starts_no_more_than_there_are_cores_for(monkeypatch):
+    from evit_nas.api import settings_from
+    from evit_nas.cli.train import _loaders
+    from evit_nas.search.parallel.cluster import _options
+
+    for count, workers, loaders, trials in ((1, 0, 1, 1), (4, 3, 2, 3), (64, 63, 8, 63)):
+        monkeypatch.setattr(joblib, "cpu_count", lambda count=count: count)
+        settings = settings_from(budget="5ms")
+        assert (settings.workers, _loaders(None), _options(settings)["num_cpus"]) == (workers, loaders, trials)
+    assert _loaders(0) == 0

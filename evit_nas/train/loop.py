@@ -41,6 +41,7 @@ from evit_nas.train.status import TrainStatus, TrainWatcher
 from evit_nas.train.teacher import open_teacher
 from evit_nas.train.validation import merit, share_statistics, validate
 from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.workers import cores
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
@@ -67,6 +68,8 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) ->
     record = read_record(folder)
     if (folder / WEIGHTS).exists():
         return Trained.load(folder)
+    if torch.get_num_threads() > cores():  # a container's quota, of which torch knows nothing
+        torch.set_num_threads(cores())
     training = _Training(folder, record, watch, hardware)
     with lock(folder) if training.first else nullcontext():
         try:

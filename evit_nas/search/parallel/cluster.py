@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.workers import cores
 
 if TYPE_CHECKING:
     from evit_nas.search.parallel.devices import ClusterDevice
@@ -191,10 +192,10 @@ def _options(settings: SearchSettings) -> dict[str, Any]:
     """
     from evit_nas.search.parallel.devices import resource
 
-    cores = max(len(os.sched_getaffinity(0)) - 1, 1)
+    free = max(cores() - 1, 1)
     wanted = math.ceil((settings.cluster.concurrent or 0) * settings.cluster.cpus_per_trial)
     return {
-        "num_cpus": wanted or cores,
+        "num_cpus": wanted or free,
         "resources": {resource(target.conditions): 1 for target in settings.targets},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
