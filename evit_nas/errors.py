@@ -53,6 +53,12 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
+def out_of_memory(words: str) -> bool:
+    """Whether the name and text of an error mean want of memory; Python, torch, C++ and protobuf differ."""
+    known = ("memoryerror", "out of memory", "allocate memory", "bad_alloc", "failed to serialize proto")
+    return any(phrase in words.lower() for phrase in known)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that lists the known names and, first, the nearest one to `word`."""
     names = sorted(known)

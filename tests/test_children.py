@@ -14,7 +14,7 @@ import pytest
 
 from evit_nas.config import Conditions
 from evit_nas.latency import Protocol
-from evit_nas.latency.local import PYTHON, LocalDevice, child_environment
+from evit_nas.latency.local import LocalDevice, child_environment, python
 from evit_nas.latency.memory import peak_memory_mb
 from evit_nas.latency.profile import profile
 from tests.networks import tiny_arch
@@ -85,7 +85,7 @@ def test_onnx_runtime_is_kept_from_reporting(tmp_path):
 
 def test_a_measuring_process_leaves_it_to_its_parent_to_end():
     """A batch system ends a job by SIGTERM to all of its processes; no network may go on record as failed for it."""
-    command = [*PYTHON, "-m", "evit_nas.latency.child", Conditions().model_dump_json()]
+    command = python("-m", "evit_nas.latency.child", Conditions().model_dump_json())
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=child_environment(1), **pipes) as child:
         for number in (0, signal.SIGTERM, signal.SIGHUP):

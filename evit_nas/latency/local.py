@@ -27,7 +27,7 @@ import platformdirs
 
 from evit_nas import __version__
 from evit_nas.config import Conditions
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import MeasurementError, out_of_memory
 from evit_nas.latency import Device, Latency, Protocol, Subject
 from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
@@ -36,7 +36,6 @@ from evit_nas.latency.subjects import encoded, resolved
 WAIT_S = 1.0
 TOLD_AFTER_S = 30.0  # a network takes half a second, one with strict measurements some
 logger = logging.getLogger(__name__)
-PYTHON = (sys.executable, "-P")  # what lies in the current folder, a profile.py say, must not hide modules
 
 
 class LocalDevice(Device):
@@ -98,16 +97,16 @@ class LocalDevice(Device):
             raise MeasurementError(f"the measurement took longer than {timeout_s:.0f} s and was ended.", "timeout")
         status = child.wait()
         self._stderr.seek(0)
-        last_words = (self._stderr.read().strip().splitlines() or ["no message; out of memory?"])[-1]
+        words = self._stderr.read()
         self.close()
-        kind = "out of memory" if status == -signal.SIGKILL or "bad_alloc" in last_words else "crashed"
-        raise MeasurementError(f"the measuring process died with exit status {status}: {last_words}", kind)
+        kind = "out of memory" if status == -signal.SIGKILL or out_of_memory(words) else "crashed"
+        raise MeasurementError(f"the measuring process died with exit status {status}: {last_line(words)}", kind)
 
     def _start(self) -> subprocess.Popen[str]:
         self._stderr.seek(0)
         self._stderr.truncate()
         return subprocess.Popen(
-            [*PYTHON, "-m", "evit_nas.latency.child", self.conditions.model_dump_json()],
+            python("-m", "evit_nas.latency.child", self.conditions.model_dump_json()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -117,13 +116,23 @@ class LocalDevice(Device):
         )
 
 
+def last_line(words: str) -> str:
+    """What a process that died said last."""
+    return (words.strip().splitlines() or ["no message; out of memory?"])[-1]
+
+
 def most_visits(protocol: Protocol) -> int:
     """How many visits a measurement may make: one more where several may disagree."""
     return protocol.visits + (protocol.visits > 1)
 
 
+def python(*arguments: str) -> list[str]:
+    """A command of this interpreter; what lies in the current folder, a profile.py say, hides no modules from it."""
+    return [sys.executable, "-P", *arguments]
+
+
 def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process, started with `PYTHON`: so many threads, pipes in UTF-8 whatever the
+    """The environment of a measuring process, started with `python`: so many threads, pipes in UTF-8 whatever the
     locale, and the modules that this process finds, where it finds them."""
     path = os.pathsep.join(sys.path)  # a notebook may have extended it
     return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "PYTHONPATH": path}

@@ -33,13 +33,13 @@ def peak_memory_mb(subject: Subject, conditions: Conditions, timeout_s: float | 
         UsageError: timm has no such network.
         MeasurementError: the runtime rejected the network, died or ran out of time or memory.
     """
-    from evit_nas.latency.local import PYTHON
+    from evit_nas.latency.local import python
     from evit_nas.latency.runtimes import RUNTIMES
 
     if resident_peak_mb() is None or conditions.family not in RUNTIMES:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        command = [*PYTHON, *_network(subject, conditions, Path(folder)), conditions.model_dump_json()]
+        command = python(*_network(subject, conditions, Path(folder)), conditions.model_dump_json())
         return _peak_of(command, conditions.threads, timeout_s or RUNTIMES[conditions.family].timeout_s)
 
 
@@ -73,16 +73,15 @@ def resident_peak_mb() -> float | None:
 
 def _peak_of(command: list[str], threads: int, timeout_s: float) -> float:
     """The peak in megabytes that the process prints last."""
-    from evit_nas.errors import MeasurementError
-    from evit_nas.latency.local import run_alone
+    from evit_nas.errors import MeasurementError, out_of_memory
+    from evit_nas.latency.local import last_line, run_alone
 
     ended = run_alone(command, threads, timeout_s, "measuring memory")
     if ended.returncode == 0:
         return float(ended.stdout.split()[-1])
-    last_words = (ended.stderr.strip().splitlines() or ["no message; out of memory?"])[-1]
-    exhausted = ended.returncode == -signal.SIGKILL or "bad_alloc" in last_words or "MemoryError" in last_words
+    exhausted = ended.returncode == -signal.SIGKILL or out_of_memory(ended.stderr)
     kind = "out of memory" if exhausted else "crashed" if ended.returncode < 0 else "rejected"
-    raise MeasurementError(f"the network could not be run to measure its memory: {last_words}", kind)
+    raise MeasurementError(f"the network could not be run to measure its memory: {last_line(ended.stderr)}", kind)
 
 
 def _run_graph(path: str, conditions: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Subject, TimmModel
-from evit_nas.latency.local import PYTHON, run_alone
+from evit_nas.latency.local import last_line, python, run_alone
 from evit_nas.network.onnx_graph import build_onnx
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds
@@ -107,12 +107,11 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
         )
     with TemporaryDirectory() as folder:
         graph = _graph_file(subject, conditions.batch, Path(folder))
-        command = [*PYTHON, "-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json()]
+        command = python("-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json())
         done = run_alone(command, conditions.threads, TIMEOUT_S, "the profile")
     if done.returncode:
-        last_words = (done.stderr.strip().splitlines() or ["no message; out of memory?"])[-1]
         kind = {1: "rejected", -signal.SIGKILL: "out of memory"}.get(done.returncode, "crashed")
-        raise MeasurementError(f"ONNX Runtime could not profile the network: {last_words}", kind)
+        raise MeasurementError(f"ONNX Runtime could not profile the network: {last_line(done.stderr)}", kind)
     return Profile.model_validate_json(done.stdout.splitlines()[-1])
 
 

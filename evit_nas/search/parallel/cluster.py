@@ -37,6 +37,8 @@ LOG = "ray.log"
 AT_ONCE = 10_000  # calls that may wait for an answer
 OBJECT_STORE_BYTES = 256 * 2**20  # on this machine; an answer has a few hundred bytes
 SCRATCH = "evit-nas-ray-"
+SOCKET = "session_2026-11-29_07-30-46_096253_4194304/sockets/plasma_store"  # the longest name that Ray gives one
+SOCKET_BYTES = 107  # of a socket's whole path at most
 
 
 class Cluster(Executor):
@@ -249,15 +251,33 @@ def _peaceful() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _scratch_parent() -> Path:
+    """The system's folder for temporary files, or /tmp where that (a batch job's TMPDIR, say) is too long for sockets.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    named = tempfile.gettempdir()
+    for folder in (named, "/tmp"):
+        longest = os.fsencode(f"{folder}/{SCRATCH}12345678/{SOCKET}")
+        if len(longest) <= SOCKET_BYTES and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
+    raise UsageError(
+        f"Ray makes sockets in the folder for temporary files, whose paths may have {SOCKET_BYTES} bytes: {named} is "
+        "too long, and /tmp cannot be written. Set TMPDIR to a folder with a short path."
+    )
+
+
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[str]:
     """A new folder that is removed at the end, after those that killed searches left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/.lock"):
+    parent = _scratch_parent()
+    for left in parent.glob(f"{SCRATCH}*/.lock"):
         with contextlib.suppress(OSError), left.open(encoding="utf-8") as lock:  # of somebody else, or in use
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as folder,
         (Path(folder) / ".lock").open("w", encoding="utf-8") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
