@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class EvitNasError(Exception):
@@ -51,6 +52,17 @@ class Interrupted(BaseException):
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Lets an interruption out as what it is: one that C code met comes out of it as a SystemError (of Ray's, say)."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
 
 
 def out_of_memory(words: str) -> bool:

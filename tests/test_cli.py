@@ -15,7 +15,7 @@ from evit_nas import console
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.cli.app import find_arch
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import Interrupted, MeasurementError
 from evit_nas.latency import DEVICES
 from evit_nas.space import SearchSpace, shipped_spaces
 from tests.fakes import FakeDevice, fake_proxies
@@ -262,6 +262,17 @@ def test_a_search_that_is_asked_to_end_names_the_resume_command(run, monkeypatch
     assert result.code == code
     assert "evit-nas resume r" in result.err
     assert run("resume", "r").code == 0
+
+
+def test_an_interruption_that_c_code_met_is_one_all_the_same(run, monkeypatch):
+    """Whatever it returns with an exception set becomes a SystemError, as if there were a fault."""
+
+    def stop(arch, *, seed=0, names=None):
+        raise SystemError("returned a result with an exception set") from Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(zero_cost, "score_all", stop)
+    result = run(*SEARCH, "--out", "r")
+    assert (result.code, "evit-nas resume r" in result.err) == (143, True)
 
 
 def test_what_the_caller_has_ignored_stays_ignored(run, monkeypatch):

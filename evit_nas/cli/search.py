@@ -26,7 +26,7 @@ from evit_nas.cli.app import (
 )
 from evit_nas.config import SHIPPED
 from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
-from evit_nas.errors import EvitNasError, Interrupted
+from evit_nas.errors import EvitNasError, Interrupted, interruptions
 
 if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
@@ -217,7 +217,7 @@ def _search(run: Run) -> None:
     from evit_nas.search.study import Search
 
     try:
-        with progress_view() as view:
+        with progress_view() as view, interruptions():
             found = Search(run, view).run()
     except Interrupted:
         say(f"interrupted; nothing that was evaluated is lost. Continue with: evit-nas resume {run.path}")
