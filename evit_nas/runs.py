@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 
 from evit_nas import __version__
 from evit_nas.config import SearchSettings
-from evit_nas.errors import RunError, UsageError
+from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.yamlio import read_yaml, validate
 
 _VERSIONED = ("torch", "timm", "accelerate", "optuna", "onnx", "onnxruntime", "numpy")
@@ -299,7 +299,9 @@ def _named(error: OSError, path: Path) -> OSError:
 
 
 def _refusal(path: Path, error: BaseException) -> str | None:
-    """What is wrong with the run folder, and the way out; None if `error` is about something else."""
+    """What is wrong with the run folder, and the way out; None if `error` is about something else or says so itself."""
+    if isinstance(error, EvitNasError):
+        return None
     while error.__cause__ is not None:
         error = error.__cause__
     database = path / "study.db"

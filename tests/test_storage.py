@@ -107,6 +107,25 @@ def test_a_storage_that_does_not_serve_is_one_message_with_the_way_out(new_run, 
         Search(run, Silent()).run()
 
 
+def test_a_database_of_another_optuna_is_named_with_the_way_out(new_run, tmp_path):
+    file = tmp_path / "shared.db"
+    optuna.create_study(storage=f"sqlite:///{file}")
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.4.0.a'")
+        database.execute("UPDATE version_info SET library_version = '2.10.1'")
+    run = new_run(storage=f"sqlite:///{file}")
+    with pytest.raises(RunError, match=rf"the storage sqlite:///{file} does not serve: .*optuna storage upgrade"), run:
+        Search(run, Silent()).run()
+
+
+def test_what_another_storage_has_is_not_blamed_on_the_run_folder(new_run, tmp_path):
+    """It says itself what is wrong, to whoever uses the run with `with` too."""
+    run = new_run(storage=f"sqlite:///{tmp_path / 'shared.db'}")
+    (tmp_path / "shared.db").write_bytes(b"no database" * 100)
+    with pytest.raises(RunError, match=rf"^the storage sqlite:///{tmp_path / 'shared.db'} does not serve"), run:
+        Search(run, Silent()).run()
+
+
 def test_a_journal_that_cannot_be_had_is_one_message_too(new_run, tmp_path):
     nowhere, damaged = tmp_path / "no" / "such.log", tmp_path / "damaged.log"
     damaged.write_text("this is no journal\n" * 3)

@@ -83,7 +83,7 @@ def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
         return
     url = storage_url(named) if "://" in named else ""
     with ExitStack() as stack:
-        with _refused(run, named, (*_storage_errors(), ImportError, OSError, ValueError)):
+        with _refused(run, named, (*_storage_errors(), ImportError, OSError, ValueError, RuntimeError)):
             storage = stack.enter_context(_elsewhere(url, named, run.writing))
         with _refused(run, named, _storage_errors()):
             yield storage
