@@ -85,7 +85,8 @@ def searched(folder: Path, out: str = "r", **how: object) -> str:
 def removed(folder: Path) -> str:
     wrong, gone = searched(folder), folder / "gone"
     gone.mkdir()
-    return wrong or call(folder, "front", str(folder / "r"), cwd=gone, limit=gone.rmdir)
+    how = {"code": 2, "says": "change to one that exists"}
+    return wrong or call(folder, "front", str(folder / "r"), cwd=gone, limit=gone.rmdir, **how)
 
 
 def shadowed(folder: Path) -> str:

@@ -248,6 +248,15 @@ def test_nothing_feasible_is_exit_1_with_the_way_out(run):
     assert "--budget" in result.err
 
 
+def test_a_current_folder_that_was_removed_is_one_message(run, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    result = run("describe", "m0")
+    assert (result.code, "change to one that exists" in result.err) == (2, True)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_search_that_is_asked_to_end_names_the_resume_command(run, monkeypatch, number, code):
     """Ctrl-C, `docker stop` or a batch system, and a terminal that closes."""

@@ -8,6 +8,7 @@ interrupted (143 by SIGTERM, 129 by SIGHUP). Nothing heavy is imported before th
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 
@@ -18,7 +19,7 @@ from evit_nas.cli import search, train, analyze, runs, archs, proxies, latency, 
 # isort: on
 from evit_nas.cli.app import app
 from evit_nas.console import say
-from evit_nas.errors import EvitNasError, Interrupted
+from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
 
 def _interrupt(number: int, _: object) -> None:
@@ -37,6 +38,17 @@ def _end_in_order() -> None:
             signal.signal(number, _interrupt)
 
 
+def _check_folder() -> None:
+    """
+    Raises:
+        UsageError: the current folder was removed: relative paths lead nowhere, and MKL ends the process where it is used.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the current folder cannot be used ({error.strerror}): change to one that exists.") from None
+
+
 class _Said(logging.Handler):
     """What the package logs is said to the user, one line each."""
 
@@ -51,6 +63,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
     try:
+        _check_folder()
         app(arguments, prog_name="evit-nas")
     except Interrupted as end:
         sys.exit(end.exit_code)
