@@ -41,7 +41,7 @@ def _end_in_order() -> None:
 def _check_folder() -> None:
     """
     Raises:
-        UsageError: the current folder was removed: relative paths lead nowhere, and MKL ends the process where it is used.
+        UsageError: the current folder was removed: relative paths lead nowhere, and MKL ends a process that uses it.
     """
     try:
         os.getcwd()
