@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
 __version__ = "0.3.0"
+
+# From 1.32 on ONNX Runtime writes an identifier into the user's home and reports its sessions to its makers, from
+# threads that run beside what is measured; it has to be told otherwise before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from evit_nas.api import search as search

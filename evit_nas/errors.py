@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class EvitNasError(Exception):
@@ -41,7 +43,32 @@ class RunError(EvitNasError):
 
 
 class Interrupted(BaseException):
-    """The user pressed Ctrl-C. Not an Exception: no handler of failed trials may swallow it."""
+    """The user pressed Ctrl-C, or the system wants the process to end.
+
+    Not an Exception: no handler of failed trials may swallow it. The exit code is that of shells: 130 after Ctrl-C, 143
+    after SIGTERM, 129 after SIGHUP.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Lets an interruption out as what it is: one that C code met comes out of it as a SystemError (of Ray's, say)."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
+
+
+def out_of_memory(words: str) -> bool:
+    """Whether the name and text of an error mean want of memory; Python, torch, C++ and protobuf differ."""
+    known = ("memoryerror", "out of memory", "allocate memory", "bad_alloc", "failed to serialize proto")
+    return any(phrase in words.lower() for phrase in known)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas import __version__
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
-from evit_nas.errors import RunError, UsageError
+from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.yamlio import read_yaml, validate
 
 _VERSIONED = ("torch", "timm", "accelerate", "optuna", "onnx", "onnxruntime", "numpy")
@@ -195,7 +195,7 @@ def lock(folder: Path) -> IO[str]:
     """Makes this process the only writer of a folder until the file is closed or the process ends.
 
     Raises:
-        RunError: another process writes it; names it.
+        RunError: another process writes it, which is named; or its file system knows no locks.
     """
     handle = (folder / ".lock").open("a+", encoding="utf-8")
     try:
@@ -204,6 +204,12 @@ def lock(folder: Path) -> IO[str]:
         handle.close()
         owner = owner_of(folder) or "another process"
         raise RunError(f"{folder} is being written by {owner}. Wait for it, or end it first.") from None
+    except OSError as error:
+        handle.close()
+        raise RunError(
+            f"{folder} lies on a file system without locks ({error.strerror}): two processes could write it at once, "
+            "and neither would know. Choose a folder on another one with --out, or move this one there."
+        ) from None
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}")
     handle.flush()
@@ -304,12 +310,15 @@ def _named(error: OSError, path: Path) -> OSError:
 
 
 def _refusal(path: Path, error: BaseException) -> str | None:
-    """What is wrong with the run folder, and the way out; None if `error` is about something else."""
+    """What is wrong with the run folder, and the way out; None if `error` is about something else or says so itself."""
+    if isinstance(error, EvitNasError):
+        return None
     while error.__cause__ is not None:
         error = error.__cause__
     database = path / "study.db"
     if isinstance(error, sqlite3.Error):
-        what = f"{database}: {error}"
+        locked = " (a program has it open, or its file system knows no locks)" if "locked" in str(error) else ""
+        what = f"{database}: {error}{locked}"
     elif isinstance(error, RuntimeError) and "optuna version" in str(error):
         return f"{database}: {error} What is in {path / 'front'} stays readable without it."
     elif isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(path):

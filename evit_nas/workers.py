@@ -8,12 +8,41 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 
 WATCH_PARENT_S = 2.0
+
+
+def cores() -> int:
+    """Cores that this process can keep busy: those that it may run on, or fewer where its container has a quota."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+class _Process(SpawnProcess):
+    """A process that does not import the program it is begun by: what it computes is in this package.
+
+    `multiprocessing` would run a script once more that is not guarded by `if __name__ == "__main__"`, and look for the
+    file of one that was piped into the interpreter.
+    """
+
+    def start(self) -> None:
+        program = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = program
+
+
+class _Context(SpawnContext):
+    Process = _Process
 
 
 def worker_pool(count: int, avoid: frozenset[int] = frozenset()) -> ProcessPoolExecutor:
@@ -21,9 +50,7 @@ def worker_pool(count: int, avoid: frozenset[int] = frozenset()) -> ProcessPoolE
 
     They keep off the cores in `avoid`, such as the one that measurements are pinned to, if that leaves them any.
     """
-    return ProcessPoolExecutor(
-        count, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(), avoid)
-    )
+    return ProcessPoolExecutor(count, mp_context=_Context(), initializer=_begin, initargs=(os.getpid(), avoid))
 
 
 def end(pool: ProcessPoolExecutor) -> None:
@@ -34,7 +61,8 @@ def end(pool: ProcessPoolExecutor) -> None:
 
 
 def _begin(parent: int, avoid: frozenset[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's are for the parent, which ends its workers
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, os.sched_getaffinity(0) - avoid or os.sched_getaffinity(0))

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -36,6 +37,15 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return full
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """The command line, run in this process, takes over what would end it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Result(NamedTuple):

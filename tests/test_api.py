@@ -1,6 +1,5 @@
 """Searches from Python: the words and defaults of the command line, and results as tables."""
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -19,6 +18,7 @@ from evit_nas.errors import Infeasible, RunError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run, to_yaml
+from evit_nas.workers import cores
 from tests.fakes import FakeDevice, fake_proxies
 
 SEARCH = {"device": "fake", "budget": "1.2ms", "space": "efficientvit-tiny", "trials": 12, "pool": 5, "workers": 0}
@@ -72,7 +72,7 @@ def test_the_defaults_are_those_of_the_command_line():
     assert shown.keys() >= {"space", "trials", "pool", "seed", "sampler", "front_size", "labels", "batch"}
     assert settings_from(**{**shown, "budget": "5ms"}) == default
     assert default.targets[0].device == "cpu"
-    assert default.workers == len(os.sched_getaffinity(0)) - 1
+    assert default.workers == cores() - 1
 
 
 def test_words_become_settings():

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -13,7 +15,7 @@ from evit_nas import console
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.cli.app import find_arch
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import Interrupted, MeasurementError
 from evit_nas.latency import DEVICES
 from evit_nas.space import SearchSpace, shipped_spaces
 from tests.fakes import FakeDevice, fake_proxies
@@ -246,18 +248,53 @@ def test_nothing_feasible_is_exit_1_with_the_way_out(run):
     assert "--budget" in result.err
 
 
-def test_an_interrupted_search_is_exit_130_and_names_the_resume_command(run, monkeypatch):
-    from evit_nas.errors import Interrupted
+def test_a_current_folder_that_was_removed_is_one_message(run, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    result = run("describe", "m0")
+    assert (result.code, "change to one that exists" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_search_that_is_asked_to_end_names_the_resume_command(run, monkeypatch, number, code):
+    """Ctrl-C, `docker stop` or a batch system, and a terminal that closes."""
 
     def stop(arch, *, seed=0, names=None):
-        raise Interrupted
+        os.kill(os.getpid(), number)
+        time.sleep(60)
 
     with monkeypatch.context() as patch:
         patch.setattr(zero_cost, "score_all", stop)
         result = run(*SEARCH, "--out", "r")
-    assert result.code == 130
+    assert result.code == code
     assert "evit-nas resume r" in result.err
     assert run("resume", "r").code == 0
+
+
+def test_an_interruption_that_c_code_met_is_one_all_the_same(run, monkeypatch):
+    """Whatever it returns with an exception set becomes a SystemError, as if there were a fault."""
+
+    def stop(arch, *, seed=0, names=None):
+        raise SystemError("returned a result with an exception set") from Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(zero_cost, "score_all", stop)
+    result = run(*SEARCH, "--out", "r")
+    assert (result.code, "evit-nas resume r" in result.err) == (143, True)
+
+
+def test_what_the_caller_has_ignored_stays_ignored(run, monkeypatch):
+    """As nohup has SIGHUP."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+    def go_on(arch, *, seed=0, names=None):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return fake_proxies(arch, seed=seed, names=names)
+
+    monkeypatch.setattr(zero_cost, "score_all", go_on)
+    assert run(*SEARCH, "--out", "r").code == 0
 
 
 def test_front_says_why_a_search_ended_before_its_total(run):

@@ -380,6 +380,7 @@ class TestAnswer:
             (MemoryError(), "out of memory"),
             (RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"), "out of memory"),
             (RuntimeError("CUDA Out Of Memory. Tried to allocate 2 GiB"), "out of memory"),
+            (ValueError("Failed to serialize proto"), "out of memory"),
             (MeasurementError("the machine is busy", "noisy"), "noisy"),
             (MeasurementError("this graph takes no floats"), "rejected"),
         ],

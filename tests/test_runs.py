@@ -1,6 +1,7 @@
 """The run folder: written once, locked by one process, its journal safe against being killed."""
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -277,3 +278,15 @@ def test_budgets_as_people_write_them(text, ms):
 def test_a_budget_without_number_or_unit_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match="5ms"):
         parse_latency(text)
+
+
+def test_a_file_system_without_locks_is_named_with_the_way_out(tmp_path, settings, monkeypatch):
+    run = Run.create(tmp_path / "run", settings, {}, "")
+
+    def refused(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(RunError, match=r"run lies on a file system without locks \(No locks available\).*--out"):
+        run.lock()
+    assert run.owner() is None

@@ -3,6 +3,7 @@
 import errno
 import os
 import sqlite3
+from pathlib import Path
 
 import optuna
 import pytest
@@ -11,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from evit_nas.api import settings_from
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError, UsageError
+from evit_nas.runs import Run
 from evit_nas.search.record import load_front
 from evit_nas.search.storage import begun, for_samplers, open_study
 from evit_nas.search.study import Search
@@ -30,6 +32,19 @@ def test_a_search_is_the_same_wherever_its_study_lies(new_run, storage):
     assert [m.arch.key for m in fronts[0].members] == [m.arch.key for m in fronts[1].members]
     assert [set(trial.constraints) for trial in trials(there)] == [{"latency_ms"}] * len(trials(here))
     assert not there.database.exists()
+
+
+@pytest.mark.parametrize("name", ["a?b#c", "50% off", "{SCHEMA_VERSION}", 'it\'s "ü" & co', "two\nlines", ":memory:"])
+def test_the_study_lies_in_the_run_folder_whatever_that_is_called(new_run, tmp_path, monkeypatch, name):
+    """A path is no URL: what means something in one would put the database elsewhere, where runs mix."""
+    run = new_run(trials=4)
+    run.path = run.path.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    relative = Run.open(Path(name))
+    Search(relative, Silent()).run()
+    assert run.database.is_file()
+    assert len(keys(run)) == 4
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == []
 
 
 def test_runs_share_a_storage_without_mixing(new_run, storage):
@@ -89,6 +104,25 @@ def test_a_front_is_not_looked_for_where_nothing_has_begun(new_run, storage):
 def test_a_storage_that_does_not_serve_is_one_message_with_the_way_out(new_run, storage):
     run = new_run(storage=storage)
     with pytest.raises(RunError, match=rf"the storage {storage} does not serve: .+evit-nas resume {run.path}"):
+        Search(run, Silent()).run()
+
+
+def test_a_database_of_another_optuna_is_named_with_the_way_out(new_run, tmp_path):
+    file = tmp_path / "shared.db"
+    optuna.create_study(storage=f"sqlite:///{file}")
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.4.0.a'")
+        database.execute("UPDATE version_info SET library_version = '2.10.1'")
+    run = new_run(storage=f"sqlite:///{file}")
+    with pytest.raises(RunError, match=rf"the storage sqlite:///{file} does not serve: .*optuna storage upgrade"), run:
+        Search(run, Silent()).run()
+
+
+def test_what_another_storage_has_is_not_blamed_on_the_run_folder(new_run, tmp_path):
+    """It says itself what is wrong, to whoever uses the run with `with` too."""
+    run = new_run(storage=f"sqlite:///{tmp_path / 'shared.db'}")
+    (tmp_path / "shared.db").write_bytes(b"no database" * 100)
+    with pytest.raises(RunError, match=rf"^the storage sqlite:///{tmp_path / 'shared.db'} does not serve"), run:
         Search(run, Silent()).run()
 
 

@@ -27,9 +27,9 @@ from evit_nas.network.model import build
 from evit_nas.network.weights import load_weights, read_weights
 from evit_nas.runs import lock
 from evit_nas.train import checkpoint, loop
-from evit_nas.train.batches import Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
+from evit_nas.train.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
 from evit_nas.train.folder import CHECKPOINT, METRICS, create, read_record
-from evit_nas.train.loop import train
+from evit_nas.train.loop import Hardware, train
 from evit_nas.train.recipe import RECIPES, Recipe, load_recipe
 from evit_nas.train.settings import TrainSettings
 from evit_nas.train.validation import validate
@@ -234,8 +234,14 @@ def test_processes_must_divide_a_batch(images):
         batches(images, processes=3)
 
 
+def left_to_the_parent() -> bool:
+    """Whether this process ignores what a terminal sends, and can be ended by SIGTERM."""
+    ignored = all(signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGHUP))
+    return ignored and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 class Told(Images):
-    """Images whose label tells whether the process that loads them ignores Ctrl-C, or of which none can be read."""
+    """Images whose label tells whether who loads them leaves signals to its parent, or of which none can be read."""
 
     def __init__(self, readable=True):
         super().__init__(np.zeros(300))
@@ -250,10 +256,11 @@ class Told(Images):
     def __getitem__(self, index):
         if not self._readable:
             raise OSError("broken")
-        return Image.new("RGB", (64, 64)), int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+        return Image.new("RGB", (64, 64)), int(left_to_the_parent())
 
 
-def test_ctrl_c_is_for_the_process_that_trains_alone():
+def test_signals_are_for_the_process_that_trains_alone():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does, and forked processes inherit
     wish = settings("")
     loader = TrainingBatches(Told(), augmentation(wish.recipe, wish.preprocessing), wish.recipe, 0, workers=1)
     assert next(iter(loader(epoch=0)))[2].labels.all()
@@ -495,13 +502,29 @@ def test_what_another_process_was_just_finishing_is_not_trained_again(tmp_path, 
     assert not watch.statuses
 
 
-def test_memory_that_runs_out_says_the_way_out(tmp_path, monkeypatch, images):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:129] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_says_the_way_out(tmp_path, monkeypatch, images, error):
     def full(self, *_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise error
 
     monkeypatch.setattr(loop._Training, "_loss_of", full)
     with pytest.raises(EvitNasError, match=r"batch of 16 images in 1 parts.*--set accumulate=2.*batch_size\.$"):
         train(begun(tmp_path / "b", images), Watch())
+
+
+def test_a_process_that_loads_images_and_is_killed_says_the_way_out(tmp_path, monkeypatch, images):
+    """As the system does where memory runs out, or a container's 64 MB of shared memory."""
+
+    monkeypatch.setattr(Augmented, "__getitem__", lambda self, draw: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(EvitNasError, match=r"process that loads images died.*--resume --workers 1$"):
+        train(begun(tmp_path / "b", images), Watch(), Hardware(workers=2))
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 is for the accelerator that is here")

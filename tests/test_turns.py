@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import selectors
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from evit_nas.config import Conditions
-from evit_nas.latency import Protocol
-from evit_nas.latency.local import LocalDevice, alone
+from evit_nas.errors import MeasurementError
+from evit_nas.latency import Protocol, local
+from evit_nas.latency.local import LocalDevice, alone, run_alone
 from evit_nas.latency.memory import peak_memory_mb
 from evit_nas.latency.profile import profile
 from tests.fakes import latency_of
@@ -118,7 +122,7 @@ def test_whatever_else_runs_a_network_takes_its_turn_too(measure, monkeypatch):
         assert not waiting[-1][1].wait(0.1)
         raise OSError("the child is gone")
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", run)
     with pytest.raises(OSError, match="gone"):
         measure(tiny_arch(), Conditions())
     ((_, measured),) = waiting
@@ -135,8 +139,6 @@ def test_without_a_folder_to_lock_in_it_measures_all_the_same(monkeypatch, tmp_p
 
 
 def test_a_lock_that_the_file_system_does_not_know_keeps_nobody_from_measuring(monkeypatch):
-    from evit_nas.latency import local
-
     def refused(handle, operation):
         raise OSError(os.strerror(37))
 
@@ -145,3 +147,47 @@ def test_a_lock_that_the_file_system_does_not_know_keeps_nobody_from_measuring(m
     with alone():
         entered = True
     assert entered
+
+
+def test_whoever_waits_for_long_says_for_whom(other, monkeypatch, caplog):
+    """A search that was stopped (Ctrl-Z) keeps the lock: nobody is to wonder why nothing happens."""
+    process, end = other
+    monkeypatch.setattr(local, "TOLD_AFTER_S", 0.01)
+    thread, measured = wanting()
+    while not caplog.records:
+        assert not measured.wait(0.05)
+    assert f"waiting for process {process.pid} on " in caplog.text
+    end.set()
+    thread.join(30)
+    assert measured.is_set()
+
+
+def test_a_halt_is_not_taken_for_a_hang_of_the_process_that_measures(monkeypatch):
+    """After SIGSTOP and SIGCONT, or a night's sleep, a wait ends with nothing read although there is an answer."""
+    reply = json.dumps({"latency": latency_of(1.0).model_dump(mode="json"), "samples": {}})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    answering = [sys.executable, "-c", f"input(); print({reply!r}, flush=True); input()"]
+    monkeypatch.setattr(LocalDevice, "_start", lambda self: subprocess.Popen(answering, **pipes))
+    select, halts = selectors.DefaultSelector.select, [[]]
+    monkeypatch.setattr(selectors.DefaultSelector, "select", lambda *args: halts.pop() if halts else select(*args))
+    with LocalDevice(Conditions()) as device:
+        assert device.measure(tiny_arch(), PROTOCOL)[0].median_ms == 1.0
+
+
+def test_nor_of_one_that_runs_to_its_end(monkeypatch):
+    communicate, halts = subprocess.Popen.communicate, [1]
+
+    def halted(self, timeout):
+        if halts and halts.pop():
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return communicate(self, timeout=timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", halted)
+    assert run_alone([sys.executable, "-c", "print('done')"], 1, 60.0, "it").stdout == "done\n"
+
+
+def test_a_process_that_hangs_is_ended(tmp_path):
+    sleeping = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+    with pytest.raises(MeasurementError, match="sleeping took longer than 5 s and was ended"):
+        run_alone([sys.executable, "-c", sleeping, str(tmp_path / "pid")], 1, 5.0, "sleeping")
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()

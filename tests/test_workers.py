@@ -9,18 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pytest
 
-from evit_nas.workers import end, worker_pool
-
-pytestmark = pytest.mark.slow
+from evit_nas.workers import cores, end, worker_pool
 
 
 def describe() -> tuple[int, set[int], bool]:
-    """Torch's threads, the cores, and whether Ctrl-C is ignored."""
+    """Torch's threads, the cores, and whether what a terminal sends is ignored."""
     import torch
 
-    return torch.get_num_threads(), os.sched_getaffinity(0), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ignored = all(signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGHUP))
+    return torch.get_num_threads(), os.sched_getaffinity(0), ignored
 
 
 def gone(pid: int, seconds: float = 60) -> bool:
@@ -30,7 +30,8 @@ def gone(pid: int, seconds: float = 60) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_a_worker_has_one_thread_keeps_off_the_measuring_core_and_leaves_ctrl_c_to_its_parent():
+@pytest.mark.slow
+def test_a_worker_has_one_thread_keeps_off_the_measuring_core_and_leaves_a_terminals_signals_to_its_parent():
     cores = os.sched_getaffinity(0)
     for avoid, allowed in ((frozenset({min(cores)}), cores - {min(cores)} or cores), (frozenset(cores), cores)):
         pool = worker_pool(1, avoid=avoid)
@@ -43,6 +44,7 @@ def sleep_beside(path: Path) -> None:
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_workers_end_at_once_in_the_middle_of_what_they_do(tmp_path):
     pool = worker_pool(1)
     futures = [pool.submit(sleep_beside, tmp_path / name) for name in ("busy", "waiting", "another")]
@@ -59,6 +61,7 @@ def test_a_pool_that_was_never_used_can_be_ended():
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_workers_are_gone_when_their_parent_was_killed(tmp_path, by):
     (tmp_path / "parent.py").write_text(
         "import os, time\n"
@@ -76,3 +79,45 @@ def test_workers_are_gone_when_their_parent_was_killed(tmp_path, by):
     parent.send_signal(by)
     parent.wait()
     assert gone(worker)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.slow
+def test_a_worker_does_not_run_the_program_again_that_began_it(tmp_path, piped):
+    """A script without `if __name__ == "__main__"`, and one that was piped into the interpreter."""
+    program = (
+        "print('program', flush=True)\n"
+        "import os\n"
+        "from evit_nas.workers import worker_pool\n"
+        "with worker_pool(1) as pool:\n"
+        "    assert pool.submit(os.getppid).result() == os.getpid()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-" if piped else str(tmp_path / "program.py")]
+    ended = subprocess.run(command, input=program, capture_output=True, text=True, env=environment, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "program\n", "")
+
+
+@pytest.mark.parametrize(("quota", "found"), [("50000 100000", 1), ("200000 100000", 2), ("max 100000", 8)])
+def test_a_container_has_as_many_cores_as_its_quota_allows(monkeypatch, tmp_path, quota, found):
+    """The system shows those of the whole machine: a process for each would have to wait for the others."""
+    real, limit = open, tmp_path / "cpu.max"
+    limit.write_text(quota)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/sys/fs/cgroup/cpu.max")
+    monkeypatch.setattr("builtins.open", lambda path, *args, **named: real(limit, *args, **named))
+    assert cores() == found
+
+
+def test_whatever_starts_processes_by_itself_starts_no_more_than_there_are_cores_for(monkeypatch):
+    from evit_nas.api import settings_from
+    from evit_nas.cli.train import _loaders
+    from evit_nas.search.parallel.cluster import _options
+
+    for count, workers, loaders, trials in ((1, 0, 1, 1), (4, 3, 2, 3), (64, 63, 8, 63)):
+        monkeypatch.setattr(joblib, "cpu_count", lambda count=count: count)
+        settings = settings_from(budget="5ms")
+        assert (settings.workers, _loaders(None), _options(settings)["num_cpus"]) == (workers, loaders, trials)
+    assert _loaders(0) == 0

@@ -2,12 +2,13 @@
 standard error.
 
 Exit codes: 0 done, 1 nothing feasible, a check failed or nobody read the output to its end, 2 wrong use, 130
-interrupted. Nothing heavy is imported before the verb that needs it runs.
+interrupted (143 by SIGTERM, 129 by SIGHUP). Nothing heavy is imported before the verb that needs it runs.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 
@@ -18,11 +19,34 @@ from evit_nas.cli import search, train, analyze, runs, archs, proxies, latency, 
 # isort: on
 from evit_nas.cli.app import app
 from evit_nas.console import adapt_streams, delivered, say
-from evit_nas.errors import EvitNasError, Interrupted
+from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
 
-def _interrupt(*_: object) -> None:
-    raise Interrupted
+def _interrupt(number: int, _: object) -> None:
+    raise Interrupted(number)
+
+
+def _end_in_order() -> None:
+    """Has whatever asks the process to end, but for SIGKILL, end it as Ctrl-C does: with nothing left behind.
+
+    Ctrl-C is heeded even where a script started the command in the background; what else the caller has had ignored, as
+    nohup does, stays ignored.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _check_folder() -> None:
+    """
+    Raises:
+        UsageError: the current folder was removed: relative paths lead nowhere, and MKL ends a process that uses it.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the current folder cannot be used ({error.strerror}): change to one that exists.") from None
 
 
 class _Said(logging.Handler):
@@ -34,12 +58,13 @@ class _Said(logging.Handler):
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGINT, _interrupt)
+    _end_in_order()
     adapt_streams()
     logging.getLogger("evit_nas").handlers = [_Said()]
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
     try:
+        _check_folder()
         try:
             app(arguments, prog_name="evit-nas")
         finally:
@@ -47,8 +72,8 @@ def main() -> None:
                 pass
     except BrokenPipeError:
         sys.exit(1)
-    except Interrupted:
-        sys.exit(130)
+    except Interrupted as end:
+        sys.exit(end.exit_code)
     except EvitNasError as error:
         if debug:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,9 +73,11 @@ def bench(
         table = LabelTable.load(from_table)
     else:
         assert data is not None
-        cores = os.cpu_count() or 1
+        from evit_nas.workers import cores
+
         recipe = {"image_size": image_size, "images": images, "cycles": (epochs,), "width": width}
-        table = _train(data, archs, slices, space, device, recipe, 0 if so_far else workers or cores, seeds, seed, out)
+        processes = 0 if so_far else workers or cores()
+        table = _train(data, archs, slices, space, device, recipe, processes, seeds, seed, out)
     if export is not None:
         table.save(export)
         say(f"written: {export} ({len(table.networks)} networks)")

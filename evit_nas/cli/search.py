@@ -24,7 +24,7 @@ from evit_nas.cli.app import (
 )
 from evit_nas.commands import command_line, typed
 from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, put, say
-from evit_nas.errors import EvitNasError, Interrupted, UsageError
+from evit_nas.errors import EvitNasError, Interrupted, UsageError, interruptions
 
 if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
@@ -229,7 +229,7 @@ def _search(run: Run) -> None:
     from evit_nas.search.study import Search
 
     try:
-        with progress_view() as view:
+        with progress_view() as view, interruptions():
             found = Search(run, view).run()
     except Interrupted:
         say(f"interrupted; nothing that was evaluated is lost. Continue with: {command_line('resume', run.path)}")

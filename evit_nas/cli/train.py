@@ -38,7 +38,10 @@ SHIPPED = "shipped"  # in a training folder
 OF_NEW_TRAININGS = frozenset(  # what a training that was begun has in its train.yaml
     {"data", "recipe", "changes", "image_size", "init", "teacher", "front", "top", "seed", "seeds", "out"}
 )
-LOADERS = max(1, min(8, (os.cpu_count() or 1) // 2))
+LoadersOption = Annotated[
+    int | None,
+    typer.Option(min=0, max=64, help="Processes that load images.", show_default="half the cores, at most 8"),
+]
 
 
 class Split(StrEnum):
@@ -76,7 +79,7 @@ def train(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each network, from --seed on.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Where training folders go.", show_default="RUN/train")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted trainings.")] = False,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that load images.")] = LOADERS,
+    workers: LoadersOption = None,
     ship: Annotated[bool, typer.Option(help="Make a folder that deploys of each, as evit-nas ship does.")] = True,
     track: Annotated[
         list[str] | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb or mlflow, if installed.")
@@ -118,7 +121,7 @@ def train(
     if first:
         begin(plans, typed(), resume)
     meet()  # the others read the folders that the first has made
-    hardware, failed = Hardware(workers=workers, trackers=tuple(track or ())), False
+    hardware, failed = Hardware(workers=_loaders(workers), trackers=tuple(track or ())), False
     trainings: dict[TrainSettings, Trained] = {}
     with progress_view() if first else nullcontext(_Silence()) as view:
         for folder, settings in plans:
@@ -176,6 +179,12 @@ def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any
         note(f"no 8-bit file: {shipped.int8_refusal}")
     elif int8 is not None:
         note(f"in 8 bits: top-1 {int8.top1:.2f} %, {int8.latency}")
+
+
+def _loaders(asked: int | None) -> int:
+    from evit_nas.workers import cores
+
+    return min(max(cores() // 2, 1), 8) if asked is None else asked
 
 
 class _Silence:
@@ -301,7 +310,7 @@ def evaluate_(
     data: Annotated[str, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")],
     split: Annotated[Split, typer.Option(help="Which images.")] = Split.val,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that load images.")] = LOADERS,
+    workers: LoadersOption = None,
     like: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Whose classes and preprocessing a lone .onnx file has.")
     ] = None,
@@ -317,7 +326,7 @@ def evaluate_(
             data,
             split=split.value,
             batch=batch,
-            workers=workers,
+            workers=_loaders(workers),
             like=like,
             note=view.note,
             step=lambda done, total: view.step("batches", done, total),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import numpy as np
 
 from evit_nas import __version__
 from evit_nas.config import Conditions
-from evit_nas.errors import EvitNasError, MeasurementError
+from evit_nas.errors import EvitNasError, MeasurementError, out_of_memory
 from evit_nas.latency import Latency, Protocol, Subject
 from evit_nas.latency.canary import CANARIES, LEARNING_S, SLOW_FACTOR, quiet_ms
 from evit_nas.latency.energy import energy_mj, meter
@@ -152,14 +153,17 @@ def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any
     except Exception as error:
         name = "" if isinstance(error, EvitNasError) else f"{type(error).__name__}: "
         text = " ".join(f"{name}{error}".split())[:500]
-        memory = isinstance(error, MemoryError) or "bad_alloc" in text or "out of memory" in text.lower()
-        kind = error.kind if isinstance(error, MeasurementError) else "out of memory" if memory else "rejected"
+        kind = error.kind if isinstance(error, MeasurementError) else "rejected"
+        if out_of_memory(f"{type(error).__name__}: {text}"):
+            text, kind = f"out of memory ({text})", "out of memory"
         return {"error": text, "kind": kind}
 
 
 def main() -> None:
     """Serves standard input until it ends."""
     die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # of a job that is ended as a whole; the parent ends its child
+        signal.signal(number, signal.SIG_IGN)
     conditions = Conditions.model_validate_json(sys.argv[1])
     if conditions.threads == 1:
         pin_to_one_core()

@@ -10,23 +10,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from evit_nas import __version__
 from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import MeasurementError, out_of_memory
 from evit_nas.latency import Device, Latency, Protocol, Subject
 from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.subjects import encoded, resolved
+
+WAIT_S = 1.0
+TOLD_AFTER_S = 30.0  # a network takes half a second, one with strict measurements some
+logger = logging.getLogger(__name__)
 
 
 class LocalDevice(Device):
@@ -73,7 +81,7 @@ class LocalDevice(Device):
             child.stdin.flush()
             with selectors.DefaultSelector() as selector:
                 selector.register(child.stdout, selectors.EVENT_READ)
-                answered = bool(selector.select(timeout_s))
+                answered = any(selector.select(wait_s) for wait_s in _waits(timeout_s))
             reply = child.stdout.readline() if answered else ""
         except BrokenPipeError:
             answered, reply = True, ""
@@ -88,16 +96,16 @@ class LocalDevice(Device):
             raise MeasurementError(f"the measurement took longer than {timeout_s:.0f} s and was ended.", "timeout")
         status = child.wait()
         self._stderr.seek(0)
-        last_words = (self._stderr.read().strip().splitlines() or ["no message; out of memory?"])[-1]
+        words = self._stderr.read()
         self.close()
-        kind = "out of memory" if status == -signal.SIGKILL or "bad_alloc" in last_words else "crashed"
-        raise MeasurementError(f"the measuring process died with exit status {status}: {last_words}", kind)
+        kind = "out of memory" if status == -signal.SIGKILL or out_of_memory(words) else "crashed"
+        raise MeasurementError(f"the measuring process died with exit status {status}: {last_line(words)}", kind)
 
     def _start(self) -> subprocess.Popen[str]:
         self._stderr.seek(0)
         self._stderr.truncate()
         return subprocess.Popen(
-            [sys.executable, "-m", "evit_nas.latency.child", self.conditions.model_dump_json()],
+            python("-m", "evit_nas.latency.child", self.conditions.model_dump_json()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -107,26 +115,107 @@ class LocalDevice(Device):
         )
 
 
+def last_line(words: str) -> str:
+    """What a process that died said last."""
+    return (words.strip().splitlines() or ["no message; out of memory?"])[-1]
+
+
 def most_visits(protocol: Protocol) -> int:
     """How many visits a measurement may make: one more where several may disagree."""
     return protocol.visits + (protocol.visits > 1)
 
 
+def python(*arguments: str) -> list[str]:
+    """A command of this interpreter; what lies in the current folder, a profile.py say, hides no modules from it."""
+    return [sys.executable, "-P", *arguments]
+
+
 def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process: so many threads, pipes in UTF-8, the cache folder of this process."""
-    cache_home = str(cache_folder().parent)
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "XDG_CACHE_HOME": cache_home}
+    """The environment of a measuring process, started with `python`: so many threads, pipes in UTF-8 whatever the
+    locale, the cache folder of this process, and the modules that this process finds, where it finds them."""
+    own = {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONPATH": os.pathsep.join(sys.path),  # a notebook may have extended it
+        "XDG_CACHE_HOME": str(cache_folder().parent),
+    }
+    return os.environ | own
+
+
+def run_alone(command: Sequence[str], threads: int, timeout_s: float, what: str) -> subprocess.CompletedProcess[str]:
+    """Runs a measuring process to its end while nobody else measures: it would be in their figures, and they in its.
+
+    Raises:
+        MeasurementError: `what` it does took longer than `timeout_s`.
+    """
+    with (
+        alone(),
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=child_environment(threads),
+        ) as process,
+    ):
+        try:
+            for wait_s in _waits(timeout_s):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    out, err = process.communicate(timeout=wait_s)
+                    return subprocess.CompletedProcess(command, process.returncode, out, err)
+        finally:
+            process.kill()
+    raise MeasurementError(f"{what} took longer than {timeout_s:.0f} s and was ended.", "timeout")
+
+
+def _waits(timeout_s: float) -> list[float]:
+    """The seconds that a process is given, in parts: each is to be counted as no more, however long it took.
+
+    The clock goes on while all stands still, stopped by a shell, a batch system or with the machine: a halt is no hang.
+    """
+    parts = max(round(timeout_s / WAIT_S), 1)
+    return [timeout_s / parts] * parts
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Waits until nobody else with the same cache folder measures on this machine, and keeps it so.
 
-    The lock is the operating system's and goes with the process. Without a folder to lock in, nobody waits.
+    The lock is the operating system's and goes with the process; a stopped one keeps it, so that a long wait is told.
+    Without a folder to lock in, nobody waits.
     """
-    folder = cache_folder()
+    path = cache_folder() / "measuring.lock"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context((folder / "measuring.lock").open("a", encoding="utf-8")), fcntl.LOCK_EX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.open("ab", buffering=0))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with _told(path):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says who has the lock if it takes long to get it."""
+
+    def tell() -> None:
+        with contextlib.suppress(OSError):
+            owner = path.read_text(encoding="utf-8") or "another process"
+            logger.warning(
+                "waiting for %s, which is measuring on this machine; if it was stopped let it go on, or end it", owner
+            )
+
+    teller = threading.Timer(TOLD_AFTER_S, tell)
+    teller.daemon = True
+    teller.start()
+    try:
+        yield
+    finally:
+        teller.cancel()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -34,12 +33,13 @@ def peak_memory_mb(subject: Subject, conditions: Conditions, timeout_s: float | 
         UsageError: timm has no such network.
         MeasurementError: the runtime rejected the network, died or ran out of time or memory.
     """
+    from evit_nas.latency.local import python
     from evit_nas.latency.runtimes import RUNTIMES
 
     if resident_peak_mb() is None or conditions.family not in RUNTIMES:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *_network(subject, conditions, Path(folder)), conditions.model_dump_json()]
+        command = python(*_network(subject, conditions, Path(folder)), conditions.model_dump_json())
         return _peak_of(command, conditions.threads, timeout_s or RUNTIMES[conditions.family].timeout_s)
 
 
@@ -58,7 +58,7 @@ def _network(subject: Subject, conditions: Conditions, folder: Path) -> list[str
         path = folder / "network.onnx"
         path.write_bytes(graph)
         graph = str(path)
-    return ["-P", __file__, graph]  # -P: the modules beside this file must not hide others of the same name
+    return [__file__, graph]
 
 
 def resident_peak_mb() -> float | None:
@@ -73,27 +73,15 @@ def resident_peak_mb() -> float | None:
 
 def _peak_of(command: list[str], threads: int, timeout_s: float) -> float:
     """The peak in megabytes that the process prints last."""
-    from evit_nas.errors import MeasurementError
-    from evit_nas.latency.local import alone, child_environment
+    from evit_nas.errors import MeasurementError, out_of_memory
+    from evit_nas.latency.local import last_line, run_alone
 
-    try:
-        with alone():  # it would be in the figures of whatever is measured meanwhile
-            ended = subprocess.run(
-                command,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=timeout_s,
-                env=child_environment(threads),
-            )
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(f"measuring memory took longer than {timeout_s:.0f} s.", "timeout") from None
+    ended = run_alone(command, threads, timeout_s, "measuring memory")
     if ended.returncode == 0:
         return float(ended.stdout.split()[-1])
-    last_words = (ended.stderr.strip().splitlines() or ["no message; out of memory?"])[-1]
-    exhausted = ended.returncode == -signal.SIGKILL or "bad_alloc" in last_words or "MemoryError" in last_words
+    exhausted = ended.returncode == -signal.SIGKILL or out_of_memory(ended.stderr)
     kind = "out of memory" if exhausted else "crashed" if ended.returncode < 0 else "rejected"
-    raise MeasurementError(f"the network could not be run to measure its memory: {last_words}", kind)
+    raise MeasurementError(f"the network could not be run to measure its memory: {last_line(ended.stderr)}", kind)
 
 
 def _run_graph(path: str, conditions: dict[str, Any]) -> None:

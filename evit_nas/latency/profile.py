@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Subject, TimmModel
-from evit_nas.latency.local import alone, child_environment
+from evit_nas.latency.local import last_line, python, run_alone
 from evit_nas.latency.machine import check_threads
 from evit_nas.network.onnx_graph import build_onnx
 
@@ -111,24 +109,11 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
     check_threads(conditions)
     with TemporaryDirectory() as folder:
         graph = _graph_file(subject, conditions.batch, Path(folder))
-        try:
-            with alone():
-                done = subprocess.run(
-                    [sys.executable, "-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json()],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    encoding="utf-8",
-                    errors="replace",
-                    timeout=TIMEOUT_S,
-                    env=child_environment(conditions.threads),
-                    check=False,
-                )
-        except subprocess.TimeoutExpired:
-            raise MeasurementError(f"the profile took over {TIMEOUT_S:.0f} s and was ended.", "timeout") from None
+        command = python("-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json())
+        done = run_alone(command, conditions.threads, TIMEOUT_S, "the profile")
     if done.returncode:
-        last_words = (done.stderr.strip().splitlines() or ["no message; out of memory?"])[-1]
         kind = {1: "rejected", -signal.SIGKILL: "out of memory"}.get(done.returncode, "crashed")
-        raise MeasurementError(f"ONNX Runtime could not profile the network: {last_words}", kind)
+        raise MeasurementError(f"ONNX Runtime could not profile the network: {last_line(done.stderr)}", kind)
     return Profile.model_validate_json(done.stdout.splitlines()[-1])
 
 

@@ -90,7 +90,10 @@ class ZeroCost(Judge):
             except (MeasurementError, RuntimeError, MemoryError) as error:
                 if isinstance(error, MeasurementError) and error.kind == "lost link":
                     raise
+                why = error
                 watch.note(f"left out of the pool: {origin} {arch.key}: {error}")
+        if not scored:
+            raise MeasurementError(f"none of the {len(pool)} architectures of the pool can be scored: {why}")
         return RankAggregate.fit(scored)
 
     def expect(self, arch: ArchConfig) -> None:

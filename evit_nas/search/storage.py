@@ -8,9 +8,11 @@ optuna-dashboard; each run is a study of its own there, by a name that no other 
 from __future__ import annotations
 
 import copy
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +79,20 @@ def for_samplers(trial: FrozenTrial) -> FrozenTrial:
 def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
     named = run.settings.storage
     if named is None:
-        with _database(f"sqlite:///{run.database}") as database:  # what goes wrong is explained by the run folder
-            yield database
+        with _database("sqlite:///study.db", creator=partial(_connected, run.database)) as database:
+            yield database  # what goes wrong is explained by the run folder
         return
     url = storage_url(named) if "://" in named else ""
     with ExitStack() as stack:
-        with _refused(run, named, (*_storage_errors(), ImportError, OSError, ValueError)):
+        with _refused(run, named, (*_storage_errors(), ImportError, OSError, ValueError, RuntimeError)):
             storage = stack.enter_context(_elsewhere(url, named, run.writing))
         with _refused(run, named, _storage_errors()):
             yield storage
+
+
+def _connected(file: Path) -> sqlite3.Connection:
+    """By its path: a name may hold what means something in a URL (?, #, %) or to Optuna (braces)."""
+    return sqlite3.connect(file, check_same_thread=False)
 
 
 @contextmanager
@@ -125,8 +132,8 @@ def _refused(run: Run, named: str, kinds: tuple[type[Exception], ...]) -> Iterat
 
 
 @contextmanager
-def _database(url: str) -> Iterator[optuna.storages.RDBStorage]:
-    storage = optuna.storages.RDBStorage(url)
+def _database(url: str, **engine: Any) -> Iterator[optuna.storages.RDBStorage]:
+    storage = optuna.storages.RDBStorage(url, engine)
     try:
         yield storage
     finally:

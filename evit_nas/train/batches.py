@@ -192,7 +192,7 @@ class TrainingBatches:
             Augmented(images, transform),
             batch_sampler=self._todo,
             num_workers=workers,
-            worker_init_fn=_leave_ctrl_c,
+            worker_init_fn=_leave_signals,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -268,15 +268,17 @@ def plain_batches(
         batch_size=batch,
         sampler=chosen,
         num_workers=workers,
-        worker_init_fn=_leave_ctrl_c,
+        worker_init_fn=_leave_signals,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _leave_ctrl_c(worker: int) -> None:
-    """Ctrl-C is for the process that trains, which ends those that load for it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(worker: int) -> None:
+    """What a terminal sends is for the process that trains, which ends those that load for it by SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def mixed_seed(*numbers: int) -> int:

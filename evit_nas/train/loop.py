@@ -24,7 +24,7 @@ from evit_nas.data import open_source
 from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images
-from evit_nas.errors import EvitNasError, RunError, UsageError
+from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.runs import installed_versions, lock
 from evit_nas.train.batches import (
@@ -38,12 +38,14 @@ from evit_nas.train.batches import (
 from evit_nas.train.checkpoint import State
 from evit_nas.train.folder import RECORD, holds_weights, read_record
 from evit_nas.train.optimisation import Criterion, clip, create_optimiser, create_schedule
+from evit_nas.train.recipe import Recipe
 from evit_nas.train.records import Records
 from evit_nas.train.settings import TrainRecord
 from evit_nas.train.status import TrainStatus, TrainWatcher
 from evit_nas.train.teacher import open_teacher
 from evit_nas.train.validation import merit, share_statistics, validate
 from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.workers import cores
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
@@ -70,17 +72,31 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) ->
     record = read_record(folder)
     if (folder / WEIGHTS).exists():
         return Trained.load(folder)
+    if torch.get_num_threads() > cores():  # a container's quota, of which torch knows nothing
+        torch.set_num_threads(cores())
     training = _Training(folder, record, watch, hardware)
     with lock(folder) if training.first else nullcontext():
         try:
             return training.run()
-        except torch.OutOfMemoryError:
-            recipe = record.settings.recipe
-            raise EvitNasError(
-                f"{record.settings.name}: the device's memory does not hold a batch of {recipe.batch_size} images in "
-                f"{recipe.accumulate} parts. Take more parts (--set accumulate={2 * recipe.accumulate}) or a smaller "
-                f"batch_size{_beside(folder)}."
-            ) from None
+        except (RuntimeError, MemoryError) as error:
+            if advice := _advice(error, record.settings.recipe, hardware, folder):
+                raise EvitNasError(f"{record.settings.name}: {advice}") from error
+            raise
+
+
+def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) -> str:
+    """What is wrong and the way out if memory ran out, here or in a process that loads images; else empty."""
+    if out_of_memory(f"{type(error).__name__}: {error}"):
+        return (
+            f"the device's memory does not hold a batch of {recipe.batch_size} images in {recipe.accumulate} parts. "
+            f"Take more parts (--set accumulate={2 * recipe.accumulate}) or a smaller batch_size{_beside(folder)}."
+        )
+    if "DataLoader worker" in str(error):
+        return (
+            "a process that loads images died, perhaps for want of memory, or of shared memory (/dev/shm; in a "
+            f"container --shm-size). Go on with: --resume --workers {hardware.workers // 2}"
+        )
+    return ""
 
 
 def _beside(folder: Path) -> str:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.workers import cores
 
 if TYPE_CHECKING:
     from evit_nas.search.parallel.devices import ClusterDevice
@@ -36,6 +37,8 @@ LOG = "ray.log"
 AT_ONCE = 10_000  # calls that may wait for an answer
 OBJECT_STORE_BYTES = 256 * 2**20  # on this machine; an answer has a few hundred bytes
 SCRATCH = "evit-nas-ray-"
+SOCKET = "session_2026-11-29_07-30-46_096253_4194304/sockets/plasma_store"  # the longest name that Ray gives one
+SOCKET_BYTES = 107  # of a socket's whole path at most
 
 
 class Cluster(Executor):
@@ -171,13 +174,16 @@ def _connected(settings: SearchSettings, note: Callable[[str], None]) -> Iterato
             raise UsageError("this process is connected to Ray already; call ray.shutdown() before the search.")
         if address is not None and (advice := _open_to_all(address)):
             note(advice)
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray puts its own in place
+        before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place, which exits without a word
+        stack.callback(signal.signal, signal.SIGTERM, before)
         stack.callback(ray.shutdown)
         try:
             ray.init(address, log_to_driver=False, **options)
         except (OSError, ValueError, RuntimeError) as error:
             what = f"no Ray cluster answers at --address {address}" if address else "Ray cannot be started here"
             raise UsageError(f"{what}: {' '.join(str(error).split())}") from error
+        if callable(before):
+            signal.signal(signal.SIGTERM, before)
         yield
 
 
@@ -188,10 +194,10 @@ def _options(settings: SearchSettings) -> dict[str, Any]:
     """
     from evit_nas.search.parallel.devices import resource
 
-    cores = max(len(os.sched_getaffinity(0)) - 1, 1)
+    free = max(cores() - 1, 1)
     wanted = math.ceil((settings.cluster.concurrent or 0) * settings.cluster.cpus_per_trial)
     return {
-        "num_cpus": wanted or cores,
+        "num_cpus": wanted or free,
         "resources": {resource(target.conditions): 1 for target in settings.targets},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
@@ -245,15 +251,33 @@ def _peaceful() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _scratch_parent() -> Path:
+    """The system's folder for temporary files, or /tmp where that (a batch job's TMPDIR, say) is too long for sockets.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    named = tempfile.gettempdir()
+    for folder in (named, "/tmp"):
+        longest = os.fsencode(f"{folder}/{SCRATCH}12345678/{SOCKET}")
+        if len(longest) <= SOCKET_BYTES and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
+    raise UsageError(
+        f"Ray makes sockets in the folder for temporary files, whose paths may have {SOCKET_BYTES} bytes: {named} is "
+        "too long, and /tmp cannot be written. Set TMPDIR to a folder with a short path."
+    )
+
+
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[str]:
     """A new folder that is removed at the end, after those that killed searches left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/.lock"):
+    parent = _scratch_parent()
+    for left in parent.glob(f"{SCRATCH}*/.lock"):
         with contextlib.suppress(OSError), left.open(encoding="utf-8") as lock:  # of somebody else, or in use
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as folder,
         (Path(folder) / ".lock").open("w", encoding="utf-8") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
