@@ -196,6 +196,7 @@ def quantized(graph: bytes | str, conditions: Conditions, images: Iterable[np.nd
             f"{len(floats)} of {len(convs)} convolutions cannot be quantised (the one to '{floats[0].output[0]}'): "
             "float32 input and constant weights are needed; measure the graph with --device cpu"
         )
+    quantizer.model.topological_sort()  # which ONNX asks for, and the quantiser leaves to whoever saves the file
     return bytes(quantizer.model.model.SerializeToString())
 
 
