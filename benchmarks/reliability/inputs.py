@@ -21,7 +21,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,7 +222,7 @@ def make(folder: Path) -> int:
 def truth_of(kind: Kind, folder: Path) -> object:
     """What comes of an undamaged copy."""
     copy = Path(shutil.copytree(folder / kind.base, folder / "truth"))
-    with _inside(copy):
+    with chdir(copy):
         if kind.truth is front:
             search(Run.open(Path()))
         else:
@@ -230,20 +230,6 @@ def truth_of(kind: Kind, folder: Path) -> object:
         found = kind.truth(Path())
     shutil.rmtree(copy)
     return found
-
-
-class _inside:
-    """The current folder, for a while."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        self._before = Path.cwd()
-        os.chdir(self._folder)
-
-    def __exit__(self, *_: object) -> None:
-        os.chdir(self._before)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -355,7 +341,7 @@ def _case(
     faults += ["lost"] if lost else []
     if kind.truth and ended.code == 0 and line == kind.commands[-1]:
         truth = partial(kind.truth, case)
-        with _inside(case):
+        with chdir(case):
             same = _elsewhere(truth, folder) == truths[kind.base, kind.truth.__name__]
         faults += [] if same else ["unnoticed"]
     if faults:

@@ -26,7 +26,7 @@ from evit_nas.search.record import journal_of
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_resume import known_device, label_table, new_run, outcome
 
-TURN = 20  # kills of one run
+TURN = 10  # kills of one run
 TRIALS = 24
 AFTER_S = 0.4  # at most, between the line of the record that is waited for and the kill
 END = 0.15  # share of the kills that come when everything is measured, while results are written
@@ -40,6 +40,7 @@ LOCAL: dict[str, dict[str, Any]] = {
     "nsga2, journal file": {"storage": "studies.log", "sampler": "nsga2", "objectives": ("score", "latency", "params")},
     "p90, in rounds of eight": {"budget_stat": "p90", "sampler": "random", "together": 8},
 }
+TURNS = [*LOCAL, *list(LOCAL)[2:], "nsga2, journal file", "p90, in rounds of eight"]  # the first two take minutes
 RAY: dict[str, dict[str, Any]] = {"ray, two at a time": {"engine": "ray", "cluster": {"concurrent": 2}, "trials": 30}}
 
 
@@ -67,7 +68,8 @@ def run(folder: Path, count: int, engine: str, seed: int, done: Journal) -> bool
     zero_cost.score_all = fake_proxies
     label_table(folder / "table.json")
     rehearsed(partial(_search, _begun(folder / "first", {"trials": 8}, folder)), folder, LIMIT_S)
-    kinds, good, sums = (RAY if engine == "ray" else LOCAL), True, Counter[str]()
+    kinds, names = (RAY, list(RAY)) if engine == "ray" else (LOCAL, TURNS)
+    good, sums = True, Counter[str]()
     numbers = ["kills", "while_writing", "lost", "repeated", "stuck"]
     print(f"{'search':24}" + "".join(f"{name.replace('_', ' '):>14}" for name in numbers), end="")
     print(f"{'trials':>9}{'front':>9}{'files':>9}{'left':>6}{'s':>6}")
@@ -75,7 +77,7 @@ def run(folder: Path, count: int, engine: str, seed: int, done: Journal) -> bool
     with tempfile.TemporaryDirectory(prefix="r-") as short:  # Ray's sockets lie in it
         os.environ["TMPDIR"] = tempfile.tempdir = short
         for turn in range(-(-count // TURN)):
-            name = list(kinds)[turn % len(kinds)]
+            name = names[turn % len(names)]
             kills = min(TURN, count - turn * TURN)
             if turn not in rows:
                 rng = random.Random(f"{seed} {turn}")

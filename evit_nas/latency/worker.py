@@ -9,9 +9,9 @@ The whole paired protocol runs here, canary included: no sample has ever seen th
 in, nothing is unpickled, and onnxruntime, onnx and numpy are all the machinery it takes. It listens on loopback, where
 ssh is the authentication; any other address, and any other name for it, demands a token.
 
-The standard library's server is on purpose: waitress would leave 83 lines less here and Starlette with uvicorn 50, but
-neither gives up a client that sends its head byte by byte, and their own errors are no JSON. Waitress also stores a whole
-body on the board's disk before it asks for the token; uvicorn takes five times as long to import and 13 MB more memory.
+The server is the standard library's on purpose: waitress would leave 83 lines less here, Starlette with uvicorn 50, but
+neither gives up a client that sends its head byte by byte. Waitress also puts a whole body on the board's disk before
+the token is looked at, and uvicorn takes five times as long to import and 13 MB more memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logger = logging.getLogger("evit_nas.worker")
 
 
 class Receiver(socket.SocketIO):
-    """What a client sends until a deadline; a limit for each single read would bear with one that sends byte by byte."""
+    """What a client sends until a deadline; a limit for each read would bear with one that sends byte by byte."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         super().__init__(connection, "r")
