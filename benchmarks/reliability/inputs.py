@@ -138,39 +138,39 @@ TABLES = (
 
 KINDS = (
     Kind("spaces, YAML", 150, "files", "space.yaml", SPACES, mutated),
-    Kind("archs, YAML", 150, "files", "arch.yaml", (*ARCHS, "export arch.yaml --to onnx --out o.onnx"), mutated),
+    Kind("archs, YAML", 200, "files", "arch.yaml", (*ARCHS, "export arch.yaml --to onnx --out o.onnx"), mutated),
     Kind(
         "recipes, YAML",
-        60,
+        50,
         "files",
         "recipe.yaml",
-        (f"train arch.yaml --data shades --recipe recipe.yaml {TRAIN}",),
+        (f"train arch.yaml --data ../../shades --recipe recipe.yaml {TRAIN}",),
         recipe,
     ),
     Kind(
         "settings, YAML",
-        50,
+        80,
         "files",
         "settings.yaml",
         ("config settings.yaml", f"search --config settings.yaml {DRY}"),
         mutated,
     ),
-    Kind("runs: run.yaml", 100, "run", "run.yaml", RUNS, mutated),
-    Kind("trainings: train.yaml", 30, "training", "train.yaml", (RESUME,), recipe),
-    Kind("journals: measurements", 80, "half", "measurements.jsonl", (*READ, "resume .", "resume ."), truth=front),
-    Kind("journals: studies.log", 70, "stored", "studies.log", (*READ, "resume .", "resume ."), truth=front),
-    Kind("databases: study.db", 80, "half", "study.db", (*READ, "resume .", "resume ."), truth=front),
+    Kind("runs: run.yaml", 150, "run", "run.yaml", RUNS, mutated),
+    Kind("trainings: train.yaml", 20, "training", "train.yaml", (RESUME,), recipe),
+    Kind("journals: measurements", 60, "half", "measurements.jsonl", (*READ, "resume .", "resume ."), truth=front),
+    Kind("journals: studies.log", 50, "stored", "studies.log", (*READ, "resume .", "resume ."), truth=front),
+    Kind("databases: study.db", 60, "half", "study.db", (*READ, "resume .", "resume ."), truth=front),
     Kind("tables of latencies", 20, "files", "table.jsonl", ("latency show --device fake --space efficientvit-tiny",)),
     Kind("tables of accuracies", 30, "files", "table.json", TABLES),
-    Kind("checkpoints", 60, "training", "checkpoint.pt", (RESUME,), truth=weights),
-    Kind("weights of a training", 20, "training", "best.safetensors", (RESUME,)),
-    Kind("metrics of a training", 20, "training", "metrics.jsonl", (RESUME,), truth=weights),
+    Kind("checkpoints", 40, "training", "checkpoint.pt", (RESUME,), truth=weights),
+    Kind("weights of a training", 15, "training", "best.safetensors", (RESUME,)),
+    Kind("metrics of a training", 15, "training", "metrics.jsonl", (RESUME,), truth=weights),
     Kind("records: trained.json", 20, "finished", "trained.json", (EVALUATE, "describe .", EXPORT)),
     Kind("weights, safetensors", 20, "finished", "model.safetensors", (EVALUATE, EXPORT)),
-    Kind("ONNX files, measured", 20, "files", "net.onnx", ("measure net.onnx", "profile net.onnx")),
+    Kind("ONNX files, measured", 10, "files", "net.onnx", ("measure net.onnx", "profile net.onnx")),
     Kind(
         "ONNX files, evaluated",
-        20,
+        10,
         "shipped",
         "model.onnx",
         ("eval model.onnx --data digits --like . --workers 0", "verify ."),
@@ -183,7 +183,7 @@ def make(folder: Path) -> int:
     DEVICES["files"] = FileDevice
     files = folder / "files"
     files.mkdir()
-    write_shades(files / "shades")
+    write_shades(folder / "shades")
     arch = tiny_arch().model_copy(update={"num_classes": 3})
     (files / "arch.yaml").write_text(arch.to_yaml("a network"))
     (files / "space.yaml").write_text(space_path("efficientvit-tiny").read_text())
@@ -198,7 +198,7 @@ def make(folder: Path) -> int:
     finished(folder / "finished")
     ship(folder / "finished", folder / "shipped", conditions=FILES, images=100, calibration_images=20)
     with suppress(BaseException):
-        train(begun(folder / "training", files / "shades"), Stopped(5))
+        train(begun(folder / "training", folder / "shades"), Stopped(5))
     search(new_run(folder / "run"))
     for name, more in (("half", {}), ("stored", {"storage": "studies.log"})):
         (folder / name).mkdir()
@@ -265,24 +265,29 @@ def _ids(content: bytes) -> set[str]:
     return found
 
 
-def run(folder: Path, count: int, seed: int, only: str, done: Journal) -> bool:
+def run(folder: Path, count: int, seed: int, only: str, share: str, done: Journal) -> bool:
     """Prints a line for each kind, and every case that is counted against its command."""
     DEVICES["fake"], zero_cost.score_all = FakeDevice, fake_proxies
-    rehearsed(partial(make, folder), folder, 600)
     kinds = [kind for kind in KINDS if not only or any(part in kind.name for part in only.split(","))]
     total = sum(kind.share for kind in kinds)
     ordered = [kind for kind in kinds for _ in range(round(count * kind.share / total))]
     cases = {case["number"]: case for case in done.read()}
+    index, shares = map(int, share.split("/"))
+    todo = [number for number in range(len(ordered)) if number not in cases and number % shares == index]
+    if todo:
+        rehearsed(partial(make, folder), folder, 600)
     truths: dict[tuple[str, str], object] = {}
-    for number, kind in enumerate(ordered):
-        if number in cases:
-            continue
+    for number in todo:
+        kind = ordered[number]
         if kind.truth and (kind.base, kind.truth.__name__) not in truths:
             truths[kind.base, kind.truth.__name__] = _elsewhere(partial(truth_of, kind, folder), folder)
         start = time.monotonic()
         found = list(_case(folder, kind, random.Random(f"{seed} {number}"), truths, f"case {number}"))
-        cases[number] = {"number": number, "found": found, "seconds": round(time.monotonic() - start, 2)}
-        done.append(cases[number])
+        done.append({"number": number, "found": found, "seconds": round(time.monotonic() - start, 2)})
+    cases = {case["number"]: case for case in done.read()}
+    if len(cases) < len(ordered):
+        print(f"{len(cases)} of {len(ordered)} files are done")
+        return True
     columns = ["files", "accepted", "refused", "tracebacks", "deaths", "hangs", "lost", "unnoticed", "s"]
     rows: dict[str, Counter[str]] = {kind.name: Counter() for kind in kinds}
     for number, kind in enumerate(ordered):

@@ -112,9 +112,11 @@ def _check_seal(trial: FrozenTrial, number: int) -> None:
     needed = {"key", "arch", "round"}
     if trial.state is TrialState.COMPLETE and "repeat_of" not in trial.user_attrs:
         needed |= {"estimate", "latencies"}
-    missing = needed - trial.user_attrs.keys()
-    if missing or trial.number != number or trial.system_attrs.get(SEAL, _seal(trial)) != _seal(trial):
-        raise ValueError(f"trial {number}" + (f" without {', '.join(sorted(missing))}" if missing else ""))
+    if missing := needed - trial.user_attrs.keys():
+        raise ValueError(f"trial {number} has no {', '.join(sorted(missing))}")
+    sealed = trial.system_attrs.get(SEAL)  # up to 0.3 there was none
+    if trial.number != number or sealed not in (None, _seal(trial)):
+        raise ValueError(f"trial {number} has changed")
 
 
 @contextmanager
