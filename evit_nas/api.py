@@ -12,9 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from pydantic import ValidationError
-
-from evit_nas import __version__
 from evit_nas.config import (
     Conditions,
     SearchSettings,
@@ -25,7 +22,7 @@ from evit_nas.config import (
     parse_energy,
     parse_quantity,
 )
-from evit_nas.errors import RunError, UsageError, did_you_mean
+from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.space import SearchSpace
@@ -313,7 +310,7 @@ class Result:
 
     Raises:
         UsageError: `path` is not a run folder.
-        RunError: its record cannot be read.
+        RunError: its record cannot be read; see `open_study`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -329,13 +326,7 @@ class Result:
         with explained(self.path):
             if not begun(self.run):
                 return Front([], [], 0, self.run.settings.trials, "")
-            try:
-                return load_front(self.run)
-            except (KeyError, ValidationError) as error:
-                raise RunError(
-                    f"the record of {self.path} is not as evit-nas {__version__} writes it ({error!r:.60}); "
-                    f"the run was made with {self.run.record['evit_nas']}. Read it with that version."
-                ) from None
+            return load_front(self.run)
 
     @property
     def front(self) -> pd.DataFrame:

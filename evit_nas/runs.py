@@ -18,6 +18,7 @@ import secrets
 import shutil
 import socket
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -156,7 +157,11 @@ class Run:
 
 
 class Journal:
-    """An append-only file of JSON lines that survives being killed in the middle of one."""
+    """An append-only file of JSON lines that survives being killed in the middle of one.
+
+    Each line ends with a check sum of what stands before it: a changed digit is not taken for a figure. Versions up to
+    0.3 wrote none; their lines are taken as they are, but only before the first one that has it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -164,11 +169,17 @@ class Journal:
     def read(self) -> Iterator[dict[str, Any]]:
         """Every whole line; one that is damaged is left out, as if its number had not been computed yet."""
         if self.path.exists():
+            checked = False
             with self.path.open("rb") as file:
                 for line in file:
-                    if line.endswith(b"\n"):
-                        with suppress(ValueError):
-                            yield json.loads(line)
+                    content, mark, check = line.rpartition(_CHECK)
+                    if mark and check == _check(content):
+                        checked, line = True, content + b"}"
+                    elif mark or checked or not line.endswith(b"\n"):
+                        continue
+                    with suppress(ValueError):
+                        if isinstance(record := json.loads(line), dict):
+                            yield record
 
     def repair(self) -> None:
         """Cuts off a torn last line, which the next one would otherwise glue itself to; keeps a backup."""
@@ -178,17 +189,44 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             shutil.copy2(self.path, self.path.with_suffix(".torn"))
-            write_atomically(self.path, whole.decode())
+            self._replace(whole)
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line and sees it to the disk."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+            with self.path.open("ab") as file:
+                file.write(_line(record))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise _named(error, self.path) from None
+
+    def cut(self, lines: int) -> None:
+        """Keeps the first `lines` of those that `read` gives.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._replace(b"".join(_line(record) for _, record in zip(range(lines), self.read(), strict=False)))
+
+    def _replace(self, content: bytes) -> None:
+        try:
+            write_whole(self.path, lambda scratch: scratch.write_bytes(content))
+        except OSError as error:
+            raise _named(error, self.path) from None
+
+
+_CHECK = b',"crc":"'
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """A line of a journal; `record` has one entry or more."""
+    content = json.dumps(record, separators=(",", ":")).encode().removesuffix(b"}")
+    return content + _CHECK + _check(content)
+
+
+def _check(content: bytes) -> bytes:
+    return b'%08x"}\n' % zlib.crc32(content)
 
 
 def lock(folder: Path) -> IO[str]:
@@ -328,11 +366,16 @@ def _refusal(path: Path, error: BaseException) -> str | None:
     if not (path / "run.yaml").exists():
         return f"{what}. The run folder was removed while it was in use; start a new search."
     if type(error) is sqlite3.DatabaseError:  # not a database, or damaged; what derives from it is about the disk
-        return (
-            f"{what}. Move it away and make the same trials again; what is in {path / 'measurements.jsonl'} is not "
-            f"measured again: {command_line('resume', path)}"
-        )
+        return f"{what}. {anew(path)}"
     return f"{what}. Put that right; nothing that was evaluated is lost, continue with: {command_line('resume', path)}"
+
+
+def anew(path: Path) -> str:
+    """The way out where the record of trials of the run folder `path` is damaged."""
+    return (
+        f"Move it away and make the same trials again; what is in {path / 'measurements.jsonl'} is not measured "
+        f"again: {command_line('resume', path)}"
+    )
 
 
 def installed_versions() -> dict[str, str]:

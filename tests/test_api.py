@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 import evit_nas
+from evit_nas import __version__
 from evit_nas.accuracy import zero_cost
 from evit_nas.api import Result, Words, load_settings, settings_from
 from evit_nas.cli import app
@@ -223,6 +224,7 @@ def test_a_record_of_another_version_is_said_so(result, tmp_path):
     old = shutil.copytree(result.path, tmp_path / "old")
     with sqlite3.connect(old / "study.db") as database:
         database.execute("update trial_user_attributes set key = 'score' where key = 'estimate'")
+    (old / "run.yaml").write_text((old / "run.yaml").read_text().replace(f"evit_nas: {__version__}", "evit_nas: 0.2.0"))
     with pytest.raises(RunError, match=r"not as evit-nas .* writes it.*Read it with that version"):
         _ = Result(old).found
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sqlite3
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from evit_nas.config import storage_url
 from evit_nas.errors import RunError, UsageError
 from evit_nas.runs import Run
 from evit_nas.search.record import load_front
-from evit_nas.search.storage import begun, for_samplers, open_study
+from evit_nas.search.storage import SEAL, begun, for_samplers, open_study
 from evit_nas.search.study import Search
 from tests.searches import Died, Silent, keys, trials
 from tests.test_picks import settings_of
@@ -127,11 +128,72 @@ def test_what_another_storage_has_is_not_blamed_on_the_run_folder(new_run, tmp_p
 
 
 def test_a_journal_that_cannot_be_had_is_one_message_too(new_run, tmp_path):
-    nowhere, damaged = tmp_path / "no" / "such.log", tmp_path / "damaged.log"
-    damaged.write_text("this is no journal\n" * 3)
-    for journal, words in ((nowhere, "No such file"), (damaged, "Expecting value")):
-        with pytest.raises(RunError, match=rf"the storage {journal} does not serve: .*{words}"):
-            Search(new_run(storage=str(journal)), Silent()).run()
+    nowhere = tmp_path / "no" / "such.log"
+    with pytest.raises(RunError, match=rf"the storage {nowhere} does not serve: .*No such file"):
+        Search(new_run(storage=str(nowhere)), Silent()).run()
+
+
+def damaged(run, change, journal=None):
+    """`change`s what the run has on record of its trials, and says what it is told when it is read then."""
+    if journal is not None:
+        journal.write_text(change(journal.read_text()))
+    else:
+        with sqlite3.connect(run.database) as database:
+            database.execute(change)
+    with pytest.raises(RunError) as caught:
+        load_front(run)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        """update trial_user_attributes set value_json = replace(value_json, '"width": ', '"width": 1')""",  # digits
+        "update trial_user_attributes set value_json = replace(value_json, ':', ';') where trial_id = 3",
+        "update trial_user_attributes set key = 'kez' where key = 'key'",
+        "update trial_params set distribution_json = replace(distribution_json, 'attributes', 'attribufes')",
+        "update trial_params set param_value = param_value + 1 where param_id = 5",
+        "update trial_values set value = value * 1.0000001 where trial_id = 4",
+        "update trials set number = 100 where number = 4",
+        "update trials set state = 'COMPLETF' where number = 4",
+        "delete from trials where number = 4",
+        "update study_user_attributes set value_json = replace(value_json, '[', '{') where key = 'aggregate'",
+        "update study_user_attributes set value_json = '[1, 2]' where key = 'references'",
+    ],
+)
+def test_a_changed_byte_in_the_database_is_found_and_said_with_the_way_out(new_run, change):
+    run = new_run(trials=10)
+    Search(run, Silent()).run()
+    message = damaged(run, change)
+    assert message.startswith(f"{run.database}: what it holds of the run is damaged")
+    assert message.count("\n") == 0
+    assert f"Move it away, then: evit-nas resume {run.path}." in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "this is no journal\n" * 3,
+        lambda text: text.replace('"study_id"', '"studi_id"'),
+        lambda text: text.replace("DISTRIBUTION", "distribution").replace("distributions", "distribufions"),
+        lambda text: text.replace('"width":1', '"width":2'),
+        lambda text: re.sub(r'\{"op_code":4,.*\n', "", text, count=1),  # a trial
+    ],
+)
+def test_so_is_one_in_a_journal(new_run, tmp_path, change):
+    journal = tmp_path / "shared.log"
+    run = new_run(storage=str(journal), trials=10)
+    Search(run, Silent()).run()
+    assert "is damaged" in (message := damaged(run, change, journal))
+    assert f"Move it away, then: evit-nas resume {run.path}." in message
+
+
+def test_trials_without_a_seal_are_of_an_older_version_and_taken_as_they_are(new_run):
+    run = new_run(trials=10)
+    front = Search(run, Silent()).run()
+    with sqlite3.connect(run.database) as database:
+        assert database.execute(f"delete from trial_system_attributes where key = '{SEAL}'").rowcount == 10
+    assert load_front(run) == front
 
 
 def test_what_goes_wrong_in_the_search_is_not_the_storages_fault(new_run, storage):

@@ -437,6 +437,19 @@ def test_a_damaged_checkpoint_says_the_way_out(tmp_path, images):
         train(folder, Watch())
 
 
+def test_a_checkpoint_in_which_a_byte_has_changed_is_not_gone_on_from(tmp_path, images):
+    folder = begun(tmp_path / "b", images)
+    with pytest.raises(Interrupted):
+        train(folder, Stopped(5))
+    content = bytearray((folder / CHECKPOINT).read_bytes())
+    weights = checkpoint.load_state(folder / CHECKPOINT)["model"]["head.linear.weight"].numpy().tobytes()
+    content[content.index(weights) + 5] ^= 1
+    (folder / CHECKPOINT).write_bytes(content)
+    with pytest.raises(UsageError, match=r"damaged \(ValueError: .*has changed\).*Remove it"):
+        train(folder, Watch())
+    assert (folder / CHECKPOINT).read_bytes() == content
+
+
 def test_unreadable_images_are_named_and_left_out(tmp_path, images):
     root = tmp_path / "images"
     subprocess.run(["cp", "-r", str(images), str(root)], check=True)

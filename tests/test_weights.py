@@ -343,6 +343,16 @@ def test_a_damaged_file_is_refused(name: str, damage: str, tmp_path: Path) -> No
     assert refusal(fresh(), path).startswith(f"{path}: damaged, or not a ")
 
 
+def test_a_torch_file_in_which_a_byte_of_a_tensor_has_changed_is_refused(tmp_path: Path) -> None:
+    path, weights = tmp_path / "weights.pth", trained().state_dict()
+    save(weights, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(weights["head.linear.weight"].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+
+    assert refusal(fresh(), path).startswith(f"{path}: damaged, or not a torch file of tensors")
+
+
 @pytest.mark.parametrize("name", ["none.safetensors", "none.pth", ""])
 def test_a_missing_file_is_refused(name: str, tmp_path: Path) -> None:
     assert refusal(fresh(), tmp_path / name) == f"{tmp_path / name}: no such file."

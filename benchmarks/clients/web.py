@@ -1,1 +1,1 @@
-"""onnxruntime-web (WebAssembly) under node: npm install --ignore-scripts onnxruntime-web, in the folder --node-modules."""
+"""onnxruntime-web (WebAssembly) under node: npm install --ignore-scripts onnxruntime-web, in --node-modules."""

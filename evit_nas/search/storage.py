@@ -8,8 +8,10 @@ optuna-dashboard; each run is a study of its own there, by a name that no other 
 from __future__ import annotations
 
 import copy
+import json
 import sqlite3
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -17,17 +19,34 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import distribution_to_json
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
+from evit_nas import __version__
+from evit_nas.accuracy import Estimate
 from evit_nas.commands import command_line
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError
-from evit_nas.runs import Journal, Run
+from evit_nas.runs import Journal, Run, anew, explained
 from evit_nas.search.objectives import directions, metric_names
 
 NAMELESS = "constraints"  # where Optuna kept a list of them up to version 4; optuna-dashboard 0.21 looks nowhere else
+SEAL = "evit_nas:seal"  # attribute of a trial: check sum of what it holds
+
+
+class Notes(BaseModel):
+    """The form of the study's attributes."""
+
+    aggregate: dict[str, list[float]] | None = None
+    conditions: list[dict[str, str]] | None = None
+    ended: str = ""
+    evaluating: tuple[str, int] | None = None
+    given_up: dict[str, str] = Field({}, alias="given up")
+    judge: str = ""
+    references: dict[str, Estimate] = Field({})
 
 
 @contextmanager
@@ -35,17 +54,21 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
     """The run's Optuna study, made if there is none; its database is closed at the end.
 
     Raises:
-        RunError: the storage that the run names does not answer; says the way out.
+        RunError: the storage does not answer, or what it holds of the run is damaged; says the way out.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _opened(run) as storage:
-        if run.study in optuna.get_all_study_names(storage):  # a journal notes even an attempt to make it again
-            study = optuna.load_study(storage=storage, study_name=run.study)
-        else:
-            study = optuna.create_study(storage=storage, study_name=run.study, directions=directions(run.settings))
-        if study.metric_names is None:
-            with _quiet():
-                study.set_metric_names(metric_names(run.settings))
+        with _undamaged(run):
+            if run.study in optuna.get_all_study_names(storage):  # a journal notes even an attempt to make it again
+                study = optuna.load_study(storage=storage, study_name=run.study)
+            else:
+                study = optuna.create_study(storage=storage, study_name=run.study, directions=directions(run.settings))
+            if study.metric_names is None:
+                with _quiet():
+                    study.set_metric_names(metric_names(run.settings))
+            Notes.model_validate(study.user_attrs)
+            for number, trial in enumerate(study.get_trials(deepcopy=False)):
+                _check_seal(trial, number)
         yield study
 
 
@@ -62,30 +85,78 @@ def begun(run: Run) -> bool:
 
 
 def for_dashboards(trial: FrozenTrial) -> FrozenTrial:
-    """The trial as it goes on record: with its constraints where optuna-dashboard looks for them as well."""
+    """The trial as it goes on record: sealed, and with its constraints where optuna-dashboard looks for them too."""
     shown = copy.copy(trial)
-    shown.system_attrs = trial.system_attrs | {NAMELESS: [*trial.constraints.values()]}
+    shown.system_attrs = trial.system_attrs | {NAMELESS: [*trial.constraints.values()], SEAL: _seal(trial)}
     return shown
 
 
 def for_samplers(trial: FrozenTrial) -> FrozenTrial:
     """The trial from the record with each constraint once, by its name."""
     plain = copy.copy(trial)
-    plain.system_attrs = {name: value for name, value in trial.system_attrs.items() if name != NAMELESS}
+    plain.system_attrs = {name: value for name, value in trial.system_attrs.items() if name not in (NAMELESS, SEAL)}
     return plain
+
+
+def _seal(trial: FrozenTrial) -> str:
+    """Check sum of what a trial holds, but for the times: databases do not notice a byte that has changed."""
+    space = {name: distribution_to_json(distribution) for name, distribution in trial.distributions.items()}
+    plain = for_samplers(trial)
+    held = [trial.number, trial.state.name, trial.values, trial.params, space, trial.user_attrs, plain.constraints]
+    return f"{zlib.crc32(json.dumps(held, sort_keys=True).encode()):08x}"
+
+
+def _check_seal(trial: FrozenTrial, number: int) -> None:
+    """
+    Raises:
+        ValueError: the trial is not what went on record as the one with that number.
+    """
+    needed = {"key", "arch", "round"}
+    if trial.state is TrialState.COMPLETE and "repeat_of" not in trial.user_attrs:
+        needed |= {"estimate", "latencies"}
+    if missing := needed - trial.user_attrs.keys():
+        raise ValueError(f"trial {number} has no {', '.join(sorted(missing))}")
+    sealed = trial.system_attrs.get(SEAL)  # up to 0.3 there was none
+    if trial.number != number or sealed not in (None, _seal(trial)):
+        raise ValueError(f"trial {number} has changed")
+
+
+@contextmanager
+def _undamaged(run: Run) -> Iterator[None]:
+    """
+    Raises:
+        RunError: something else than the storage's silence kept the record from being read: it is damaged.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever Optuna, SQLAlchemy and JSON raise on changed bytes
+        unreachable = (*_storage_errors(), OSError) if run.settings.storage else OSError
+        if isinstance(error, unreachable) or isinstance(_root(error), sqlite3.Error):
+            raise
+        where, made_with = run.settings.storage or run.database, run.record["evit_nas"]
+        reason = f"{where}: what it holds of the run is damaged ({' '.join(repr(error).split()):.100})"
+        if made_with != __version__:
+            reason += (
+                f", or not as evit-nas {__version__} writes it; the run was made with {made_with}. "
+                "Read it with that version, or give it up:"
+            )
+        raise RunError(f"{reason}. {anew(run.path)}") from error
 
 
 @contextmanager
 def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
     named = run.settings.storage
     if named is None:
-        with _database("sqlite:///study.db", creator=partial(_connected, run.database)) as database:
-            yield database  # what goes wrong is explained by the run folder
+        with (
+            explained(run.path),
+            _database("sqlite:///study.db", creator=partial(_connected, run.database)) as database,
+        ):
+            yield database
         return
     url = storage_url(named) if "://" in named else ""
     with ExitStack() as stack:
         with _refused(run, named, (*_storage_errors(), ImportError, OSError, ValueError, RuntimeError)):
-            storage = stack.enter_context(_elsewhere(url, named, run.writing))
+            storage = stack.enter_context(_elsewhere(url, named, run))
         with _refused(run, named, _storage_errors()):
             yield storage
 
@@ -96,7 +167,7 @@ def _connected(file: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _elsewhere(url: str, named: str, writing: bool) -> Iterator[optuna.storages.BaseStorage]:
+def _elsewhere(url: str, named: str, run: Run) -> Iterator[optuna.storages.BaseStorage]:
     if url.startswith("redis"):
         with _quiet():
             backend = JournalRedisBackend(url)
@@ -105,9 +176,11 @@ def _elsewhere(url: str, named: str, writing: bool) -> Iterator[optuna.storages.
         with _database(url) as database:
             yield database
     else:
-        if writing:
+        if run.writing:
             Journal(Path(named)).repair()  # or the next line would glue itself to a torn one
-        yield optuna.storages.JournalStorage(_JournalFile(named))
+        with _undamaged(run):
+            storage = optuna.storages.JournalStorage(_JournalFile(named))
+        yield storage
 
 
 class _JournalFile(JournalFileBackend):

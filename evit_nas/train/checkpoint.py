@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evit_nas.errors import UsageError
+from evit_nas.network.weights import load_torch
 from evit_nas.runs import serialised, write_whole
 
 Tensors = dict[str, Tensor]
@@ -53,9 +54,10 @@ def load_state(path: Path) -> State | None:
     if not path.exists():
         return None
     try:
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch raises on a damaged file
-        raise UsageError(f"{path}: damaged ({type(error).__name__}). Remove it to train from the start.") from None
+        state: State = load_torch(path)
+    except Exception as error:  # whatever is raised on a damaged file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(f"{path}: damaged ({reason}). Remove it to train from the start.") from None
     return state
 
 

@@ -5,14 +5,13 @@ A file that cannot be written is named and costs nothing but itself: training go
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from evit_nas import __version__
 from evit_nas.errors import RunError
-from evit_nas.runs import Journal, write_atomically
+from evit_nas.runs import Journal
 from evit_nas.train import checkpoint
 from evit_nas.train.curve import write_curve
 from evit_nas.train.folder import BEST, CHECKPOINT, CURVE, METRICS
@@ -48,8 +47,7 @@ class Records:
         self.lines = lines
         if self._writes:
             self._journal.repair()
-            kept = [row for _, row in zip(range(lines), self.rows(), strict=False)]
-            write_atomically(self._journal.path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._journal.cut(lines)
 
     def log(self, row: dict[str, Any], at: int = 0) -> None:
         """A line of metrics; its figures go to the trackers too, as those of step `at`."""
