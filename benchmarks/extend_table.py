@@ -61,7 +61,7 @@ def main() -> None:
 
 def extended(network: TrainedNetwork | None, label: Label) -> TrainedNetwork:
     """With one more training, unless that seed is known; a new network has no latency yet that counts."""
-    training = Training(seed=label.seed, score=label.score, seconds=label.seconds)
+    training = Training.of(label)
     if network is None:
         return TrainedNetwork(arch=label.arch, latency_ms=1, trainings=(training,))
     if label.seed in {known.seed for known in network.trainings}:

@@ -2,7 +2,7 @@
 
     python benchmarks/imagenet.py
 
-Each of m0 to m5 is left out of all evidence in turn (its trainings on other data too); the relatives of other papers are
+Each of m0 to m5 is left out of all evidence in turn (its trainings on other data too); relatives of other papers are
 predicted by their sizes. Then what the paper's ablation and the third party's ImageNet-100 say, which the score knows.
 """
 

@@ -93,9 +93,8 @@ def table_of(
 ) -> LabelTable:
     """The networks of `source` that have been trained, with what that came to."""
     trainings: dict[str, tuple[Training, ...]] = {}
-    for (key, seed), label in sorted(known.items(), key=lambda item: item[0]):
-        training = Training(seed=seed, score=label.score, seconds=label.seconds)
-        trainings[key] = (*trainings.get(key, ()), training)
+    for (key, _), label in sorted(known.items(), key=lambda item: item[0]):
+        trainings[key] = (*trainings.get(key, ()), Training.of(label))
     networks = tuple(
         TrainedNetwork.model_validate(network.model_dump() | {"trainings": trainings[network.arch.key]})
         for network in source.networks

@@ -162,6 +162,9 @@ def test_the_origin_says_what_was_trained_on_what():
     assert (
         found.origin == "2 EfficientViTs trained on digits (10k images of 10 classes) at 64 px at 50 % of their width"
     )
+    mixed = found.networks[0].trainings[0].model_copy(update={"device": "a GPU", "seed": 1})
+    both = found.networks[0].model_copy(update={"trainings": (*found.networks[0].trainings, mixed)})
+    assert found.model_copy(update={"networks": (both,)}).origin.endswith("px at 50 % of their width, on a GPU and cpu")
     whole = found.model_copy(update={"recipe": ShortRecipe(width=1)})
     assert whole.origin == "2 EfficientViTs trained on digits (10k images of 10 classes) at 64 px"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -80,6 +81,25 @@ def test_labels_are_known_by_network_and_seed_at_their_rung(tmp_path, trainer):
     assert kept(tmp_path).known() == {(job.arch.key, job.seed): label_of(job) for job in jobs}
     assert kept(tmp_path).known(rung=1) == kept(tmp_path).known()
     assert kept(tmp_path).known(rung=0) == {}
+
+
+def test_labels_of_two_devices_are_never_mixed_without_a_word(tmp_path, trainer, monkeypatch):
+    collect(kept(tmp_path), [Job(ONE, 0, 1)])
+    monkeypatch.setattr(labels, "_train", lambda *args: trainer(*args).model_copy(update={"device": "a GPU"}))
+    _, notes = collect(kept(tmp_path), [Job(ONE, 1, 1), Job(OTHER, 0, 1)])
+    assert notes == ["trained on a GPU, others on cpu: their digits differ a little"]
+    assert [label.device for label in kept(tmp_path).known().values()] == ["cpu", "a GPU", "a GPU"]
+
+
+def test_labels_of_earlier_versions_were_trained_on_the_processor(tmp_path, trainer):
+    collect(kept(tmp_path), [Job(ONE, 0, 1)])
+    path = tmp_path / "labels.jsonl"
+    (record,) = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    assert record["label"].pop("device") == "cpu"
+    record.pop("sum", None)
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    (label,) = kept(tmp_path).known().values()
+    assert label.device == "cpu"
 
 
 def test_nothing_is_trained_twice(tmp_path, trainer):

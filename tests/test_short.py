@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from evit_nas.accuracy import TSE_DECAY, ShortScore
+from evit_nas.accuracy import TSE_DECAY, ShortScore, short
 from evit_nas.accuracy.short import Batches, ShortTraining, _groups, shifted
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
@@ -135,6 +135,37 @@ def test_it_learns_what_can_be_learned_and_its_scores_say_so():
     assert score.accuracy == 1
     assert score.cross_entropy < 0.5
     assert score.curve[-1] < score.tse < score.curve[0]
+
+
+def test_products_in_bf16_learn_the_same():
+    """As on a GPU; its sums and weights stay in fp32."""
+    recipe = ShortRecipe(images=48, cycles=(8,), batch_size=8, learning_rate=1e-2, weight_decay=0)
+    full, half = (ShortTraining(dataset(train=48), recipe, bf16=bf16).run(tiny_arch(), SEED) for bf16 in (False, True))
+    assert half.accuracy == 1
+    assert half.curve != full.curve
+    assert half.curve[0] == pytest.approx(full.curve[0], rel=0.1)
+
+
+def test_a_training_takes_the_gpu_with_the_most_free_memory_and_says_its_name(monkeypatch):
+    assert short.device_name(torch.device("cpu")) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ([4, 9, 1][index], 10))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert short.training_device() == torch.device("cuda", 1)
+    assert short.device_name(short.training_device()) == "GPU 1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert short.training_device() == torch.device("cpu")
+
+
+def test_a_checkpoint_of_another_device_is_not_gone_on_with(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "a.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(short, "device_name", lambda device: "a GPU")
+        killed_after(2, checkpoint)
+    epochs = []
+    assert training().run(tiny_arch(), SEED, checkpoint=checkpoint, step=epochs.append) == uninterrupted()
+    assert epochs == [1, 2, 3]
 
 
 def test_tse_is_the_mean_loss_with_each_epoch_weighing_more_than_the_one_before():

@@ -46,6 +46,8 @@ class Label(BaseModel):
     """What the training came to."""
     seconds: float
     """Wall-clock time of the training, or of its last part if it was interrupted."""
+    device: str = "cpu"
+    """What it was trained on: cpu, or the name of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Labels:
                 trainings will go on.
             UsageError: the images cannot be read, or are others than the labels are for.
         """
-        known = self.open()
+        known, devices = self.open(), {label.device for label in self.known().values()}
         missing = {self._id(job): job for job in jobs if self._id(job) not in known}  # equal networks once
         for failure in self._failures.read():
             if job := missing.pop(failure["id"], None):
@@ -155,7 +157,11 @@ class Labels:
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    self._finish(running.pop(future), future, step, note)
+                    label = self._finish(running.pop(future), future, step, note)
+                    if label is not None and label.device not in (devices or {label.device}):
+                        others = " and ".join(sorted(devices))
+                        note(f"trained on {label.device}, others on {others}: their digits differ a little")
+                    devices |= {label.device} if label else set()
         except BrokenProcessPool:
             raise EvitNasError(
                 "a training process died, perhaps for want of memory. The labels so far are kept; "
@@ -167,7 +173,8 @@ class Labels:
 
     def _finish(
         self, job: Job, future: Future[Label], step: Callable[[Job, Label], None], note: Callable[[str], None]
-    ) -> None:
+    ) -> Label | None:
+        """The label, written down; None if there is none."""
         try:
             label = future.result()
         except BrokenProcessPool:
@@ -178,9 +185,10 @@ class Labels:
             if isinstance(error, MeasurementError) and error.kind == "rejected":
                 self._failures.append({"id": self._id(job), "reason": str(error)})
             note(f"left out: {job.arch.key}: {error}")
-            return
+            return None
         self.keep(job, label)
         step(job, label)
+        return label
 
     def open(self) -> set[str]:
         """Makes the journals fit for appending; returns the ids of the labels."""
@@ -218,11 +226,19 @@ def _training(data: str, digest: str, recipe: ShortRecipe) -> ShortTraining:
 
 
 def _train(data: str, digest: str, recipe: ShortRecipe, job: Job, checkpoint: Path | str) -> Label:
+    from evit_nas.accuracy.short import device_name
+
     training = _training(data, digest, recipe)
     start = time.monotonic()
     with _at_hand(checkpoint) as (path, keep):
         score = training.run(job.arch, job.seed, rung=job.rung, checkpoint=path, step=keep)
-    return Label(arch=job.arch, seed=job.seed, score=score, seconds=round(time.monotonic() - start, 1))
+    return Label(
+        arch=job.arch,
+        seed=job.seed,
+        score=score,
+        seconds=round(time.monotonic() - start, 1),
+        device=device_name(training.device),
+    )
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Short training: what an architecture learns from few small images in a few minutes, to rank it against others.
 
 The recipe is fixed for all architectures, images and their order included, so that two results differ by the
-architecture and the seed of its weights alone. The learning rate falls to zero in cosine cycles, one for each rung: a
-network is judged at the end of a cycle, and promotion to the next rung continues from there instead of starting over
-(warm restarts, arXiv 1608.03983). No averaging of weights: over so few steps it would rank the slowest learners last.
+architecture and the seed of its weights alone. On a GPU the images lie in its memory and products are in bf16, which is
+named with every result: the same batches, not the same digits. The learning rate falls to zero in cosine cycles, one
+for each rung: a network is judged at the end of a cycle, and promotion to the next rung continues from there instead of
+starting over (warm restarts, arXiv 1608.03983). No averaging of weights: over so few steps it would rank the slowest
+learners last.
 """
 
 from __future__ import annotations
@@ -31,11 +33,25 @@ if TYPE_CHECKING:
     from evit_nas.data import Dataset, Split
 
 EVAL_BATCH = 250
+CPU = torch.device("cpu")
+
+
+def training_device() -> torch.device:
+    """The GPU with the most free memory, else the processor; Ray shows a trial the GPUs that it reserved for it."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    return torch.device("cuda", free.index(max(free)))
+
+
+def device_name(device: torch.device) -> str:
+    """What is written beside a result: cpu, or the name of the GPU."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The images that a recipe trains or validates on, held in memory, and what they are normalised by."""
+    """The images that a recipe trains or validates on, in the memory of a device, and what they are normalised by."""
 
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,)
@@ -43,7 +59,7 @@ class Batches:
     std: Tensor  # (C, 1, 1)
 
     @classmethod
-    def of(cls, split: Split, like: Batches | None = None) -> Batches:
+    def of(cls, split: Split, like: Batches | None = None, device: torch.device = CPU) -> Batches:
         """All of `split`; normalised by its own mean and deviation of each channel, or as another set is."""
         images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
         if like is not None:
@@ -52,23 +68,29 @@ class Batches:
             pixels = images[:: max(1, len(images) // 2000)].float() / 255  # 2,000 images tell the mean well enough
             std, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)
             mean, std = mean[0], std[0].clamp(min=1e-3)
-        return cls(images, torch.from_numpy(np.array(split.labels)), mean, std)
+        labels = torch.from_numpy(np.array(split.labels))
+        return cls(images.to(device), labels.to(device), mean.to(device), std.to(device))
 
     def normalised(self, images: Tensor, channels: int) -> Tensor:
         """(B, channels, H, W) floats of (B, C, H, W) bytes; a grey image is repeated for every channel."""
         return ((images.float() / 255 - self.mean) / self.std).expand(-1, channels, -1, -1)
 
     def epoch(self, recipe: ShortRecipe, seed: int, epoch: int, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented (B, channels, H, W) images and (B,) labels: a function of the seed and the number of the epoch."""
+        """Augmented (B, channels, H, W) images and (B,) labels: a function of the seed and the number of the epoch.
+
+        All that is random is drawn on the processor, so that every device sees the same batches.
+        """
+        device = self.images.device
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(self.labels), generator=generator)
         reach = round(recipe.shift * recipe.image_size)
         for chosen in order.split(recipe.batch_size):  # type: ignore[no-untyped-call]
             if len(chosen) < 2:  # nothing to normalise a batch by
                 continue
+            chosen = chosen.to(device)
             images = self.images[chosen]
             if recipe.flip:
-                mirrored = torch.rand(len(chosen), generator=generator) < 0.5
+                mirrored = (torch.rand(len(chosen), generator=generator) < 0.5).to(device)
                 images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
             if reach:
                 images = shifted(images, reach, generator)
@@ -77,10 +99,11 @@ class Batches:
 
 def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     """(B, C, H, W) images, each moved by up to `reach` pixels either way; what comes in repeats the edge."""
-    rows, cols = (torch.randint(-reach, reach + 1, (len(images),), generator=generator) for _ in range(2))
+    device = images.device
+    rows, cols = (torch.randint(-reach, reach + 1, (len(images),), generator=generator).to(device) for _ in range(2))
     height, width = images.shape[2:]
-    y = (torch.arange(height) + rows[:, None]).clamp(0, height - 1)  # (B, H)
-    x = (torch.arange(width) + cols[:, None]).clamp(0, width - 1)  # (B, W)
+    y = (torch.arange(height, device=device) + rows[:, None]).clamp(0, height - 1)  # (B, H)
+    x = (torch.arange(width, device=device) + cols[:, None]).clamp(0, width - 1)  # (B, W)
     moved = images.gather(2, y[:, None, :, None].expand_as(images))
     return moved.gather(3, x[:, None, None, :].expand_as(images))
 
@@ -88,18 +111,29 @@ def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 class ShortTraining:
     """Trains networks on one data set by one recipe.
 
-    A score is a function of the architecture and the seed, to the bit on one machine with equal numbers of threads.
+    A score is a function of the architecture and the seed: on a processor to the bit, on one machine with equal numbers
+    of threads; on a GPU nearly so, as its sums come in any order.
+
+    Args:
+        dataset: whose images fit into the memory of the device.
+        recipe: how networks are trained.
+        device: where; `training_device()` by default.
+        bf16: whether products are computed in bf16, sums and weights in fp32; by default on a GPU.
 
     Raises:
         UsageError: the recipe asks for fewer images than there are classes.
     """
 
-    def __init__(self, dataset: Dataset, recipe: ShortRecipe) -> None:
+    def __init__(
+        self, dataset: Dataset, recipe: ShortRecipe, device: torch.device | None = None, bf16: bool | None = None
+    ) -> None:
         self.recipe = recipe
         self.classes = len(dataset.classes)
+        self.device = training_device() if device is None else device
+        self._bf16 = self.device.type == "cuda" if bf16 is None else bf16
         count = min(recipe.images, len(dataset.train))
-        self._train = Batches.of(dataset.train.subset(count, seed=0))
-        self._val = Batches.of(dataset.val, like=self._train)
+        self._train = Batches.of(dataset.train.subset(count, seed=0), device=self.device)
+        self._val = Batches.of(dataset.val, like=self._train, device=self.device)
 
     def run(
         self,
@@ -127,13 +161,13 @@ class ShortTraining:
             ValueError: the recipe has no such rung.
         """
         end = self.recipe.end_of(self.recipe.last_rung if rung is None else rung)
-        model = build(self.fitted(arch), seed).train().to(memory_format=torch.channels_last)
+        model = build(self.fitted(arch), seed).train().to(self.device).to(memory_format=torch.channels_last)
         optimiser = torch.optim.AdamW(_groups(model, self.recipe), lr=0.0, fused=True)
-        curve = _load(checkpoint, model, optimiser, end) if checkpoint else []
+        curve = _load(checkpoint, model, optimiser, end, self.device) if checkpoint else []
         for epoch in range(len(curve), end):
             curve.append(_finite(self._train_epoch(model, optimiser, seed, epoch), arch, epoch + 1))
             if checkpoint:
-                _save(checkpoint, model, optimiser, curve)
+                _save(checkpoint, model, optimiser, curve, self.device)
             step(epoch + 1)
         accuracy, cross_entropy = self._validate(model)
         return ShortScore(accuracy=accuracy, cross_entropy=_finite(cross_entropy, arch, end), curve=tuple(curve))
@@ -156,13 +190,13 @@ class ShortTraining:
 
     def _train_epoch(self, model: EfficientViT, optimiser: torch.optim.Optimizer, seed: int, epoch: int) -> float:
         """Mean loss of the epoch in nats."""
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         seen, images = 0, len(self._train.labels)
         for x, labels in self._train.epoch(self.recipe, seed, epoch, model.arch.in_channels):
             rate = self.recipe.rate(epoch + seen / images)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labels)
+            loss = F.cross_entropy(self._logits(model, x), labels)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.recipe.clip_norm)
@@ -170,6 +204,12 @@ class ShortTraining:
             total += loss.detach().double() * len(labels)
             seen += len(labels)
         return float(total / seen)
+
+    def _logits(self, model: EfficientViT, x: Tensor) -> Tensor:
+        """(B, classes) in fp32."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
+        return logits.float()
 
     @torch.no_grad()
     def _validate(self, model: EfficientViT) -> tuple[float, float]:
@@ -182,7 +222,7 @@ class ShortTraining:
         for start in range(0, len(self._val.labels), EVAL_BATCH):
             images, labels = (part[start : start + EVAL_BATCH] for part in (self._val.images, self._val.labels))
             x = self._val.normalised(images, model.arch.in_channels)
-            logits = model(x.contiguous(memory_format=torch.channels_last))
+            logits = self._logits(model, x)
             right += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum").double())
         return right / len(self._val.labels), loss / len(self._val.labels)
@@ -210,11 +250,18 @@ def _groups(model: EfficientViT, recipe: ShortRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _save(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, curve: list[float]) -> None:
+def _save(
+    path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, curve: list[float], device: torch.device
+) -> None:
     """Sees the whole file to the disk before it takes the place of the last one, which a power cut must not tear."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".partial")
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "curve": curve}
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "curve": curve,
+        "device": device_name(device),
+    }
     with scratch.open("wb") as file:
         file.write(serialised(lambda memory: torch.save(state, memory)))
         file.flush()
@@ -222,12 +269,15 @@ def _save(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, cur
     scratch.replace(path)
 
 
-def _load(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, end: int) -> list[float]:
-    """The losses of the epochs that are done; none if there is no checkpoint, or one of more than `end` epochs."""
+def _load(
+    path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, end: int, device: torch.device
+) -> list[float]:
+    """The losses of the epochs that are done; none if there is no checkpoint, or one of more than `end` epochs or of
+    another device."""
     if not path.exists():
         return []
-    state = torch.load(path, weights_only=True)
-    if len(state["curve"]) > end:
+    state = torch.load(path, map_location=device, weights_only=True)
+    if len(state["curve"]) > end or state.get("device", "cpu") != device_name(device):
         return []
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,6 +22,9 @@ from evit_nas.regime import Regime
 from evit_nas.runs import write_atomically
 from evit_nas.stats import seed_sd, without_seed_effects
 from evit_nas.yamlio import validate
+
+if TYPE_CHECKING:
+    from evit_nas.accuracy.labels import Label
 
 PAIRED = 0.5  # share of the binomial error that is left when networks are compared on the same images by cross-entropy
 MAX_CORRELATION = -0.3  # of cross-entropy and accuracy, for the one to stand for the other
@@ -38,6 +41,13 @@ class Training(BaseModel):
     """What the training came to."""
     seconds: float
     """Wall-clock time it took."""
+    device: str = "cpu"
+    """What it was trained on: cpu, or the name of a GPU."""
+
+    @classmethod
+    def of(cls, label: Label) -> Training:
+        """What a label says of its training."""
+        return cls(seed=label.seed, score=label.score, seconds=label.seconds, device=label.device)
 
 
 class TrainedNetwork(BaseModel):
@@ -180,7 +190,10 @@ class LabelTable(BaseModel):
         """A clause that names where predictions from this table come from."""
         recipe = self.recipe
         width = "" if recipe.width == 1 else f" at {100 * recipe.width:g} % of their width"
-        return f"{len(self.networks)} EfficientViTs trained on {self.source} at {recipe.image_size} px{width}"
+        devices = {training.device for network in self.networks for training in network.trainings}
+        where = "" if devices == {"cpu"} else f", on {' and '.join(sorted(devices))}"
+        count = len(self.networks)
+        return f"{count} EfficientViTs trained on {self.source} at {recipe.image_size} px{width}{where}"
 
 
 def shipped_tables() -> dict[str, Path]:

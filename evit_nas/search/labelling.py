@@ -184,8 +184,8 @@ class _Stopwatch:
 def _trainings(labels: Labels) -> dict[str, tuple[Training, ...]]:
     """Key of the network -> its trainings, in the order of their seeds."""
     found: dict[str, tuple[Training, ...]] = {}
-    for (key, seed), label in sorted(labels.known().items(), key=lambda item: item[0]):
-        found[key] = (*found.get(key, ()), Training(seed=seed, score=label.score, seconds=label.seconds))
+    for (key, _), label in sorted(labels.known().items(), key=lambda item: item[0]):
+        found[key] = (*found.get(key, ()), Training.of(label))
     return found
 
 

@@ -129,8 +129,8 @@ class TrainedPool:
     ) -> LabelTable:
         """What is trained so far, with proxies, as table.json."""
         trainings: dict[str, list[Training]] = {}
-        for (key, seed), label in sorted(labels.known().items(), key=lambda item: item[0]):
-            trainings.setdefault(key, []).append(Training(seed=seed, score=label.score, seconds=label.seconds))
+        for (key, _), label in sorted(labels.known().items(), key=lambda item: item[0]):
+            trainings.setdefault(key, []).append(Training.of(label))
         trained = [arch for arch in archs if arch.key in trainings]
         if not trained:
             raise EvitNasError("no network could be trained.")
