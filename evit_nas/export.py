@@ -34,7 +34,7 @@ def export_onnx(
 
     Args:
         weights: a checkpoint of this architecture, or a folder with one, as a training or `ship` leaves it; None
-            exports seeded random weights, good for latency only.
+            exports a lively random network (see network/lively.py), good for latency only.
         batch: images per inference, None for a dynamic batch size.
         seed: of the random weights and of the images that are compared.
 
@@ -66,6 +66,11 @@ EXPORTERS = {"onnx": export_onnx, "torchscript": export_torchscript, "pt2": expo
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
 
 
+def checkpoint(weights: Path) -> Path:
+    """The file that holds the weights, where a folder may be named."""
+    return weights / "model.safetensors" if weights.is_dir() else weights
+
+
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, relative to the largest expected magnitude."""
     import numpy as np
@@ -85,12 +90,15 @@ def _export(
     import numpy as np
     import torch
 
+    from evit_nas.network.lively import lively_network
     from evit_nas.network.model import build
     from evit_nas.network.weights import load_weights
 
-    model = build(arch, seed).eval()
-    if weights is not None:
-        load_weights(model, weights / "model.safetensors" if weights.is_dir() else weights)
+    if weights is None:
+        model = lively_network(arch, seed)
+    else:
+        model = build(arch, seed).eval()
+        load_weights(model, checkpoint(weights))
     images = np.random.default_rng(seed).standard_normal((batch or 2, arch.in_channels, *arch.input_size), np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -270,7 +270,7 @@ def test_eval_fits_80_columns(call, shipped):
 
 def test_a_training_folder_is_an_architecture_with_its_weights(call, shipped):
     result = call("export", "training", "--to", "onnx")
-    assert (result.code, "trained weights" in result.err) == (0, True)
+    assert (result.code, "weights of training/model.safetensors" in result.err) == (0, True)
     assert Path("training.onnx").is_file()
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from evit_nas import export
 from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.export import EXPORTERS, SUFFIXES, TOLERANCE, open_onnx, run_onnx
+from evit_nas.network import deploy
+from evit_nas.network.model import ParallelGroupAttention
 from tests.networks import VARIANTS, lively_network, relative_error, tiny_arch
 
 READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
@@ -69,8 +71,6 @@ def test_an_exported_program_holds_other_mixers(variant: str, tmp_path: Path) ->
 def test_a_file_that_computes_something_else_is_not_handed_over(
     to: str, training: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evit_nas.network import deploy
-
     right = deploy._fold_conv
 
     def wrong(module: torch.nn.Module) -> torch.nn.Conv2d:
@@ -107,6 +107,23 @@ def test_what_cannot_be_written_is_the_same_sentence_in_every_format(to: str, ca
         full = call("export", "m0", "--to", to, "--out", name)
     assert full.code == 2
     assert full.err == f"evit-nas: cannot write {name}: File too large. Give another file with --out.\n"
+
+
+def test_without_weights_an_error_in_a_residual_branch_shows(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fresh network such a branch is multiplied by a gamma of 0."""
+    right = deploy._folded
+
+    def wrong(module: torch.nn.Module) -> torch.nn.Module:
+        folded = right(module)
+        if isinstance(module, ParallelGroupAttention):
+            folded.proj.weight[0] *= 1.1
+        return folded
+
+    monkeypatch.setattr(deploy, "_folded", wrong)
+    with pytest.raises(EvitNasError, match="differs from the torch network"):
+        EXPORTERS[to](tiny_arch(cascade=False), tmp_path / "network")
 
 
 def test_weights_of_another_network_are_refused(training: Path) -> None:

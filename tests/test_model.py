@@ -1,19 +1,26 @@
 """The network: parity with timm, the interface, attention checked against its formulas, and the traps."""
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from evit_nas.arch import PRESETS, ArchConfig, StageConfig
 from evit_nas.errors import UsageError
+from evit_nas.network.deploy import fold
 from evit_nas.network.model import (
     Block,
     CascadedGroupAttention,
@@ -25,7 +32,7 @@ from evit_nas.network.model import (
     resize_bias_table,
     to_windows,
 )
-from evit_nas.network.weights import to_timm
+from evit_nas.network.weights import load_weights, to_timm
 from tests.networks import VARIANTS, lively, lively_network, relative_error, tiny_arch
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -414,6 +421,70 @@ def test_build_without_a_seed_draws_from_the_global_state() -> None:
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
+# Built without memory, then loaded
+
+
+def on_meta(arch: ArchConfig) -> EfficientViT:
+    with torch.device("meta"):
+        return build(arch)
+
+
+def assigned(arch: ArchConfig, weights: dict[str, Tensor], path: Path) -> nn.Module:
+    model = on_meta(arch)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def emptied(arch: ArchConfig, weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """Memory that holds anything: every tensor that loading forgets is found."""
+    model = on_meta(arch).to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.fill_(math.nan if tensor.is_floating_point() else -(2**40))
+    model.load_state_dict(weights)
+    return model
+
+
+def loaded_by_name(arch: ArchConfig, weights: dict[str, Tensor], path: Path) -> nn.Module:
+    load_weights(model := on_meta(arch), weights)
+    return model
+
+
+def dispatched(include_buffers: bool) -> Any:
+    def load(arch: ArchConfig, weights: dict[str, Tensor], path: Path) -> nn.Module:
+        save_file(weights, path / "model.safetensors")
+        with accelerate.init_empty_weights(include_buffers=include_buffers):
+            model = build(arch)
+        return accelerate.load_checkpoint_and_dispatch(model, path, device_map={"": "cpu"})
+
+    return load
+
+
+EMPTY_STARTS = {
+    "assign": assigned,
+    "to_empty": emptied,
+    "load_weights": loaded_by_name,
+    "accelerate": dispatched(include_buffers=False),
+    "accelerate, buffers too": dispatched(include_buffers=True),
+}
+
+
+@pytest.mark.parametrize("load", EMPTY_STARTS.values(), ids=EMPTY_STARTS)
+@some_variants
+def test_a_network_built_without_memory_computes_what_its_weights_say(name: str, load: Any, tmp_path: Path) -> None:
+    model, x = tiny(**VARIANTS[name]), images(64)
+
+    loaded = load(model.arch, model.state_dict(), tmp_path).eval()
+
+    assert torch.equal(loaded(x), model(x))
+
+
+@variants
+def test_every_tensor_of_a_network_is_in_its_checkpoint(variant: dict[str, object]) -> None:
+    model = build(tiny_arch(**variant), seed=0)
+
+    assert {name for name, _ in (*model.named_parameters(), *model.named_buffers())} == set(model.state_dict())
+
+
 # The interface of a timm model
 
 
@@ -676,3 +747,60 @@ def test_torch_export(name: str) -> None:
     exported = torch.export.export(model, (images(64),)).module()
 
     assert relative_error(exported(x), model(x)) < 1e-5
+
+
+def scripted(model: nn.Module) -> nn.Module:
+    return torch.jit.script(model)
+
+
+def scripted_after_tracing(model: nn.Module) -> nn.Module:
+    return torch.jit.script(torch.fx.symbolic_trace(model))
+
+
+@pytest.mark.parametrize("compiler", [scripted, torch.fx.symbolic_trace, scripted_after_tracing])
+@variants
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_a_compiler_that_sees_no_image_keeps_every_size(variant: dict[str, object], compiler: Any) -> None:
+    model = tiny(**variant)
+
+    compiled = compiler(model)
+
+    for x in (images(64, batch=1), images(96, 160, batch=3)):  # one window, and several that are padded
+        for _ in range(2):  # the second run of TorchScript is optimised
+            assert torch.allclose(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@some_variants
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_a_folded_network_can_be_scripted_and_traced(name: str) -> None:
+    folded, x = fold(tiny(**VARIANTS[name])), images(96, 160)
+
+    for compiler in (scripted, torch.fx.symbolic_trace):
+        assert torch.allclose(compiler(folded)(x), folded(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_symbolic_trace_still_sums_in_fp32_under_autocast() -> None:
+    mixer, x = overflowing_mixer(), images(32, channels=32)
+    expected, traced = mixer(x), torch.fx.symbolic_trace(mixer)
+
+    with torch.autocast("cpu", torch.float16):
+        assert typical_error(traced(x), expected) < 0.03
+
+
+@pytest.mark.parametrize("name", ["padded window", "parallel"])
+def test_no_tensor_of_the_graph_has_more_than_five_dimensions(name: str) -> None:
+    """ncnn knows four beside the batch."""
+    arch = resized(tiny_arch(**{**VARIANTS[name], "window": 3}), (96, 160))
+    most = 0
+
+    class Dimensions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal most
+            out = func(*args, **(kwargs or {}))
+            most = max([most, *(tensor.ndim for tensor in tree_leaves(out) if isinstance(tensor, Tensor))])
+            return out
+
+    with Dimensions():
+        fold(lively_network(arch))(images(96, 160))
+
+    assert most == 5

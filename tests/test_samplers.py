@@ -5,6 +5,12 @@ import random
 
 import optuna
 import pytest
+from optuna.exceptions import ExperimentalWarning
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    MultiObjectiveSamplerTestCase,
+    RelativeSamplerTestCase,
+)
 from optuna.trial import TrialState
 
 from evit_nas.errors import UsageError
@@ -243,3 +249,38 @@ def test_a_space_that_is_used_up_repeats_instead_of_hanging():
 def test_an_unknown_sampler_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match=r"'nsga'. Did you mean 'nsga\d'\? Known: auto, evolution, gp, nsga2"):
         make("nsga", seed=0, told=0, space=SPACE)
+
+
+def made(names):
+    """A fixture that makes samplers anew, as Optuna's contract wants them; a Gaussian process takes its time."""
+
+    @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name == "gp" else ()) for name in names])
+    def sampler(self, request):
+        return lambda: SAMPLERS[request.param](Turn(seed=0, told=0))
+
+    return sampler
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestOptunasContract(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
+    """What Optuna asks of every sampler: it answers what it is asked, in bounds, whatever the record holds."""
+
+    sampler = made(SAMPLERS)
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestOptunasContractOfThoseThatAnswerAllTogether(RelativeSamplerTestCase):
+    """The others leave some or all dimensions to be sampled one by one."""
+
+    sampler = made(["tpe", "gp", "qmc"])
+
+
+def test_evolution_leaves_alone_what_is_fixed():
+    study = warm_study()
+    fixed = {"stage1.width": study.trials[0].params["stage1.width"]}
+    with pytest.warns(ExperimentalWarning):
+        study.sampler = optuna.samplers.PartialFixedSampler(fixed, SAMPLERS["evolution"](Turn(0, WARM)))
+    for _ in range(10):
+        trial = study.ask()
+        SPACE.suggest(trial)
+        assert trial.params["stage1.width"] == fixed["stage1.width"]

@@ -78,13 +78,32 @@ def test_timm_resolves_the_images_that_the_network_takes() -> None:
         ({"arch": "m0", "img_size": 100}, "image_size: must be a multiple of 16"),
         ({"arch": "m0", "global_pool": "max"}, "global_pool must be 'avg' or ''"),
         ({"arch": "m0", "features_only": True, "out_indices": (0, 3)}, "stages from -3 to 2"),
-        ({"arch": "m0", "features_only": True, "feature_cls": "list"}, "no argument 'feature_cls'"),
         ({"arch": "m0", "pretrained_cfg": "in1k"}, "no weights called 'in1k'"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_what_is_allowed(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         create(**arguments)
+
+
+def test_an_unknown_argument_is_a_type_error_too() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'feature_cls'"):
+        create(arch="m0", features_cls="list")
+
+
+def test_the_description_tells_the_shapes_that_timm_asks_for(tmp_path: Path, checkpoint: Path) -> None:
+    arch = ArchConfig.model_validate(tiny_arch().model_dump() | {"image_size": [128, 192]})
+    model = create(arch=arch)
+    assert model.default_cfg["pool_size"] == model.forward_features(torch.zeros(1, 3, 128, 192)).shape[2:] == (2, 3)
+    overlay = {"file": str(checkpoint), "input_size": (3, 64, 64), "num_classes": 10}
+    assert create(arch=tiny_arch(), pretrained=True, pretrained_cfg_overlay=overlay).default_cfg["pool_size"] == (1, 1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_parameters_are_made_where_and_as_they_are_wanted(device: str) -> None:
+    model = create(arch=tiny_arch(), device=device, dtype=torch.float64)
+    tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+    assert {(tensor.device.type, tensor.dtype) for tensor in tensors} == {(device, torch.float64)}
 
 
 def test_settings_that_timms_scripts_always_pass_are_accepted() -> None:
@@ -104,6 +123,28 @@ def test_feature_maps_are_those_of_the_stages_with_their_strides(variant: str) -
     whole.load_state_dict(features.model.state_dict(), strict=False)
     for feature, expected in zip(maps, whole.forward_intermediates(IMAGES)[1], strict=True):
         torch.testing.assert_close(feature, expected)
+
+
+@pytest.mark.parametrize("extractor", ["getter", "list", "dict", "hook", "fx"])
+@pytest.mark.parametrize("variant", ["cascade", "linear", "padded window"])
+def test_every_extractor_of_timm_finds_the_same_maps(variant: str, extractor: str, tmp_path: Path) -> None:
+    expected = lively_network(tiny_arch(**VARIANTS[variant]))
+    save_file(expected.state_dict(), tmp_path / "model.safetensors")
+    overlay = {"file": str(tmp_path / "model.safetensors"), "input_size": (3, 64, 64), "num_classes": 10}
+    arguments = {"arch": expected.arch, "features_only": True, "pretrained": True, "pretrained_cfg_overlay": overlay}
+    for chosen in ({"feature_cls": extractor}, {"feature_cfg": {"feature_cls": extractor, "out_indices": (0, 2)}}):
+        maps = create(**arguments, **chosen)(IMAGES)
+        numbers = chosen.get("feature_cfg", {}).get("out_indices", (0, 1, 2))
+        wanted = expected.forward_intermediates(IMAGES, list(numbers), intermediates_only=True)
+        for actual, map_ in zip(maps.values() if isinstance(maps, dict) else maps, wanted, strict=True):
+            torch.testing.assert_close(actual, map_)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_features_can_be_scripted() -> None:
+    features = create(arch=tiny_arch(), features_only=True, out_indices=(0, 1))
+    for actual, expected in zip(torch.jit.script(features)(IMAGES), features(IMAGES), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_features_leave_out_the_stages_after_the_last_one_asked_for() -> None:

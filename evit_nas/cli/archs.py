@@ -171,7 +171,7 @@ def export(
     seed: SeedOption = 0,
 ) -> None:
     """Write an architecture as YAML, or its deploy form as ONNX, TorchScript or an exported program of torch."""
-    from evit_nas.export import EXPORTERS, SUFFIXES
+    from evit_nas.export import EXPORTERS, SUFFIXES, checkpoint
 
     config = find_arch(arch)
     if weights is None and (Path(arch) / "model.safetensors").is_file():
@@ -187,7 +187,7 @@ def export(
         return
     with _writing(path):
         error = EXPORTERS[to.value](config, path, weights=weights, batch=batch or None, seed=seed)
-    kind = "trained weights" if weights else "random weights, for latency only"
+    kind = f"weights of {checkpoint(weights)}" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
     if to is ExportFormat.onnx:
         say(f"next:    {command_line('measure', path)}")

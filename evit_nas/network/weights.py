@@ -155,7 +155,8 @@ def load_weights(model: EfficientViT, weights: str | Path | Mapping[str, Tensor]
 
     Args:
         weights: a state dict, or a .safetensors / torch file that holds one; either may keep it under "model",
-            "model_state_dict" or "state_dict", and begin all names alike.
+            "model_state_dict" or "state_dict", and begin all names alike. A model on the meta device comes to the
+            processor.
 
     Raises:
         UsageError: the file cannot be read, or a tensor is missing, unknown or of the wrong shape.
@@ -182,6 +183,8 @@ def load_weights(model: EfficientViT, weights: str | Path | Mapping[str, Tensor]
         if value.shape != needed:
             raise UsageError(f"{source}: {name} has shape {tuple(value.shape)}, this architecture needs {needed}.")
         loaded[key] = value
+    if any(value.is_meta for value in own.values()):
+        model.to_empty(device="cpu")  # all of it is loaded: no tensor of a network is left out of its checkpoints
     model.load_state_dict(loaded)
 
 

@@ -237,19 +237,25 @@ class Evolution(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Distributions) -> Params:
         living = [trial for trial in _complete(study) if np.isfinite(trial.values).all()][-LIVING:]
-        if not living:
+        if not living or not search_space:
             return {}
-        child = dict(self._winner(study, living).params)
+        child = self._inherited(study, living, search_space)
         if self._rng.random() < CROSSOVER:
-            other = self._winner(study, living).params
+            other = self._inherited(study, living, search_space)
             stages = sorted({_stage(name) for name in child})
             from_other = {stage for stage in stages if self._rng.random() < 0.5}
             return child | {name: answer for name, answer in other.items() if _stage(name) in from_other}
-        del child[self._rng.choice(list(search_space))]  # to be sampled independently
+        child.pop(self._rng.choice(list(search_space)), None)  # to be sampled independently
         return child
 
     def sample_independent(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
         return self._chance.sample_independent(study, trial, name, distribution)
+
+    def _inherited(self, study: Study, living: Sequence[FrozenTrial], search_space: Distributions) -> Params:
+        """The answers of a parent to what is asked now; a part of it may be fixed or bounded otherwise."""
+        parent = self._winner(study, living)
+        asked = (name for name in parent.params if parent.distributions[name] == search_space.get(name))
+        return {name: parent.params[name] for name in asked}
 
     def _winner(self, study: Study, living: Sequence[FrozenTrial]) -> FrozenTrial:
         rivals = self._rng.sample(living, min(TOURNAMENT, len(living)))

@@ -120,6 +120,16 @@ image = transform(Image.open("image.png").convert("{mode}")).unsqueeze(0)
 label = model.pretrained_cfg["label_names"][model(image).argmax()]
 ```
 
+With transformers, which finds the architecture in timm, so that evit-nas must be imported here too:
+
+```python
+import evit_nas
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(".").eval()  # this folder, or YOU/NAME
+label = model.config.id2label[int(model(image).logits.argmax())]
+```
+
 With ONNX Runtime alone (`image` as above, or by the steps of the last section):
 
 ```python

@@ -51,9 +51,9 @@ class Teacher(nn.Module):
             torch.tensor(values)[:, None, None] for values in (student.mean, student.std, own.mean, own.std)
         )
         # pixel = student's * std + mean; teacher's = (pixel - own_mean) / own_std
-        self.register_buffer("scale", std / own_std, persistent=False)
-        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
-        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+        self.register_buffer("order", None if order is None else torch.tensor(order))
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
