@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -261,6 +262,7 @@ class TestIdempotence:
         assert len(fake.calls) == 2
 
     def test_without_a_disk_answers_are_kept_in_memory(self, server, fake, tmp_path):
+        shutil.rmtree(tmp_path / "cache")
         (tmp_path / "cache").write_text("no folder")
         assert ask(server, "POST", "/v1/jobs", job(server))[0] == 200
         assert ask(server, "POST", "/v1/jobs", job(server))[0] == 200
@@ -400,6 +402,7 @@ class TestFiles:
         assert not list((tmp_path / "cache").rglob("*.onnx"))
 
     def test_a_disk_that_is_full_is_an_error(self, server, path, tmp_path):
+        shutil.rmtree(tmp_path / "cache")
         (tmp_path / "cache").write_text("no folder")
         with pytest.raises(MeasurementError, match="cannot keep the model"):
             client(server).measure(path, QUICK)

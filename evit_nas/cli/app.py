@@ -87,18 +87,18 @@ def find_subject(text: str, image_size: int | None = None) -> Subject:
     """What a command-line argument names: an architecture as for `find_arch`, timm:NAME, or an ONNX file.
 
     Raises:
-        UsageError: it is none of them, or its input size cannot be chosen.
+        UsageError: it is none of them, its input size cannot be chosen, or has to be.
     """
     from evit_nas.latency import TimmModel
 
     if text.startswith("timm:"):
         return TimmModel(text.removeprefix("timm:"), image_size)
     if text.endswith(".onnx"):
+        from evit_nas.latency.subjects import sized
+
         if not Path(text).is_file():
             raise UsageError(f"there is no file {text}.")
-        if image_size is not None:
-            raise UsageError(f"--image-size cannot change {text}: an ONNX file's input is fixed; export it again.")
-        return Path(text)
+        return sized(Path(text), image_size)
     arch = find_arch(text)
     return arch if image_size is None else resized(arch, image_size)
 

@@ -99,7 +99,8 @@ def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, trained_on: st
         raise UsageError(f"{path}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}") from None
     entry = session.get_inputs()[0]
     fixed, *sides = entry.shape
-    if [side for side in sides if isinstance(side, int)] != list(preprocessing.input_size):
+    wanted = preprocessing.input_size
+    if len(sides) != len(wanted) or any(isinstance(a, int) and a != b for a, b in zip(sides, wanted, strict=True)):
         raise UsageError(f"{path}: takes images of {sides}, but {about.name} wants {list(preprocessing.input_size)}.")
     batch = fixed if isinstance(fixed, int) else None
 

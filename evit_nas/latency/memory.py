@@ -99,8 +99,9 @@ def _run_graph(path: str, conditions: dict[str, Any]) -> None:
     kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
     feed = {}
     for entry in session.get_inputs():
-        sides = [side if isinstance(side, int) else 1 for side in entry.shape]
-        feed[entry.name] = np.zeros([conditions["batch"], *sides[1:]], kinds[entry.type])
+        if not all(isinstance(side, int) for side in entry.shape[1:]):
+            raise ValueError(f"the graph's input '{entry.name}' leaves open how large an image is: {entry.shape}")
+        feed[entry.name] = np.zeros([conditions["batch"], *entry.shape[1:]], kinds[entry.type])
     for _ in range(RUNS):
         session.run(None, feed)
 

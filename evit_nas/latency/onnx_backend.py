@@ -76,12 +76,12 @@ def graph_of(subject: Subject, batch: int) -> bytes | str:
 
 
 def session(graph: bytes | str, conditions: Conditions) -> Loaded:
-    """`graph` in an ONNX Runtime session on random input; open dimensions take the batch, then 1.
+    """`graph` in an ONNX Runtime session on random input; an open first dimension takes the batch.
 
     On a GPU, input and output stay in its memory: copies belong to the application.
 
     Raises:
-        MeasurementError: the graph is fixed to another batch size, or the GPU cannot be used.
+        MeasurementError: the graph is fixed to another batch size or leaves more open, or the GPU cannot be used.
     """
     import onnxruntime as ort
 
@@ -145,18 +145,28 @@ def random_feed(opened: Any, batch: int) -> dict[str, np.ndarray]:
 
 
 def fixed_shape(name: str, sides: Sequence[object], batch: int) -> tuple[int, ...]:
-    """The shape of input `name`; of its sides, those that are no number are open: the first is the batch, others 1.
+    """The shape of input `name`; of its sides, one that is no number is open: the first may be, and is the batch.
 
     Raises:
-        MeasurementError: the first is fixed to another number.
+        MeasurementError: the first is fixed to another number, or others are open: nobody knows how large they are.
     """
-    shape = tuple(side if isinstance(side, int) else 1 if axis else batch for axis, side in enumerate(sides))
-    if shape and shape[0] != batch:
+    first, *others = sides or [batch]
+    fixed = [side for side in others if isinstance(side, int)]
+    if len(fixed) < len(others):
         raise MeasurementError(
-            f"the graph's input '{name}' is fixed to batch {shape[0]}, not {batch}; "
-            "export it with an open batch dimension"
+            f"the graph's input '{name}' leaves open how large an image is ({_sides(sides)}): say it with "
+            "--image-size, or export it with a fixed size"
         )
-    return shape
+    if isinstance(first, int) and first != batch:
+        raise MeasurementError(
+            f"the graph's input '{name}' is fixed to batch {first}, not {batch}; export it with an open batch dimension"
+        )
+    return (batch, *fixed) if sides else ()
+
+
+def _sides(sides: Sequence[object]) -> str:
+    """A shape as people write it, for example batch x 3 x height x ?."""
+    return " x ".join("?" if side is None else str(side) for side in sides)
 
 
 def quantized(graph: bytes | str, conditions: Conditions, images: Iterable[np.ndarray] | None = None) -> bytes:
