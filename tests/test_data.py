@@ -673,6 +673,14 @@ def test_a_damaged_entry_is_decoded_again(name, how, tmp_path):
     assert sum("decoding" in note for note in notes) == 1
 
 
+def test_channels_that_do_not_fit_are_refused_before_any_training(tmp_path):
+    colours, grey = split_folder(tmp_path / "mine"), idx_folder(tmp_path / "grey")
+    with pytest.raises(UsageError, match="the images have 3 channels, but the networks take 4: set in_channels: 3 in"):
+        load_dataset(str(colours), SIDE, channels=4)
+    assert load_dataset(str(colours), SIDE, channels=3).train.images.shape[3] == 3
+    assert load_dataset(str(grey), SIDE, channels=4).train.images.shape[3] == 1  # repeated four times
+
+
 def test_labels_of_other_classes_are_a_damage(tmp_path):
     folder = idx_folder(tmp_path / "mine")
     whole = load_dataset(str(folder), SIDE)
