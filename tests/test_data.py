@@ -350,6 +350,13 @@ def test_a_camera_held_sideways_is_turned_upright(tmp_path):
     assert upright.getpixel((3, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II\x2b\0\x08\0\0\0", b"Exif\0\0" + b"\0" * 40])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_a_damaged_exif_block_costs_no_picture(kind, exif, tmp_path):
+    picture().save(tmp_path / "odd", kind, exif=exif)
+    assert plain(Image.open(tmp_path / "odd")).size == picture().size
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 @pytest.mark.parametrize("across", [True, False])
 def test_the_centre_is_kept_whole_at_the_shorter_side(across, suffix, tmp_path):
@@ -367,6 +374,29 @@ def test_the_way_to_an_input_can_be_handed_to_another_process(channels):
     steps = Preprocessing(input_size=(channels, 32, 32), mean=(0.5,) * channels, std=(0.5,) * channels)
     transform = steps.transform()
     assert torch.equal(pickle.loads(pickle.dumps(transform))(picture()), transform(picture()))
+
+
+def inputs_of(size: tuple[int, int], way: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image of smooth colours as a network gets it, and as timm's transform alone would have it."""
+    rows, columns = np.mgrid[0 : size[1], 0 : size[0]]
+    colours = np.stack([np.sin(rows / 9), np.cos(columns / 7), np.sin((rows + columns) / 11)], axis=-1)
+    image = Image.fromarray(((colours + 1) * 127).astype(np.uint8))
+    transform = way.transform()
+    return transform(image), transform.args[0](image)
+
+
+@pytest.mark.parametrize("size", [(40, 640), (641, 40), (1200, 40), (40, 2001)])
+def test_a_strip_is_cut_to_what_its_centre_crop_can_see(size):
+    way = Preprocessing(input_size=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+    ours, whole = inputs_of(size, way)
+    assert torch.equal(ours, whole) if max(size) <= 640 else torch.allclose(ours, whole, atol=0.05)
+
+
+@pytest.mark.parametrize(("size", "resized"), [((1, 60_000), (1, 16)), ((60_000, 3), (48, 3)), ((50, 40), (50, 40))])
+def test_no_strip_is_resized_as_a_whole(size, resized, monkeypatch):
+    monkeypatch.setattr("timm.data.create_transform", lambda *args, **settings: lambda image: image.size)
+    way = Preprocessing(input_size=(3, 224, 224), mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert way.transform()(Image.new("RGB", size)) == resized
 
 
 def test_shrinking_is_antialiased():
@@ -641,6 +671,14 @@ def test_a_damaged_entry_is_decoded_again(name, how, tmp_path):
         assert np.array_equal(again.train.images, whole.train.images)
         assert np.array_equal(again.val.labels, whole.val.labels)
     assert sum("decoding" in note for note in notes) == 1
+
+
+def test_channels_that_do_not_fit_are_refused_before_any_training(tmp_path):
+    colours, grey = split_folder(tmp_path / "mine"), idx_folder(tmp_path / "grey")
+    with pytest.raises(UsageError, match="the images have 3 channels, but the networks take 4: set in_channels: 3 in"):
+        load_dataset(str(colours), SIDE, channels=4)
+    assert load_dataset(str(colours), SIDE, channels=3).train.images.shape[3] == 3
+    assert load_dataset(str(grey), SIDE, channels=4).train.images.shape[3] == 1  # repeated four times
 
 
 def test_labels_of_other_classes_are_a_damage(tmp_path):

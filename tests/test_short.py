@@ -187,7 +187,7 @@ def test_grey_images_do_for_a_network_that_takes_colours_and_not_the_other_way_r
     assert tiny_arch().in_channels == 3
     training().run(tiny_arch(), SEED, rung=0)
     grey = tiny_arch().model_copy(update={"in_channels": 1})
-    with pytest.raises(UsageError, match=r"images have 3 channels, but architecture \w+ takes 1: set in_channels: 3"):
+    with pytest.raises(UsageError, match=r"images have 3 channels, but the networks take 1: set in_channels: 3"):
         training(channels=3).run(grey, SEED)
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from evit_nas.accuracy import ShortScore
 from evit_nas.arch import WIDTH_STEP, ArchConfig, StageConfig, round_to
 from evit_nas.config import ShortRecipe
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.data.dataset import check_channels
+from evit_nas.errors import MeasurementError
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.runs import serialised
 
@@ -178,12 +179,7 @@ class ShortTraining:
         Raises:
             UsageError: it does not take the channels of the images.
         """
-        channels = self._train.images.shape[1]
-        if channels not in (1, arch.in_channels):
-            raise UsageError(
-                f"the images have {channels} channels, but architecture {arch.key} takes {arch.in_channels}: "
-                f"set in_channels: {channels} in the search space."
-            )
+        check_channels(self._train.images.shape[1], arch.in_channels)
         stages = [_narrowed(stage, self.recipe.width) for stage in arch.stages]
         own = {"image_size": self.recipe.image_size, "num_classes": self.classes, "stages": stages}
         return ArchConfig.model_validate(arch.model_dump() | own)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from evit_nas.caches import cache_folder
 from evit_nas.data.copies import said_copies
-from evit_nas.data.dataset import Dataset, Split
+from evit_nas.data.dataset import Dataset, Split, check_channels
 from evit_nas.data.images import GRAY_MODES, Images, Source, plain, reason
 from evit_nas.data.sources import open_source
 from evit_nas.errors import UsageError
@@ -36,17 +36,23 @@ _VERSION = 1  # of what is done to an image; a new one makes old entries void
 
 
 def load_dataset(
-    source: str, image_size: int, *, seed: int = 0, note: Callable[[str], None] = lambda message: None
+    source: str,
+    image_size: int,
+    *,
+    seed: int = 0,
+    channels: int | None = None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> Dataset:
     """The data set that `source` names (see `open_source`), with square images of `image_size` pixels.
 
     The shorter side is resized to `image_size`, and the centre is kept. The first call decodes every image into the
     user's cache folder (C · image_size² bytes each), the next ones map it, unless a file of the source has changed
-    since. `seed` chooses what is held out for validation where the source has no split. `note` is told about
-    decoding and about skipped images.
+    since. `seed` chooses what is held out for validation where the source has no split. `channels` is what the networks
+    take, if that is known. `note` is told about decoding, skipped images and whatever else is odd.
 
     Raises:
-        UsageError: the source cannot be used, no image of some class can be read, or the system fails to read one.
+        UsageError: the source cannot be used, no image of some class can be read, the system fails to read one, or
+            `channels` do not fit.
     """
     if image_size < 1:
         raise UsageError(f"image_size must be at least 1 pixel, got {image_size}.")
@@ -69,6 +75,8 @@ def load_dataset(
         ) from None
     if dataset is None:
         raise UsageError(f"{entry} does not keep what is written to it. Choose another place with XDG_CACHE_HOME.")
+    if channels is not None:
+        check_channels(dataset.train.images.shape[3], channels)
     for remark in opened.remarks:
         note(f"{opened.name}: {remark}")
     if dataset.skipped:

@@ -57,3 +57,16 @@ class Dataset:
     """The unreadable images by name, and why; they are in neither split."""
     digest: str
     """Hash of the classes, pixels and labels of both splits: equal for equal data, wherever it lies."""
+
+
+def check_channels(images: int, networks: int) -> None:
+    """Grey images are repeated for every channel of a network; colours need as many as there are.
+
+    Raises:
+        UsageError: `networks` take another number of channels than `images` have.
+    """
+    if images not in (1, networks):
+        raise UsageError(
+            f"the images have {images} channels, but the networks take {networks}: set in_channels: {images} in the "
+            "search space."
+        )

@@ -147,7 +147,7 @@ def plain(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: the pixels are floating-point numbers, whose range nobody knows.
     """
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known: scale them to 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow's own conversion cuts 16 bits off at 255
@@ -155,6 +155,14 @@ def plain(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:  # Pillow warns of the direct way
         image = image.convert("RGBA")
     return image.convert("L" if image.mode in GRAY_MODES else "RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever Pillow raises on damaged EXIF; the pixels have been read
+        return image.copy()
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from evit_nas.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+LONGEST = 16  # times its shorter side, that an image is resized at
 CHANNELS = (1, 3)  # of images: what else a file holds (alpha, near infrared) is not read
 
 
@@ -53,7 +54,7 @@ class Preprocessing(BaseModel):
             crop_pct=self.crop_pct,
             normalize=True,
         )
-        return gray_first(transform) if self.input_size[0] == 1 else transform
+        return partial(_of_middle, gray_first(transform) if self.input_size[0] == 1 else transform)
 
     def timm_config(self) -> dict[str, Any]:
         """The same under the names of timm's pretrained_cfg."""
@@ -66,6 +67,16 @@ def gray_first(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Im
     It can be pickled, as processes that load images need it where they are not forked.
     """
     return partial(_of_gray, transform)
+
+
+def _of_middle(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:
+    """`transform`, which ends with a centre crop, of what that can see: a strip resized whole may take gigabytes."""
+    width, height = image.size
+    longest = LONGEST * min(width, height)
+    if max(width, height) > longest:
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        image = image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+    return transform(image)
 
 
 def _of_gray(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:

@@ -66,7 +66,7 @@ def collect_labels(
     if path.exists():
         return LabelTable.load(path)
     assert wish.data is not None
-    data = load_dataset(wish.data, wish.recipe.image_size, note=watch.note)
+    data = load_dataset(wish.data, wish.recipe.image_size, channels=settings.space.in_channels, note=watch.note)
     way = f"go on with: {command_line('resume', folder.parent)}"
     labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
     stopwatch = _Stopwatch(folder, device, settings, watch)
