@@ -96,7 +96,7 @@ def shadowed(folder: Path) -> str:
 
 
 def short_of_memory(folder: Path) -> str:
-    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (900 * 2**20,) * 2)
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (700 * 2**20,) * 2)
     return call(folder, "measure", "m0", fakes=False, limit=limit, code=1, says="out of memory")
 
 
@@ -166,7 +166,7 @@ SITUATIONS: dict[str, Situation] = {
     "the current folder holds profile.py, numpy.py, ...": shadowed,
     "64 open files at most": partial(searched, limit=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))),
     "one core": partial(searched, limit=partial(os.sched_setaffinity, 0, {min(os.sched_getaffinity(0))})),
-    "0.9 GB of address space": short_of_memory,
+    "0.7 GB of address space": short_of_memory,
     "python -O": partial(searched, python=("-O",)),
     "LC_ALL=C, an ASCII terminal of 40 columns": partial(
         searched, changes={"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
