@@ -1,28 +1,42 @@
-"""What a person sees: tables on standard output, talk and progress on standard error, both fit 80 columns."""
+"""What a person sees: tables on standard output, talk and progress on standard error, both fit 80 columns.
+
+What is to be copied stays whole at any width: a name, a number, a command. And what the terminal has no letters for is
+spelled with those that it has.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from evit_nas.errors import EvitNasError
 from evit_nas.search.status import Status
 from evit_nas.train.status import TrainStatus
 
 PLAIN_EVERY_S = 10.0  # between progress lines when the output is not a terminal
+UNLIMITED = 10_000  # columns: what is not read on a terminal has no width
+SPELLED = "adapted"  # our handler of what an encoding lacks
+_SPELLING = str.maketrans("±·×•│└─…→–’µ", "~|x*|+-.>-'u")  # one character each, so that columns stay in line
 
 
 class Format(StrEnum):
@@ -34,26 +48,93 @@ class Format(StrEnum):
     yaml = "yaml"
 
 
+def adapt_streams() -> None:
+    """From here on no character stops what is printed: what an encoding lacks is spelled with what it has.
+
+    Bytes of a file's name that were not text when they came in go out as they came.
+    """
+    codecs.register_error(SPELLED, _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=SPELLED)
+
+
+def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start]
+    if "\udc80" <= lacking <= "\udcff":
+        return lacking.encode("utf-8", "surrogateescape"), error.start + 1
+    return lacking.translate(_SPELLING).encode("ascii", "backslashreplace").decode(), error.start + 1
+
+
+@contextmanager
+def delivered() -> Iterator[None]:
+    """What is printed inside is on its way when this ends, or the error says that it is not.
+
+    Raises:
+        EvitNasError: standard output takes no more, for example on a full disk.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _forget(sys.stdout)
+        if isinstance(error, BrokenPipeError):  # nobody reads on, and wants to hear of it
+            raise
+        raise EvitNasError(f"standard output cannot be written: {error.strerror}.") from error
+
+
+def _forget(stream: TextIO) -> None:
+    """Drops what could not be written to `stream`, which the interpreter would write again at its exit."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
 def _console(*, stderr: bool = False) -> Console:
     """Prints words as they are: in remote:tiger:8642 there is no emoji."""
-    return Console(stderr=stderr, highlight=False, emoji=False)
+    console = Console(stderr=stderr, highlight=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNLIMITED
+    return console
 
 
 def say(message: str) -> None:
-    """One line of talk on standard error."""
-    _console(stderr=True).print(escape(message), soft_wrap=True)
+    """One line of talk on standard error; where that cannot be written, talk is lost and work is not."""
+    try:
+        _console(stderr=True).print(escape(message), soft_wrap=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _forget(sys.stderr)
 
 
-def emit(rows: Sequence[Mapping[str, Any]], format_: Format, table: Table) -> None:
-    """Data on standard output: `table` for people, `rows` for programs."""
+def put(text: str) -> None:
+    """Data on standard output as it is.
+
+    Raises:
+        EvitNasError: standard output takes no more.
+    """
+    with delivered():
+        print(text, end="")
+
+
+def emit(rows: Sequence[Mapping[str, Any]], format_: Format, sheet: Sheet) -> None:
+    """Data on standard output: `sheet` for people, `rows` for programs.
+
+    Raises:
+        EvitNasError: standard output takes no more.
+    """
     if format_ is Format.table:
-        _console().print(table)
+        with delivered():
+            _console().print(sheet, crop=False)
     elif format_ is Format.json:
-        print(json.dumps(list(rows), indent=2))
+        put(json.dumps(list(rows), indent=2) + "\n")
     elif format_ is Format.yaml:
-        print(yaml.safe_dump([dict(row) for row in rows], sort_keys=False), end="")
+        put(yaml.safe_dump([dict(row) for row in rows], sort_keys=False))
     else:
-        print(_csv(rows), end="")
+        put(_csv(rows))
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -70,16 +151,67 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict | list) else value
 
 
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()) -> Table:
+@dataclass(frozen=True)
+class Sheet:
+    """A table where the width allows one, and a record for each row where it does not.
+
+    Names (the first column) and numbers are never broken; the other columns in `text` and the headers are, at spaces.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, style="bold", overflow="ignore")
+        for padding in (1, 0):
+            if widths := self._widths(options.max_width - (2 * padding + 1) * (len(self.columns) - 1) - 2):
+                yield self._table(widths, padding)
+                return
+        longest = max(cell_len(_flat(column)) for column in self.columns)
+        yield ""
+        for row in self.rows:
+            for column, cell in zip(self.columns, row, strict=True):
+                label = _flat(column)
+                yield Text(f"{label}{' ' * (longest - cell_len(label))}  {cell}", no_wrap=True, overflow="ignore")
+            yield ""
+
+    def _widths(self, room: int) -> list[int] | None:
+        """Of each column, `room` in all: the widest that can be broken gives way first; None if they do not fit."""
+        widths, least = [], []
+        for index, column in enumerate(self.columns):
+            cells = [row[index] for row in self.rows]
+            whole = max(map(_longest_line, [column, *cells]))
+            words = [*column.split(), *(cells if index == 0 or column not in self.text else " ".join(cells).split())]
+            widths.append(whole)
+            least.append(max(map(_longest_line, words), default=0))
+        if sum(least) > room:
+            return None
+        while sum(widths) > room:
+            widths[max((w, i) for i, w in enumerate(widths) if w > least[i])[1]] -= 1
+        return widths
+
+    def _table(self, widths: Sequence[int], padding: int) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, padding))
+        for column, width in zip(self.columns, widths, strict=True):
+            table.add_column(escape(column), justify="left" if column in self.text else "right", width=width)
+        for row in self.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        return table
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()) -> Sheet:
     """A table; the columns in `text` (by default the first) are flush left, the others are numbers."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(
-            escape(column), justify="left" if column in (text or columns[:1]) else "right", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
+    return Sheet(title, columns, rows, text or columns[:1])
+
+
+def _longest_line(text: str) -> int:
+    return max(map(cell_len, text.splitlines()), default=0)
+
+
+def _flat(header: str) -> str:
+    return " ".join(header.split())
 
 
 def millions(count: float) -> str:
@@ -178,7 +310,7 @@ class LiveView:
 
     def note(self, message: str) -> None:
         """See Watcher."""
-        self._live.console.print(escape(message))
+        self._live.console.print(escape(message), soft_wrap=True)
 
     def step(self, what: str, done: int, total: int) -> None:
         """See Watcher."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import EvitNasError
+from evit_nas.runs import serialised
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +145,8 @@ def _write_torchscript(model: EfficientViT, images: Tensor, batch: int | None, p
 
     with warnings.catch_warnings():  # that TorchScript is no longer developed: whoever asks for it knows
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(_folded(model), images), path)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(_folded(model), images)  # type: ignore[no-untyped-call]
+        path.write_bytes(serialised(lambda file: torch.jit.save(traced, file)))
         loaded: Run = torch.jit.load(path)  # type: ignore[no-untyped-call]
     return loaded
 
@@ -153,7 +155,8 @@ def _write_pt2(model: EfficientViT, images: Tensor, batch: int | None, path: Pat
     import torch
 
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
-    torch.export.save(torch.export.export(_folded(model), (images,), dynamic_shapes=shapes), path)
+    exported = torch.export.export(_folded(model), (images,), dynamic_shapes=shapes)
+    path.write_bytes(serialised(lambda file: torch.export.save(exported, file)))
     loaded: Run = torch.export.load(path).module()
     return loaded
 

@@ -11,6 +11,7 @@ One process at a time writes a run; the lock is the operating system's and goes 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import secrets
@@ -22,12 +23,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from evit_nas import __version__
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.yamlio import read_yaml, validate
@@ -65,7 +67,7 @@ class Run:
             RunError: there is a run already, or the folder cannot be written.
         """
         if (path / "run.yaml").exists():
-            raise RunError(f"{path} holds a run already. Continue it with: evit-nas resume {path}")
+            raise RunError(f"{path} holds a run already. Continue it with: {command_line('resume', path)}")
         record = RunRecord(
             evit_nas=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -259,6 +261,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def serialised(save: Callable[[BinaryIO], object]) -> memoryview:
+    """What `save` writes into a file. For torch, which is not to write files itself: it makes an error of its own of
+    what the system has against one, and on a full disk `torch.jit.save` ends the process.
+    """
+    file = io.BytesIO()
+    save(file)
+    return file.getbuffer()
+
+
 def to_yaml(model: BaseModel) -> str:
     """All fields of a model as YAML that `read_yaml` reads."""
     return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, width=110)
@@ -318,10 +329,10 @@ def _refusal(path: Path, error: BaseException) -> str | None:
         return f"{what}. The run folder was removed while it was in use; start a new search."
     if type(error) is sqlite3.DatabaseError:  # not a database, or damaged; what derives from it is about the disk
         return (
-            f"{what}. Move it away, then: evit-nas resume {path}. That makes the same trials again; what is in "
-            f"{path / 'measurements.jsonl'} is not measured again."
+            f"{what}. Move it away and make the same trials again; what is in {path / 'measurements.jsonl'} is not "
+            f"measured again: {command_line('resume', path)}"
         )
-    return f"{what}. Put that right; nothing that was evaluated is lost, continue with: evit-nas resume {path}"
+    return f"{what}. Put that right; nothing that was evaluated is lost, continue with: {command_line('resume', path)}"
 
 
 def installed_versions() -> dict[str, str]:

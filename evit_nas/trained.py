@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evit_nas.arch import ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.runs import write_atomically
@@ -73,7 +74,7 @@ class Trained(BaseModel):
         if not path.is_file() or not (folder / WEIGHTS).is_file():
             raise UsageError(
                 f"{folder} holds no finished training (no {RECORD} with {WEIGHTS}). Make one with evit-nas train, or "
-                f"continue an interrupted one with evit-nas train {folder} --resume."
+                f"continue an interrupted one with: {command_line('train', folder, '--resume')}"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

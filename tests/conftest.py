@@ -1,9 +1,12 @@
 """For all tests: one torch thread, a cache folder of their own, and the same random examples in every run."""
 
+import contextlib
 import itertools
 import os
+import resource
 import signal
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -27,6 +30,22 @@ def _own_signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond a few thousand bytes, as on a disk that is full."""
+
+    @contextlib.contextmanager
+    def full() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full
 
 
 class Result(NamedTuple):

@@ -447,7 +447,7 @@ def test_waiting_for_another_process_is_said(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_said_so(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("evit_nas.data.cache.cache_folder", lambda: tmp_path / "file")
     with pytest.raises(UsageError, match="Choose another place with XDG_CACHE_HOME"):
         load_dataset("digits", SIDE)
 

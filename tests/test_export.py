@@ -87,6 +87,28 @@ def test_a_file_that_computes_something_else_is_not_handed_over(
     assert {found.name for found in training.iterdir()} == {path.name, "model.safetensors"}
 
 
+@pytest.mark.parametrize("to", EXPORTERS)
+def test_a_full_disk_is_an_error_of_the_system_in_every_format(to: str, tmp_path: Path, full_disk) -> None:
+    """Torch makes one of its own of it, or ends the process."""
+    path = tmp_path / f"network{SUFFIXES[to]}"
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        EXPORTERS[to](tiny_arch(), path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", EXPORTERS)
+def test_what_cannot_be_written_is_the_same_sentence_in_every_format(to: str, call, full_disk) -> None:
+    Path("file").write_text("")
+    name = f"net{SUFFIXES[to]}"
+    refused = call("export", "m0", "--to", to, "--out", f"file/in/{name}")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == f"evit-nas: cannot write file/in/{name}: Not a directory. Give another file with --out.\n"
+    with full_disk():
+        full = call("export", "m0", "--to", to, "--out", name)
+    assert full.code == 2
+    assert full.err == f"evit-nas: cannot write {name}: File too large. Give another file with --out.\n"
+
+
 def test_weights_of_another_network_are_refused(training: Path) -> None:
     with pytest.raises(UsageError, match="does not fit this architecture"):
         export.export_onnx(tiny_arch(cascade=False), training / "network.onnx", weights=training)

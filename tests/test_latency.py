@@ -451,7 +451,7 @@ class TestQuietTimes:
 
     def test_need_no_cache_folder(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        monkeypatch.setattr("evit_nas.latency.canary.cache_folder", lambda: tmp_path / "file")
         assert quiet_ms([3.0, 6.0, 9.0], "here") == [3, 6, 9]
         assert quiet_ms([4.0, 8.0, 12.0], "here") == [4, 8, 12]
 

@@ -503,7 +503,7 @@ def test_networks_of_another_input_are_another_table():
 
 def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("evit_nas.latency.predictor.cache_folder", lambda: tmp_path / "file")
     fill(table(), 1)
     assert table().samples() == []
 
@@ -573,7 +573,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, content):
 def test_an_import_without_a_cache_folder_is_refused(tmp_path, monkeypatch):
     fill(table(), 2)
     table().export_to(tmp_path / "table.json")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "table.json"))
+    monkeypatch.setattr("evit_nas.latency.predictor.cache_folder", lambda: tmp_path / "table.json")
     with pytest.raises(UsageError, match="cannot write"):
         table().import_from(tmp_path / "table.json")
 

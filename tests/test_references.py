@@ -94,7 +94,7 @@ class TestExport:
 
     def test_a_cache_that_cannot_be_written_says_what_to_set(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        monkeypatch.setattr("evit_nas.network.timm_models.cache_folder", lambda: tmp_path / "file")
         with pytest.raises(UsageError, match="XDG_CACHE_HOME"):
             timm_onnx(SMALL, 64)
 
@@ -219,5 +219,5 @@ class TestMeasuring:
         (tmp_path / "cache/evit-nas/references.jsonl").write_text('{"context": {}}\nbroken\n')
         assert len(measure_references(Shelf(), Protocol(), ["resnet18"])) == 1
         (tmp_path / "file").write_text("")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        monkeypatch.setattr("evit_nas.latency.references.cache_folder", lambda: tmp_path / "file")
         assert len(measure_references(Shelf(), Protocol(), ["resnet18"])) == 1

@@ -351,6 +351,15 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, monk
     assert state is None or all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
+def test_a_checkpoint_on_a_full_disk_is_an_error_of_the_system_and_leaves_the_last_one(tmp_path, full_disk):
+    path, state = tmp_path / CHECKPOINT, {"model": {"weight": torch.zeros(10_000)}, "step": 1}
+    checkpoint.save_state(path, state)
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        checkpoint.save_state(path, state | {"step": 2})
+    assert checkpoint.load_state(path)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_full_disk_costs_the_checkpoint_but_not_the_training(tmp_path, monkeypatch, images, finished):
     def full(path, write):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

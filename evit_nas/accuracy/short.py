@@ -25,6 +25,7 @@ from evit_nas.arch import WIDTH_STEP, ArchConfig, StageConfig, round_to
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.network.model import EfficientViT, build
+from evit_nas.runs import serialised
 
 if TYPE_CHECKING:
     from evit_nas.data import Dataset, Split
@@ -213,8 +214,9 @@ def _save(path: Path, model: EfficientViT, optimiser: torch.optim.Optimizer, cur
     """Sees the whole file to the disk before it takes the place of the last one, which a power cut must not tear."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".partial")
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "curve": curve}
     with scratch.open("wb") as file:
-        torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "curve": curve}, file)
+        file.write(serialised(lambda memory: torch.save(state, memory)))
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)

@@ -18,7 +18,7 @@ from evit_nas.cli import search, train, analyze, runs, archs, proxies, latency, 
 
 # isort: on
 from evit_nas.cli.app import app
-from evit_nas.console import say
+from evit_nas.console import adapt_streams, delivered, say
 from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
 
@@ -59,12 +59,19 @@ class _Said(logging.Handler):
 def main() -> None:
     """Entry point of the console script."""
     _end_in_order()
+    adapt_streams()
     logging.getLogger("evit_nas").handlers = [_Said()]
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
     try:
         _check_folder()
-        app(arguments, prog_name="evit-nas")
+        try:
+            app(arguments, prog_name="evit-nas")
+        finally:
+            with delivered():  # the text of --help, which is not ours to print
+                pass
+    except BrokenPipeError:
+        sys.exit(1)
     except Interrupted as end:
         sys.exit(end.exit_code)
     except EvitNasError as error:

@@ -19,6 +19,7 @@ from evit_nas.cli.app import (
     find_arch,
     resized,
 )
+from evit_nas.commands import command_line
 from evit_nas.console import Format, emit, make_table, progress_view, say
 from evit_nas.errors import UsageError
 
@@ -86,12 +87,12 @@ def analyze(
         suggestion.save(suggest_space)
         write_page(out, found, suggestion=suggestion)
         say(f"written: {suggest_space}, with {len(suggestion.narrowings)} narrower dimensions and their reasons")
-        say(f"next:    evit-nas search --space {suggest_space} --budget 5ms")
+        say(f"next:    {command_line('search', '--space', suggest_space, '--budget', '5ms')}")
     if target is not None:
         folder = new_run_path(Path(), f"{first.network}-to-{Path(str(prune_to)).stem}")
         write_start(models[0], target, first.channels, folder)
         say(f"written: {folder}")
-        say(f"next:    evit-nas train {folder} --init {folder} --data {data}")
+        say(f"next:    {command_line('train', folder, '--init', folder, '--data', data)}")
 
 
 @app.command()

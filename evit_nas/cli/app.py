@@ -9,7 +9,7 @@ import typer
 
 from evit_nas import __version__
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.console import Format
+from evit_nas.console import Format, put
 from evit_nas.errors import UsageError
 from evit_nas.yamlio import validate
 
@@ -48,7 +48,7 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.
 
 def _version(value: bool) -> None:
     if value:
-        print(f"evit-nas {__version__}")
+        put(f"evit-nas {__version__}\n")
         raise typer.Exit
 
 

@@ -12,7 +12,8 @@ import typer
 
 from evit_nas.arch import ArchConfig
 from evit_nas.cli.app import Arch, Archs, FormatOption, SeedOption, app, find_arch
-from evit_nas.console import Format, emit, make_table, millions, plain, say
+from evit_nas.commands import command_line
+from evit_nas.console import Format, emit, make_table, millions, plain, put, say
 from evit_nas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def space(
         return
     found = SearchSpace.load(name)
     if dump:
-        print(space_path(name).read_text(encoding="utf-8"), end="")
+        put(space_path(name).read_text(encoding="utf-8"))
     elif sample:
         _sample_space(found, name, sample, seed)
     else:
@@ -133,7 +134,7 @@ def _sample_space(found: SearchSpace, name: str, count: int, seed: int) -> None:
     rng = random.Random(seed)
     configs = [found.sample(rng) for _ in range(count)]
     texts = [c.to_yaml(f"sample {i} of {name}, seed {seed}; key {c.key}") for i, c in enumerate(configs)]
-    print("---\n".join(texts), end="")
+    put("---\n".join(texts))
 
 
 def _show_space(found: SearchSpace, name: str, format_: Format) -> None:
@@ -187,7 +188,7 @@ def export(
     kind = "trained weights" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
     if to is ExportFormat.onnx:
-        say(f"next:    evit-nas measure {path}")
+        say(f"next:    {command_line('measure', path)}")
 
 
 @contextmanager
@@ -211,4 +212,4 @@ def schema(
     models = {"arch": ArchConfig, "space": SearchSpace}
     if of not in models:
         raise UsageError(f"a schema exists of arch and space, got '{of}'.")
-    print(json.dumps(models[of].model_json_schema(), indent=2))
+    put(json.dumps(models[of].model_json_schema(), indent=2) + "\n")

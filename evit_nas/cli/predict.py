@@ -20,6 +20,7 @@ from evit_nas.cli.app import (
     app,
     conditions_of,
 )
+from evit_nas.commands import command_line
 from evit_nas.console import Format, emit, make_table, progress_view, say
 from evit_nas.errors import EvitNasError
 
@@ -63,10 +64,11 @@ def fit(
     samples = table.samples()
     predictor = fit_predictor(samples)
     if predictor is None:
+        shown_by = command_line("device", "check", device)
         raise EvitNasError(
             f"a fit needs {MIN_SAMPLES} networks, {len(samples)} are known. "
             + (
-                f"End other work on the machine (evit-nas device check {device} shows it) and run this again."
+                f"End other work on the machine ({shown_by} shows it) and run this again."
                 if noisy
                 else f"Give a --space with enough networks that run on {device}."
             )
@@ -101,7 +103,7 @@ def show(
     if predictor is None:
         raise EvitNasError(
             f"{len(samples)} networks have been measured on {device}, too few for a fit. "
-            f"Measure more with: evit-nas latency fit --device {device}"
+            f"Measure more with: {command_line('latency', 'fit', '--device', device)}"
         )
     check = predictor.check
     row = {
@@ -150,7 +152,8 @@ def check(
         table = Table(opened.context(), SearchSpace.load(space))
         predictor = fit_predictor(table.samples())
         if predictor is None:
-            raise EvitNasError(f"there is nothing to check yet. First: evit-nas latency fit --device {device}")
+            first = command_line("latency", "fit", "--device", device)
+            raise EvitNasError(f"there is nothing to check yet. First: {first}")
         fresh = _measure_unseen(opened, table, space, networks, seed, STRICT)
     if not fresh:
         raise EvitNasError("no unseen architecture could be measured; there is nothing to compare.")

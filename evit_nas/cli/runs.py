@@ -9,7 +9,7 @@ import typer
 from typer.main import get_command
 
 from evit_nas.cli.app import FormatOption, RunPath, app, given
-from evit_nas.console import Format, emit, make_table, progress_view, say
+from evit_nas.console import Format, emit, make_table, progress_view, put, say
 from evit_nas.errors import EvitNasError, UsageError
 
 
@@ -143,4 +143,4 @@ def config(context: typer.Context) -> None:
     if options or not named:
         parsed = get_command(app).commands["search"].make_context("evit-nas config", options)  # type: ignore[attr-defined]
         words = given(parsed) | words
-    print(to_yaml(settings_from(**words)), end="")
+    put(to_yaml(settings_from(**words)))

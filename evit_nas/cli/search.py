@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,8 +22,9 @@ from evit_nas.cli.app import (
     app,
     given,
 )
+from evit_nas.commands import command_line, typed
 from evit_nas.config import SHIPPED
-from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, say
+from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, put, say
 from evit_nas.errors import EvitNasError, Interrupted, interruptions
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def search(
     if dry_run:
         _dry_run(settings)
         return
-    with new_run(settings, out, shlex.join(["evit-nas", *sys.argv[1:]])) as run:
+    with new_run(settings, out, typed()) as run:
         say(f"run folder: {run.path}")
         _search(run)
 
@@ -220,14 +219,14 @@ def _search(run: Run) -> None:
         with progress_view() as view, interruptions():
             found = Search(run, view).run()
     except Interrupted:
-        say(f"interrupted; nothing that was evaluated is lost. Continue with: evit-nas resume {run.path}")
+        say(f"interrupted; nothing that was evaluated is lost. Continue with: {command_line('resume', run.path)}")
         raise
     report = write_report(run)
     _print_front(run, found, Format.table)
     best = max(found.members, key=lambda member: member.score)
     say(f"score:   {found.origin}")
     say(f"written: {run.front_folder}/ ({len(found.members)} YAML files), {run.path / 'front.csv'} and {report}")
-    say(f"next:    evit-nas train {run.path / best.name} --data PATH")
+    say(f"next:    {command_line('train', run.path / best.name, '--data', 'PATH')}")
 
 
 @app.command()
@@ -252,12 +251,12 @@ def front(
         if not path.exists():
             with opened.lock():
                 write_front(opened, found.members, found.origin)
-        print(path)
+        put(f"{path}\n")
         return
     if found.done < found.total and found.ended:
         say(f"ended after {found.done} of {found.total} trials: {found.ended}")
     elif found.done < found.total:
-        say(f"{found.done} of {found.total} trials so far. Continue with: evit-nas resume {run}")
+        say(f"{found.done} of {found.total} trials so far. Continue with: {command_line('resume', run)}")
     _print_front(opened, found, format_)
     if not found.members:
         raise EvitNasError("no architecture within the budget has been found yet.")

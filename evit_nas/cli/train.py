@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from evit_nas.cli.app import (
     find_arch,
 )
 from evit_nas.cli.latency import report_findings
+from evit_nas.commands import typed
 from evit_nas.console import Format, emit, make_table, millions, progress_view, say
 from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
@@ -182,9 +182,9 @@ def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any
 
 
 def _loaders(asked: int | None) -> int:
-    from evit_nas.workers import cores
+    from evit_nas.latency.machine import usable_cores
 
-    return min(max(cores() // 2, 1), 8) if asked is None else asked
+    return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
 
 
 class _Silence:
@@ -195,11 +195,6 @@ class _Silence:
 
     def trained(self, status: Any) -> None:
         """See TrainWatcher."""
-
-
-def typed() -> str:
-    """The command line as it was typed."""
-    return shlex.join(["evit-nas", *sys.argv[1:]])
 
 
 def _typed_to_resume() -> str:

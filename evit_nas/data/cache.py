@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import platformdirs
 from PIL import Image
 
+from evit_nas.caches import cache_folder
 from evit_nas.data.dataset import Dataset, Split
 from evit_nas.data.images import GRAY_MODES, Source, plain
 from evit_nas.data.sources import open_source
@@ -72,7 +72,7 @@ def load_dataset(
 
 def _entry(source: Source, image_size: int) -> Path:
     location = hashlib.blake2b(os.fsencode(source.location), digest_size=6).hexdigest()
-    return Path(platformdirs.user_cache_dir("evit-nas")) / "data" / f"{source.name[:64]}-{image_size}-{location}"
+    return cache_folder() / "data" / f"{source.name[:64]}-{image_size}-{location}"
 
 
 @contextmanager

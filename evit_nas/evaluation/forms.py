@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def open_forms(text: str, like: str | None = None) -> list[Form]:
     Raises:
         UsageError: there is no such network, or nobody knows how it wants its images.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.suffix == ".onnx":
         if not path.is_file():
             raise UsageError(f"there is no file {text}.")

@@ -235,10 +235,14 @@ def open_device(conditions: Conditions) -> Device:
     """The device that `conditions` name, ready to measure.
 
     Raises:
-        UsageError: it cannot run here; says why.
+        UsageError: it cannot run here, or not with so many threads; says why.
     """
     runtime = RUNTIMES.get(conditions.family)
     missing = runtime.missing(conditions.family) if runtime else None
     if missing:
         raise UsageError(f"device '{conditions.device}' cannot run here: {missing}")
+    if runtime:
+        from evit_nas.latency.machine import check_threads
+
+        check_threads(conditions)
     return DEVICES[conditions.family](conditions)

@@ -23,16 +23,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evit_nas import __version__
 from evit_nas.arch import ArchConfig
+from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Protocol, parse_conditions
 from evit_nas.latency.local import LocalDevice
-from evit_nas.latency.machine import LoadMeter, Machine, machine_of, probe
+from evit_nas.latency.machine import LoadMeter, Machine, check_threads, machine_of, probe
 from evit_nas.latency.runtimes import RUNTIMES
 
 JOB_LIMIT_S = 600.0  # for one measurement; boards are slow, and a strict one makes some 300 runs
@@ -188,7 +188,7 @@ class Worker:
         if missing:
             raise UsageError(f"device '{device}' cannot run here: {missing}")
         self.device, self.max_model_bytes = device, max_model_bytes
-        folder = Path(platformdirs.user_cache_dir("evit-nas")) / "worker"
+        folder = cache_folder() / "worker"
         self._models = Shelf(folder / "models", 2 * max_model_bytes)
         self._answers = Shelf(folder / "answers", MAX_ANSWERS_BYTES)
         self._runtime = runtime.version(conditions.family)
@@ -270,13 +270,15 @@ class Worker:
         for name in wanted.entries:
             if any(word in name.lower() for word in FILE_WORDS):
                 raise UsageError(f"session entry {name} can open files of the board; a worker does not take it.")
-        return parse_conditions(
+        conditions = parse_conditions(
             self.device,
             threads=wanted.threads if wanted.threads > 1 else None,  # some devices take no threads at all
             batch=wanted.batch,
             precision=wanted.precision,
             entries=wanted.entries,
         )
+        check_threads(conditions)
+        return conditions
 
     def _name(self, job: Job, conditions: Conditions) -> str:
         here = self.board().context

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from evit_nas.arch import ArchConfig, StageConfig
+from evit_nas.caches import cache_folder
 
 # About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.
 CANARIES = (
@@ -47,7 +47,7 @@ def quiet_ms(seen_ms: Sequence[float], identity: str) -> list[float]:
 
 def _path(identity: str) -> Path:
     name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return Path(platformdirs.user_cache_dir("evit-nas")) / f"canary-{name}.json"
+    return cache_folder() / f"canary-{name}.json"
 
 
 def _read(path: Path, count: int) -> list[float] | None:

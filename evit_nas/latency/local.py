@@ -23,9 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from evit_nas import __version__
+from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, out_of_memory
 from evit_nas.latency import Device, Latency, Protocol, Subject
@@ -132,10 +131,10 @@ def python(*arguments: str) -> list[str]:
 
 
 def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process, started with `python`: so many threads, pipes in UTF-8 whatever the
-    locale, and the modules that this process finds, where it finds them."""
-    path = os.pathsep.join(sys.path)  # a notebook may have extended it
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "PYTHONPATH": path}
+    """The environment of a measuring process, started with `python`: so many threads, pipes in UTF-8, and the cache
+    folder and the modules of this process, whose path a notebook may have extended."""
+    own = {"XDG_CACHE_HOME": str(cache_folder().parent), "PYTHONPATH": os.pathsep.join(sys.path)}
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"} | own
 
 
 def run_alone(command: Sequence[str], threads: int, timeout_s: float, what: str) -> subprocess.CompletedProcess[str]:
@@ -182,7 +181,7 @@ def alone() -> Iterator[None]:
     The lock is the operating system's and goes with the process; a stopped one keeps it, so that a long wait is told.
     Without a folder to lock in, nobody waits.
     """
-    path = Path(platformdirs.user_cache_dir("evit-nas")) / "measuring.lock"
+    path = cache_folder() / "measuring.lock"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from evit_nas.config import Conditions
+from evit_nas.errors import UsageError
 from evit_nas.latency.runtimes import RUNTIMES
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -83,6 +86,42 @@ def _gpu(index: int) -> str:
         return subprocess.run(query, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return f"GPU {index}"
+
+
+def usable_cores() -> int:
+    """Cores that this process can keep busy: those it may run on, as far as its control groups' quota goes."""
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, _quotas())]))
+
+
+def check_threads(conditions: Conditions) -> None:
+    """Refuses threads that would wait for each other's core: their figures belong to no machine.
+
+    Raises:
+        UsageError: `conditions` ask for more threads than there are cores; says how many there are.
+    """
+    cores = usable_cores()
+    if conditions.threads > cores:
+        limited = "" if cores == os.cpu_count() else f" of the machine's {os.cpu_count()} (its affinity or CPU quota)"
+        raise UsageError(
+            f"device '{conditions.device}' with {conditions.threads} threads needs as many cores, and this process has "
+            f"{cores}{limited}. Ask for {cores} at most."
+        )
+
+
+def _quotas() -> Iterator[float]:
+    """In cores: the CPU quota of each control group that this process is in, of either version; a group that has none
+    is left out."""
+    for line in (_read("/proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup/cpu" if controllers else "/sys/fs/cgroup")
+        group = root / path.lstrip("/")  # of a container perhaps as its host names it, and not there: its parents are
+        for folder in [group, *group.parents][: len(group.parts) - len(root.parts) + 1]:
+            texts = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            numbers = " ".join(_read(str(folder / text)) or "" for text in texts).split()
+            if len(numbers) == 2 and numbers[0].isdecimal():  # else "max", -1, or no such file
+                yield int(numbers[0]) / int(numbers[1])
 
 
 def measuring_core() -> frozenset[int]:

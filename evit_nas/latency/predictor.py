@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
 from evit_nas.arch import ArchConfig
+from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Device, Latency, Protocol
 from evit_nas.latency.operators import operators
@@ -211,7 +211,7 @@ class Table:
     def __init__(self, context: Mapping[str, str], task: ArchConfig | SearchSpace) -> None:
         self.context = {**context, "image_size": str(task.image_size), "in_channels": str(task.in_channels)}
         self.digest = hashlib.sha256(json.dumps(self.context, sort_keys=True).encode()).hexdigest()[:12]
-        self._journal = Journal(Path(platformdirs.user_cache_dir("evit-nas")) / f"latency-{self.digest}.jsonl")
+        self._journal = Journal(cache_folder() / f"latency-{self.digest}.jsonl")
 
     def add(self, arch: ArchConfig, latency: Latency) -> None:
         """Keeps one more measurement, unless the machine was noisy; without a cache folder it is forgotten."""

@@ -28,6 +28,7 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import Subject, TimmModel
 from evit_nas.latency.local import last_line, python, run_alone
+from evit_nas.latency.machine import check_threads
 from evit_nas.network.onnx_graph import build_onnx
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds
@@ -97,7 +98,7 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
     """Runs `subject` in a fresh process, traced and untraced in turns.
 
     Raises:
-        UsageError: the device has no trace by operator.
+        UsageError: the device has no trace by operator, or the machine not so many cores.
         MeasurementError: the runtime rejected the network, died or ran out of time.
     """
     if conditions.family != "cpu":
@@ -105,6 +106,7 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
             f"a profile is read from ONNX Runtime's trace, which device '{conditions.device}' does not write; "
             "use --device cpu or cpu:N."
         )
+    check_threads(conditions)
     with TemporaryDirectory() as folder:
         graph = _graph_file(subject, conditions.batch, Path(folder))
         command = python("-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json())

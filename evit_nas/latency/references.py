@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
-import platformdirs
-
+from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError, did_you_mean
 from evit_nas.latency import Device, Latency, Protocol, TimmModel
 from evit_nas.runs import Journal
@@ -148,4 +146,4 @@ def _remember(context: Mapping[str, str], name: str, protocol: Protocol, latency
 
 
 def _journal() -> Journal:
-    return Journal(Path(platformdirs.user_cache_dir("evit-nas")) / "references.jsonl")
+    return Journal(cache_folder() / "references.jsonl")

@@ -6,6 +6,7 @@ Nothing is downloaded: what is not here is refused, with the command that gets i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,13 @@ def open_saved(text: str) -> Saved:
     """
     if text.startswith(TIMM):
         return _open_timm(text)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir():
         return _open_folder(path)
     arch, equals, file = text.partition("=")
     if equals and not path.is_file():
         return _open_file(
-            Path(file).expanduser(), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch)
+            Path(os.path.expanduser(file)), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch)
         )
     if path.is_file():
         beside = path.parent / ARCH

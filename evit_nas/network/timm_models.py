@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import platformdirs
 
+from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.network.onnx_graph import OPSET
 from evit_nas.runs import write_whole
@@ -145,4 +145,4 @@ def _check_name(name: str) -> None:
 
 
 def _cache() -> Path:
-    return Path(platformdirs.user_cache_dir("evit-nas")) / "timm"
+    return cache_folder() / "timm"

@@ -14,6 +14,7 @@ import jinja2
 import plotly.offline
 
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.latency import Latency
 from evit_nas.latency.predictor import compare
 from evit_nas.latency.references import PUBLISHED_TOP1
@@ -86,6 +87,7 @@ def _page(run: Run, found: Findings) -> str:
         judged=judged,
         evidence=EVIDENCE[settings.accuracy.method],
         facts=_facts(run),
+        command_line=command_line,
         plotlyjs=plotly.offline.get_plotlyjs(),
     )
 

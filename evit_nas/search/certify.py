@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import optuna
 
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.runs import Run
@@ -54,7 +55,7 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
                     readmit(record, late)
                     raise MeasurementError(
                         f"{MAX_LATE} networks in a row took too long to be measured strictly: it is the device rather "
-                        f"than they. Nothing is lost; when it is less busy: evit-nas resume {run.path}",
+                        f"than they. Nothing is lost; when it is less busy: {command_line('resume', run.path)}",
                         "timeout",
                     ) from error
                 give_up(record, member.arch.key, str(error))

@@ -23,6 +23,7 @@ from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.accuracy.predictor import MIN_LABELS, AccuracyPredictor
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
@@ -64,7 +65,7 @@ def collect_labels(
         return LabelTable.load(path)
     assert wish.data is not None
     data = load_dataset(wish.data, wish.recipe.image_size, note=watch.note)
-    way = f"go on with: evit-nas resume {folder.parent}"
+    way = f"go on with: {command_line('resume', folder.parent)}"
     labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
     stopwatch = _Stopwatch(folder, device, settings, watch)
     start, planned = _plan(labels, settings, stopwatch, watch)

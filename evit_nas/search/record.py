@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.latency import Latency
@@ -50,7 +51,7 @@ def load_front(run: Run) -> Front:
         UsageError: the run has not evaluated anything yet.
     """
     if not begun(run):
-        raise UsageError(f"{run.path} has no trials yet. Continue it with: evit-nas resume {run.path}")
+        raise UsageError(f"{run.path} has no trials yet. Continue it with: {command_line('resume', run.path)}")
     with open_study(run) as study:
         known, estimates = Known(study), study.user_attrs.get("references", {})
         origin, ended = study.user_attrs.get("judge", ""), study.user_attrs.get(ENDED, "")
@@ -75,7 +76,9 @@ def load_aggregate(run: Run) -> RankAggregate:
     with open_study(run) as study:
         stored = study.user_attrs.get("aggregate")
     if stored is None:
-        raise UsageError(f"{run.path} has not scored its pool yet. Continue it with: evit-nas resume {run.path}")
+        raise UsageError(
+            f"{run.path} has not scored its pool yet. Continue it with: {command_line('resume', run.path)}"
+        )
     return RankAggregate.from_json(stored)
 
 

@@ -21,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from evit_nas.commands import command_line
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError
 from evit_nas.runs import Journal, Run
@@ -136,7 +137,7 @@ def _refused(run: Run, named: str, kinds: tuple[type[Exception], ...]) -> Iterat
     except kinds as error:
         raise RunError(
             f"the storage {named} does not serve: {' '.join(str(_root(error)).split()):.300}. Nothing that was "
-            f"evaluated is lost; when it answers again: evit-nas resume {run.path}"
+            f"evaluated is lost; when it answers again: {command_line('resume', run.path)}"
         ) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evit_nas.errors import UsageError
-from evit_nas.runs import write_whole
+from evit_nas.runs import serialised, write_whole
 
 Tensors = dict[str, Tensor]
 
@@ -41,7 +41,7 @@ class State(TypedDict):
 
 def save_state(path: Path, state: State) -> None:
     """Takes the place of the last one, or leaves it as it is."""
-    write_whole(path, lambda scratch: torch.save(dict(state), scratch))
+    write_whole(path, lambda scratch: scratch.write_bytes(serialised(lambda file: torch.save(dict(state), file))))
 
 
 def load_state(path: Path) -> State | None:

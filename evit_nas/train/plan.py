@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.train.folder import RECORD, create, holds_weights, read_record
 from evit_nas.train.recipe import Recipe
@@ -50,7 +51,9 @@ def front_of(run: Path, top: int | None) -> list[Chosen]:
 
     members = sorted(load_front(Run.open(run)).members, key=lambda member: -member.score)[:top]
     if not members:
-        raise UsageError(f"{run} has no architecture within the budget yet. Continue it with: evit-nas resume {run}")
+        raise UsageError(
+            f"{run} has no architecture within the budget yet. Continue it with: {command_line('resume', run)}"
+        )
     return [Chosen(member.name, member.arch, run) for member in members]
 
 
@@ -81,7 +84,9 @@ def _nearest(arch: ArchConfig, run: Path) -> Chosen:
     front = load_front(Run.open(run))
     own = next((member.latency.median_ms for member in front.members if member.arch.key == arch.key), None)
     if own is None or not front.references:
-        raise UsageError(f"{run} has no latency of this network beside the paper's; finish it: evit-nas resume {run}")
+        raise UsageError(
+            f"{run} has no latency of this network beside the paper's; finish it: {command_line('resume', run)}"
+        )
     nearest = min(front.references, key=lambda reference: abs(reference.latency.median_ms / own - 1))
     return Chosen(nearest.name, nearest.arch)
 

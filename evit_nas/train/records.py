@@ -101,7 +101,7 @@ class Records:
             return True
         try:
             write()
-        except (OSError, RuntimeError) as error:  # torch wraps what the system says
-            self.note(f"{self._settings.name}: cannot save in {self._folder}: {error}; training goes on")
+        except OSError as error:
+            self.note(f"{self._settings.name}: cannot save in {self._folder}: {error.strerror}; training goes on")
             return False
         return True
