@@ -121,7 +121,7 @@ def ended_by(number: signal.Signals, folder: Path) -> str:
     if process.returncode != 128 + number or "evit-nas resume r" not in words:
         return f"ended with {process.returncode}: {words[-200:]}"
     wrong = call(folder, "resume", "r") or call(folder, *SEARCH, "--trials", "200", "--out", "whole")
-    fronts = [sorted(path.name for path in (folder / run / "front").iterdir()) for run in ("r", "whole")]
+    fronts = [sorted(path.name for path in (folder / run).glob("front/*.yaml")) for run in ("r", "whole")]
     return wrong or ("" if fronts[0] == fronts[1] else "another front than that of an uninterrupted search")
 
 
