@@ -96,7 +96,7 @@ def shadowed(folder: Path) -> str:
 
 
 def short_of_memory(folder: Path) -> str:
-    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (900 * 2**20,) * 2)
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (700 * 2**20,) * 2)
     return call(folder, "measure", "m0", fakes=False, limit=limit, code=1, says="out of memory")
 
 
@@ -121,7 +121,7 @@ def ended_by(number: signal.Signals, folder: Path) -> str:
     if process.returncode != 128 + number or "evit-nas resume r" not in words:
         return f"ended with {process.returncode}: {words[-200:]}"
     wrong = call(folder, "resume", "r") or call(folder, *SEARCH, "--trials", "200", "--out", "whole")
-    fronts = [sorted(path.name for path in (folder / run / "front").iterdir()) for run in ("r", "whole")]
+    fronts = [sorted(path.name for path in (folder / run).glob("front/*.yaml")) for run in ("r", "whole")]
     return wrong or ("" if fronts[0] == fronts[1] else "another front than that of an uninterrupted search")
 
 
@@ -166,7 +166,7 @@ SITUATIONS: dict[str, Situation] = {
     "the current folder holds profile.py, numpy.py, ...": shadowed,
     "64 open files at most": partial(searched, limit=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))),
     "one core": partial(searched, limit=partial(os.sched_setaffinity, 0, {min(os.sched_getaffinity(0))})),
-    "0.9 GB of address space": short_of_memory,
+    "0.7 GB of address space": short_of_memory,
     "python -O": partial(searched, python=("-O",)),
     "LC_ALL=C, an ASCII terminal of 40 columns": partial(
         searched, changes={"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}

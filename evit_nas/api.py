@@ -23,10 +23,10 @@ from evit_nas.config import (
     parse_quantity,
 )
 from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.space import SearchSpace
-from evit_nas.workers import cores
 from evit_nas.yamlio import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
         raise UsageError(f"a search has no option '{word}'. {did_you_mean(word, Words.__annotations__)}")
     given: dict[str, Any] = {word: value for word, value in words.items() if value is not None}
     base = load_settings(Path(given["config"])) if "config" in given else None
-    fields: dict[str, Any] = dict(base) if base else {"workers": cores() - 1}
+    fields: dict[str, Any] = dict(base) if base else {"workers": usable_cores() - 1}
     fields |= {word: given[word] for word in _as_they_are if word in given}
     if base is None or "space" in given:
         name = str(given.get("space", DEFAULT_SPACE))

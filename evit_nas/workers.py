@@ -18,13 +18,6 @@ from types import ModuleType
 WATCH_PARENT_S = 2.0
 
 
-def cores() -> int:
-    """Cores that this process can keep busy: those that it may run on, or fewer where its container has a quota."""
-    import joblib
-
-    return int(joblib.cpu_count())
-
-
 class _Process(SpawnProcess):
     """A process that does not import the program it is begun by: what it computes is in this package.
 

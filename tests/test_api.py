@@ -17,9 +17,9 @@ from evit_nas.cli import app
 from evit_nas.config import Limits
 from evit_nas.errors import Infeasible, RunError, UsageError
 from evit_nas.latency import DEVICES
+from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run, to_yaml
-from evit_nas.workers import cores
 from tests.fakes import FakeDevice, fake_proxies
 
 SEARCH = {"device": "fake", "budget": "1.2ms", "space": "efficientvit-tiny", "trials": 12, "pool": 5, "workers": 0}
@@ -73,7 +73,7 @@ def test_the_defaults_are_those_of_the_command_line():
     assert shown.keys() >= {"space", "trials", "pool", "seed", "sampler", "front_size", "labels", "batch"}
     assert settings_from(**{**shown, "budget": "5ms"}) == default
     assert default.targets[0].device == "cpu"
-    assert default.workers == cores() - 1
+    assert default.workers == usable_cores() - 1
 
 
 def test_words_become_settings():

@@ -285,3 +285,19 @@ def test_the_study_in_the_run_folder_is_called_evit_nas(new_run):
     Search(run, Silent()).run()
     with open_study(run) as study:
         assert study.study_name == "evit-nas"
+
+
+def test_optuna_says_to_its_own_user_what_it_said_before(new_run):
+    heard = set()
+
+    class Listening(Silent):
+        def update(self, status):
+            heard.add(optuna.logging.get_verbosity())
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.DEBUG)
+    try:
+        Search(new_run(trials=4), Listening()).run()
+        assert (heard, optuna.logging.get_verbosity()) == ({optuna.logging.WARNING}, optuna.logging.DEBUG)
+    finally:
+        optuna.logging.set_verbosity(before)

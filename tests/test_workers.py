@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import joblib
 import pytest
 
-from evit_nas.workers import cores, end, worker_pool
+from evit_nas.workers import end, worker_pool
 
 
 def describe() -> tuple[int, set[int], bool]:
@@ -99,25 +98,17 @@ def test_a_worker_does_not_run_the_program_again_that_began_it(tmp_path, piped):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "program\n", "")
 
 
-@pytest.mark.parametrize(("quota", "found"), [("50000 100000", 1), ("200000 100000", 2), ("max 100000", 8)])
-def test_a_container_has_as_many_cores_as_its_quota_allows(monkeypatch, tmp_path, quota, found):
-    """The system shows those of the whole machine: a process for each would have to wait for the others."""
-    real, limit = open, tmp_path / "cpu.max"
-    limit.write_text(quota)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(os.path, "exists", lambda path: path == "/sys/fs/cgroup/cpu.max")
-    monkeypatch.setattr("builtins.open", lambda path, *args, **named: real(limit, *args, **named))
-    assert cores() == found
-
-
 def test_whatever_starts_processes_by_itself_starts_no_more_than_there_are_cores_for(monkeypatch):
-    from evit_nas.api import settings_from
+    """A container shows the cores of the whole machine, of which its quota may be a small part."""
+    from evit_nas import api
     from evit_nas.cli.train import _loaders
-    from evit_nas.search.parallel.cluster import _options
+    from evit_nas.latency import machine
+    from evit_nas.search.parallel import cluster
 
     for count, workers, loaders, trials in ((1, 0, 1, 1), (4, 3, 2, 3), (64, 63, 8, 63)):
-        monkeypatch.setattr(joblib, "cpu_count", lambda count=count: count)
-        settings = settings_from(budget="5ms")
-        assert (settings.workers, _loaders(None), _options(settings)["num_cpus"]) == (workers, loaders, trials)
+        for module in (api, cluster, machine):
+            monkeypatch.setattr(module, "usable_cores", lambda count=count: count)
+        settings = api.settings_from(budget="5ms")
+        found = settings.workers, _loaders(None), cluster._options(settings)["num_cpus"]
+        assert found == (workers, loaders, trials)
     assert _loaders(0) == 0

@@ -73,10 +73,10 @@ def bench(
         table = LabelTable.load(from_table)
     else:
         assert data is not None
-        from evit_nas.workers import cores
+        from evit_nas.latency.machine import usable_cores
 
         recipe = {"image_size": image_size, "images": images, "cycles": (epochs,), "width": width}
-        processes = 0 if so_far else workers or cores()
+        processes = 0 if so_far else workers or usable_cores()
         table = _train(data, archs, slices, space, device, recipe, processes, seeds, seed, out)
     if export is not None:
         table.save(export)

@@ -182,9 +182,9 @@ def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any
 
 
 def _loaders(asked: int | None) -> int:
-    from evit_nas.workers import cores
+    from evit_nas.latency.machine import usable_cores
 
-    return min(max(cores() // 2, 1), 8) if asked is None else asked
+    return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
 
 
 class _Silence:

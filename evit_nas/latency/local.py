@@ -131,15 +131,10 @@ def python(*arguments: str) -> list[str]:
 
 
 def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process, started with `python`: so many threads, pipes in UTF-8 whatever the
-    locale, the cache folder of this process, and the modules that this process finds, where it finds them."""
-    own = {
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONIOENCODING": "utf-8",
-        "PYTHONPATH": os.pathsep.join(sys.path),  # a notebook may have extended it
-        "XDG_CACHE_HOME": str(cache_folder().parent),
-    }
-    return os.environ | own
+    """The environment of a measuring process, started with `python`: so many threads, pipes in UTF-8, and the cache
+    folder and the modules of this process, whose path a notebook may have extended."""
+    own = {"XDG_CACHE_HOME": str(cache_folder().parent), "PYTHONPATH": os.pathsep.join(sys.path)}
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"} | own
 
 
 def run_alone(command: Sequence[str], threads: int, timeout_s: float, what: str) -> subprocess.CompletedProcess[str]:

@@ -56,8 +56,7 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
     Raises:
         RunError: the storage does not answer, or what it holds of the run is damaged; says the way out.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _opened(run) as storage:
+    with _discreet(), _opened(run) as storage:
         with _undamaged(run):
             if run.study in optuna.get_all_study_names(storage):  # a journal notes even an attempt to make it again
                 study = optuna.load_study(storage=storage, study_name=run.study)
@@ -70,6 +69,17 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
             for number, trial in enumerate(study.get_trials(deepcopy=False)):
                 _check_seal(trial, number)
         yield study
+
+
+@contextmanager
+def _discreet() -> Iterator[None]:
+    """Optuna says nothing of what goes well; to a program that has studies of its own it does so afterwards."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def begun(run: Run) -> bool:

@@ -25,6 +25,7 @@ from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images
 from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
+from evit_nas.latency.machine import usable_cores
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.runs import installed_versions, lock
 from evit_nas.train.batches import (
@@ -45,7 +46,6 @@ from evit_nas.train.status import TrainStatus, TrainWatcher
 from evit_nas.train.teacher import open_teacher
 from evit_nas.train.validation import merit, share_statistics, validate
 from evit_nas.trained import WEIGHTS, Trained
-from evit_nas.workers import cores
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
@@ -72,8 +72,8 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) ->
     record = read_record(folder)
     if (folder / WEIGHTS).exists():
         return Trained.load(folder)
-    if torch.get_num_threads() > cores():  # a container's quota, of which torch knows nothing
-        torch.set_num_threads(cores())
+    if torch.get_num_threads() > usable_cores():  # a container's quota, of which torch knows nothing
+        torch.set_num_threads(usable_cores())
     training = _Training(folder, record, watch, hardware)
     with lock(folder) if training.first else nullcontext():
         try:

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.workers import cores
+from evit_nas.latency.machine import usable_cores
 
 if TYPE_CHECKING:
     from evit_nas.search.parallel.devices import ClusterDevice
@@ -194,7 +194,7 @@ def _options(settings: SearchSettings) -> dict[str, Any]:
     """
     from evit_nas.search.parallel.devices import resource
 
-    free = max(cores() - 1, 1)
+    free = max(usable_cores() - 1, 1)
     wanted = math.ceil((settings.cluster.concurrent or 0) * settings.cluster.cpus_per_trial)
     return {
         "num_cpus": wanted or free,
