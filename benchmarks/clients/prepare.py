@@ -36,7 +36,7 @@ from evit_nas.trained import WEIGHTS, Trained
 
 CLASSES = 10
 CALIBRATION_IMAGES = 256
-RECIPE = ("--recipe", "tiny", "--set", "crop_pct=0.875")
+RECIPE = ("--recipe", "tiny", "--set", "crop_pct=0.875", "--set", "warmup_epochs=0.5")
 
 
 def small(
@@ -65,15 +65,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="photographs: train/CLASS/... and val/CLASS/...")
     parser.add_argument("--images", type=int, default=200, help="validation images that clients are tried on")
-    parser.add_argument("--epochs", type=int, default=6, help="of each network; m0 at 224 px takes half of them")
+    parser.add_argument("--epochs", type=int, default=3, help="of each network")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="some of them, to go on with the others later")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     data = some_classes(args.data, args.out / "data")
     told = {}
     for name in args.networks.split(","):
-        epochs = args.epochs if name != "m0" else max(3, args.epochs // 2)
-        training = trained(name, NETWORKS[name], args.out / name, data, epochs)
+        training = trained(name, NETWORKS[name], args.out / name, data, args.epochs)
         told[name] = written(training, args.out / name, args.images)
         print(f"{name}: {told[name]}", flush=True)
     versions = {"evit_nas": __version__} | installed_versions()
