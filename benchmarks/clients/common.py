@@ -51,19 +51,27 @@ def answer(
     """
     folder = arguments().folder
     rows = []
-    for network in json.loads((folder / "prepared.json").read_text())["networks"]:
+    for network in networks():
         images, expected = (np.load(folder / network / f"{name}.npy") for name in ("images", "logits"))
         for form in forms:
             rows.append({"network": network, "form": form, **outcome(load, folder / network / form, images, expected)})
             print(" ".join(str(value) for value in rows[-1].values()), flush=True)
-    keep(client, version, how, rows)
+            keep(client, version, how, rows)
 
 
 def arguments() -> argparse.Namespace:
-    """The folder that `prepare.py` has filled."""
+    """The folder that `prepare.py` has filled, and which of its networks are wanted."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--networks", help="some of them, where the answers for the others are there already")
     return parser.parse_args()
+
+
+def networks() -> list[str]:
+    """Names of the networks to try."""
+    asked = arguments()
+    found = list(json.loads((asked.folder / "prepared.json").read_text())["networks"])
+    return asked.networks.split(",") if asked.networks else found
 
 
 def outcome(load: Callable[[Path], Run], path: Path, images: np.ndarray, expected: np.ndarray) -> dict[str, object]:
@@ -92,7 +100,10 @@ def reason(error: BaseException) -> str:
 
 
 def keep(client: str, version: str, how: str, rows: list[dict[str, object]]) -> None:
-    """Leaves what a client answered in the folder, for `table.py`; rows need "network" and "form"."""
-    path = arguments().folder / "answers" / f"{client}.json"
+    """Leaves what a client answered in the folder, for `table.py`, in place of earlier rows of the same "network"."""
+    path = arguments().folder / "answers" / f"{client} {version}.json"
     path.parent.mkdir(exist_ok=True)
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {row["network"] for row in rows}
+    rows = [row for row in before if row["network"] not in new] + rows
     path.write_text(json.dumps({"client": client, "version": version, "how": how, "rows": rows}, indent=1) + "\n")

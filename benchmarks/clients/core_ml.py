@@ -4,7 +4,6 @@ Core ML itself runs on Apple's systems alone, so only the conversion is tried. c
 in a way that numpy 2.4 refuses.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 import coremltools
 import numpy as np
 import torch
-from common import arguments, keep, reason
+from common import arguments, keep, networks, reason
 
 
 def from_torchscript(path: Path, shape: tuple[int, ...]) -> coremltools.models.MLModel:
@@ -44,12 +43,11 @@ def main() -> None:
         "model.pt2": (from_exported_program, "`convert(torch.export.load('model.pt2').run_decompositions({}))`"),
     }
     for form, (convert, how) in ways.items():
-        rows = [
-            {"network": network, "form": form, **outcome(convert, folder / network / form)}
-            for network in json.loads((folder / "prepared.json").read_text())["networks"]
-        ]
-        print(*rows, sep="\n", flush=True)
-        keep(f"coremltools from {form}", coremltools.__version__, how, rows)
+        rows = []
+        for network in networks():
+            rows.append({"network": network, "form": form, **outcome(convert, folder / network / form)})
+            print(rows[-1], flush=True)
+            keep(f"coremltools from {form}", coremltools.__version__, how, rows)
 
 
 if __name__ == "__main__":

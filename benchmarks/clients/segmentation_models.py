@@ -20,4 +20,6 @@ def segment_by_timm(folder, images, logits):
 
 if __name__ == "__main__":
     tried("segmentation_models_pytorch", smp.__version__, segment, how="`Unet('tu-evit_nas', arch=...)`")
-    tried("segmentation_models_pytorch, timm's m0", smp.__version__, segment_by_timm, how="`Unet('tu-efficientvit_m0')`")
+    tried(
+        "segmentation_models_pytorch, timm's m0", smp.__version__, segment_by_timm, how="`Unet('tu-efficientvit_m0')`"
+    )

@@ -1,6 +1,5 @@
 """What clients of the torch network have in common: they start from timm's `create_model`, as users do."""
 
-import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import evit_nas  # noqa: F401 - makes the networks known to timm
 import numpy as np
 import timm
 import torch
-from common import arguments, keep, reason
+from common import arguments, keep, networks, reason
 from safetensors.torch import load_file
 from torch import nn
 
@@ -37,7 +36,7 @@ def tried(
     """Has `use` try every network on its images and torch's logits for them, and keeps what came of it."""
     folder = arguments().folder
     rows = []
-    for name in json.loads((folder / "prepared.json").read_text())["networks"]:
+    for name in networks():
         images, logits = (np.load(folder / name / f"{each}.npy")[:IMAGES] for each in ("images", "logits"))
         torch.manual_seed(0)
         try:
@@ -47,4 +46,4 @@ def tried(
             answer = {"failed": reason(error)}
         rows.append({"network": name, "form": "timm", **answer})
         print(rows[-1], flush=True)
-    keep(client, version, how, rows)
+        keep(client, version, how, rows)
