@@ -1,7 +1,7 @@
 """coremltools, from TorchScript and from the exported program: pip install coremltools "numpy<2.4".
 
-Core ML itself runs on Apple's systems alone, so only the conversion is tried. coremltools 9.0 takes numbers out of arrays
-in a way that numpy 2.4 refuses.
+Core ML itself runs on Apple's systems alone, so only the conversion is tried. coremltools 9.0 takes numbers out of
+arrays in a way that numpy 2.4 refuses.
 """
 
 import logging

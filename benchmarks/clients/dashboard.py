@@ -1,7 +1,7 @@
 """optuna-dashboard shows what a search has found: pip install optuna-dashboard.
 
-A search of the tiny space is made in the folder, once; then the dashboard is asked over its own interface, as its page does,
-and must tell of every trial the values and constraints that Optuna has on record.
+A search of the tiny space is made in the folder, once; then the dashboard is asked over its own interface, as its page
+does, and must tell of every trial the values and constraints that Optuna has on record.
 """
 
 import json

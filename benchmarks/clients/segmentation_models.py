@@ -1,7 +1,7 @@
 """segmentation_models_pytorch's universal encoder: pip install segmentation-models-pytorch.
 
-It asks timm for the strides of the maps, and knows pyramids that begin at stride 1, 2 or 4; EfficientViT's begins at 16,
-so timm's own network is refused as well.
+It asks timm for the strides of the maps, and knows pyramids that begin at stride 1, 2 or 4; EfficientViT's begins at
+16, so timm's own network is refused as well.
 """
 
 import segmentation_models_pytorch as smp

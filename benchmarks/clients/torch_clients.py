@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import evit_nas  # noqa: F401 - makes the networks known to timm
 import numpy as np
 import timm
 import torch
 from common import arguments, keep, networks, reason
 from safetensors.torch import load_file
 from torch import nn
+
+import evit_nas  # noqa: F401 - makes the networks known to timm
 
 IMAGES = 40  # of the photographs, of which some clients take no more in a minute
 
