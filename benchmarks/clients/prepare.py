@@ -36,7 +36,7 @@ from evit_nas.trained import WEIGHTS, Trained
 
 CLASSES = 10
 CALIBRATION_IMAGES = 256
-RECIPE = ("--recipe", "tiny", "--set", "crop_pct=0.875")
+RECIPE = ("--recipe", "tiny", "--set", "crop_pct=0.875", "--set", "warmup_epochs=0.5")
 
 
 def small(
@@ -50,7 +50,7 @@ def small(
 
 
 NETWORKS = {
-    "m0": ArchConfig.preset("m0").model_copy(update={"num_classes": CLASSES}),
+    "m0": ArchConfig.preset("m0").model_copy(update={"image_size": 128, "num_classes": CLASSES}),
     "cascade": small(v_ratio=1.5),
     "windows": small(window=4, v_ratio=0.5),  # maps of 6, 3 and 2 tokens a side: padded, then alone
     "parallel": small(cascade=False, window=3),
@@ -65,20 +65,21 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="photographs: train/CLASS/... and val/CLASS/...")
     parser.add_argument("--images", type=int, default=200, help="validation images that clients are tried on")
-    parser.add_argument("--epochs", type=int, default=6, help="of each network; m0 at 224 px takes half of them")
+    parser.add_argument("--epochs", type=int, default=3, help="of each network")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="some of them, to go on with the others later")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     data = some_classes(args.data, args.out / "data")
-    told = {}
+    record = args.out / "prepared.json"
+    told = json.loads(record.read_text())["networks"] if record.exists() else {}
     for name in args.networks.split(","):
-        epochs = args.epochs if name != "m0" else max(3, args.epochs // 2)
-        training = trained(name, NETWORKS[name], args.out / name, data, epochs)
+        training = trained(name, NETWORKS[name], args.out / name, data, args.epochs)
         told[name] = written(training, args.out / name, args.images)
         print(f"{name}: {told[name]}", flush=True)
-    versions = {"evit_nas": __version__} | installed_versions()
-    prepared = {"machine": str(probe()), "versions": versions, "images": args.images, "networks": told}
-    (args.out / "prepared.json").write_text(json.dumps(prepared, indent=1) + "\n")
+        told = {each: told[each] for each in NETWORKS if each in told}
+        versions = {"evit_nas": __version__} | installed_versions()
+        prepared = {"machine": str(probe()), "versions": versions, "images": args.images, "networks": told}
+        record.write_text(json.dumps(prepared, indent=1) + "\n")
 
 
 def some_classes(data: Path, out: Path) -> Path:
