@@ -182,11 +182,19 @@ class Journal:
                             yield record
 
     def repair(self) -> None:
-        """Cuts off a torn last line, which the next one would otherwise glue itself to; keeps a backup."""
+        """Cuts off a torn last line, which the next one would otherwise glue itself to; keeps a backup.
+
+        One that is whole but no JSON goes as well: Optuna takes it for torn until another one follows.
+        """
         if not self.path.exists():
             return
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
+        last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
+        try:
+            json.loads(last or b"0")
+        except ValueError:
+            whole = whole.removesuffix(last)
         if whole != data:
             shutil.copy2(self.path, self.path.with_suffix(".torn"))
             self._replace(whole)

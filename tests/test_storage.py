@@ -188,6 +188,27 @@ def test_so_is_one_in_a_journal(new_run, tmp_path, change):
     assert f"Move it away, then: evit-nas resume {run.path}." in message
 
 
+def test_so_is_one_in_what_the_tables_are_called(new_run):
+    run = new_run(trials=10)
+    Search(run, Silent()).run()
+    run.database.write_bytes(
+        run.database.read_bytes().replace(b"CREATE TABLE trial_values", b"CREATE TABLE trial_v\xaelues")
+    )
+    with pytest.raises(RunError, match=r"study\.db: .*Move it away, then: evit-nas resume"):
+        load_front(run)
+
+
+def test_a_journal_whose_last_line_has_changed_loses_that_line(new_run, tmp_path):
+    journal = tmp_path / "shared.log"
+    run = new_run(storage=str(journal), trials=10)
+    front = Search(run, Silent()).run()
+    changed = journal.read_bytes()[:-2] + b"!\n"
+    journal.write_bytes(changed)
+    with run.lock():
+        assert Search(run, Silent()).run() == front
+    assert journal.with_suffix(".torn").read_bytes() == changed
+
+
 def test_trials_without_a_seal_are_of_an_older_version_and_taken_as_they_are(new_run):
     run = new_run(trials=10)
     front = Search(run, Silent()).run()

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("part", choices=["kills", "inputs", "requests", "flips"])
     parser.add_argument("--count", type=int, help="kills, files, requests, or flips in each file")
     parser.add_argument("--log", type=Path, help="keeps what is done of `kills` and `inputs`, to go on from there")
-    parser.add_argument("--share", default="0/1", help="of the files: 0/2 and 1/2 do half of them each, with one log")
+    parser.add_argument("--jobs", type=int, default=2, help="files at a time")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--only", default="", help="kinds of files, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
@@ -38,7 +38,7 @@ def main() -> None:
         if wish.part == "kills":
             good = kills.run(folder, wish.count or 100, wish.engine, wish.seed, done)
         elif wish.part == "inputs":
-            good = inputs.run(folder, wish.count or 1000, wish.seed, wish.only, wish.share, done)
+            good = inputs.run(folder, wish.count or 1000, wish.seed, wish.only, wish.jobs, done)
         elif wish.part == "requests":
             good = abuse.run(folder, wish.count or 10_000, wish.seed)
         else:

@@ -25,6 +25,7 @@ from contextlib import chdir, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -144,7 +145,7 @@ KINDS = (
         50,
         "files",
         "recipe.yaml",
-        (f"train arch.yaml --data ../../shades --recipe recipe.yaml {TRAIN}",),
+        (f"train arch.yaml --data ../../../shades --recipe recipe.yaml {TRAIN}",),
         recipe,
     ),
     Kind(
@@ -265,34 +266,48 @@ def _ids(content: bytes) -> set[str]:
     return found
 
 
-def run(folder: Path, count: int, seed: int, only: str, share: str, done: Journal) -> bool:
+def run(folder: Path, count: int, seed: int, only: str, jobs: int, done: Journal) -> bool:
     """Prints a line for each kind, and every case that is counted against its command."""
     DEVICES["fake"], zero_cost.score_all = FakeDevice, fake_proxies
     kinds = [kind for kind in KINDS if not only or any(part in kind.name for part in only.split(","))]
     total = sum(kind.share for kind in kinds)
     ordered = [kind for kind in kinds for _ in range(round(count * kind.share / total))]
-    cases = {case["number"]: case for case in done.read()}
-    index, shares = map(int, share.split("/"))
-    todo = [number for number in range(len(ordered)) if number not in cases and number % shares == index]
+    known = {case["number"] for case in done.read()}
+    todo = [number for number in range(len(ordered)) if number not in known]
     if todo:
         rehearsed(partial(make, folder), folder, 600)
-    truths: dict[tuple[str, str], object] = {}
-    for number in todo:
-        kind = ordered[number]
-        if kind.truth and (kind.base, kind.truth.__name__) not in truths:
-            truths[kind.base, kind.truth.__name__] = _elsewhere(partial(truth_of, kind, folder), folder)
-        start = time.monotonic()
-        found = list(_case(folder, kind, random.Random(f"{seed} {number}"), truths, f"case {number}"))
-        done.append({"number": number, "found": found, "seconds": round(time.monotonic() - start, 2)})
-    cases = {case["number"]: case for case in done.read()}
-    if len(cases) < len(ordered):
-        print(f"{len(cases)} of {len(ordered)} files are done")
-        return True
+        truths = {base: _elsewhere(partial(truth_of, kind, folder), folder) for base, kind in _known(kinds).items()}
+
+        def work(job: int) -> int:
+            own, parent = folder / f"job{job}", os.getppid()
+            own.mkdir()
+            for number in todo[job::jobs]:
+                if os.getppid() != parent:
+                    return 1
+                start, rng = time.monotonic(), random.Random(f"{seed} {number}")
+                found, words = _case(folder, own, ordered[number], rng, truths, number)
+                seconds = round(time.monotonic() - start, 2)
+                done.append({"number": number, "found": found, "seconds": seconds, "words": words})
+            return 0
+
+        for job, ended in enumerate([Fork(partial(work, job), folder / f"log{job}") for job in range(jobs)]):
+            assert ended.wait(10**6).code == 0, (folder / f"log{job}").read_text()
+    return _print(ordered, kinds, {case["number"]: case for case in done.read()})
+
+
+def _known(kinds: list[Kind]) -> dict[str, Kind]:
+    """The kinds of which it is known what must come of them, by folder and by what."""
+    return {f"{kind.base} {kind.truth.__name__}": kind for kind in kinds if kind.truth}
+
+
+def _print(ordered: list[Kind], kinds: list[Kind], cases: dict[int, dict[str, Any]]) -> bool:
     columns = ["files", "accepted", "refused", "tracebacks", "deaths", "hangs", "lost", "unnoticed", "s"]
     rows: dict[str, Counter[str]] = {kind.name: Counter() for kind in kinds}
     for number, kind in enumerate(ordered):
         rows[kind.name].update(cases[number]["found"])
         rows[kind.name]["s"] += cases[number]["seconds"]
+        if cases[number]["words"]:
+            print(cases[number]["words"])
     sums: Counter[str] = sum(rows.values(), Counter())
     print(f"\n{'kind':26}" + "".join(f"{column:>11}" for column in columns))
     for name, row in [*rows.items(), ("all", sums)]:
@@ -314,12 +329,12 @@ def _elsewhere(function: Callable[[], object], folder: Path) -> object:
 
 
 def _case(
-    folder: Path, kind: Kind, rng: random.Random, truths: dict[tuple[str, str], object], name: str
-) -> Iterator[str]:
-    """Runs one case and says what to count."""
-    yield "files"
-    case = Path(shutil.copytree(folder / kind.base, folder / "case" / "copy", symlinks=True))
+    folder: Path, own: Path, kind: Kind, rng: random.Random, truths: dict[str, object], number: int
+) -> tuple[list[str], str]:
+    """Runs one case in the folder `own`: what to count, and what to say about it."""
+    case = Path(shutil.copytree(folder / kind.base, own / "case" / "copy", symlinks=True))
     path = case / kind.file
+    os.environ["XDG_CACHE_HOME"] = str(own / "cache")
     if kind.file == "table.jsonl":
         _latency_table(path)
     path.write_bytes(kind.damage(path.read_bytes(), rng))
@@ -332,34 +347,29 @@ def _case(
         os.chdir(case)
         return command(*line.split())
 
-    ended = Fork(work, folder / "log").wait(LIMIT_S)
-    faults = []
+    ended = Fork(work, own / "log").wait(LIMIT_S)
     if ended.code is None:
-        faults.append("hangs")
-    elif ended.code < 0 or ended.code > 2:
-        faults.append("deaths" if ended.code < 0 else "tracebacks")
-    elif FAULT.search(ended.text):
-        faults.append("tracebacks")
+        faults = ["hangs"]
+    elif ended.code < 0:
+        faults = ["deaths"]
     else:
-        yield "accepted" if ended.code == 0 else "refused"
+        faults = ["tracebacks"] if ended.code > 2 or FAULT.search(ended.text) else []
+    found = ["files", *(faults or ["refused" if ended.code else "accepted"])]
     lost = list(losses(before, contents(case), kind, ended))
     faults += ["lost"] if lost else []
     if kind.truth and ended.code == 0 and line == kind.commands[-1]:
-        truth = partial(kind.truth, case)
         with chdir(case):
-            same = _elsewhere(truth, folder) == truths[kind.base, kind.truth.__name__]
-        faults += [] if same else ["unnoticed"]
+            came = _elsewhere(partial(kind.truth, Path()), own)
+        faults += [] if came == truths[f"{kind.base} {kind.truth.__name__}"] else ["unnoticed"]
+    words = ""
     if faults:
-        keep = Path(os.environ.get("KEEP", folder / "kept")) / name.replace(" ", "")
-        shutil.copytree(case, keep, symlinks=True, dirs_exist_ok=True)
-        (keep / kind.file).write_bytes(before.get(kind.file, b""))
-        print(
-            f"{name}, {kind.name}: {', '.join(faults)} {lost or ''} `{line}` exit code {ended.code}, "
-            f"{ended.seconds:.1f} s"
-        )
-        print("  " + "\n  ".join(ended.text.strip().splitlines()[-6:]), flush=True)
-    shutil.rmtree(folder / "case")
-    yield from faults
+        if place := os.environ.get("KEEP"):
+            kept = Path(shutil.copytree(case, Path(place) / str(number), symlinks=True, dirs_exist_ok=True))
+            (kept / kind.file).write_bytes(before.get(kind.file, b""))
+        words = f"case {number}, {kind.name}: {', '.join(faults)} {lost or ''} `{line}` exit code {ended.code}, "
+        words += "\n  ".join([f"{ended.seconds:.1f} s", *ended.text.strip().splitlines()[-6:]])
+    shutil.rmtree(own / "case")
+    return [*found, *[fault for fault in faults if fault not in found]], words
 
 
 def _latency_table(path: Path, back: bool = False) -> None:

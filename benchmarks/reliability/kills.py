@@ -1,6 +1,6 @@
 """Searches that get SIGKILL at random moments and are resumed: do they come to what an undisturbed one comes to?
 
-Several kinds of search take turns, each a run of its own that is killed up to TURN times: `evit-nas resume` goes on
+Several kinds of search take turns, each a run of its own that is killed TURN times: `evit-nas resume` goes on
 until its record has grown to a random length, and then for a random moment more. Latencies follow from the MACs, and
 scores from the architecture (in the first kind they are the real zero-cost proxies): trials, front and files can
 be compared to the bit.
@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reliability.sandbox import Fork, command, rehearsed
-from evit_nas.accuracy import zero_cost
+from evit_nas.accuracy import predictor, zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Journal, Run
+from evit_nas.search import screening
 from evit_nas.search.record import journal_of
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_resume import known_device, label_table, new_run, outcome
 
-TURN = 10  # kills of one run
+TURN = {"local": 10, "ray": 5}  # kills of one run
 TRIALS = 24
 AFTER_S = 0.4  # at most, between the line of the record that is waited for and the kill
 END = 0.15  # share of the kills that come when everything is measured, while results are written
@@ -41,7 +42,7 @@ LOCAL: dict[str, dict[str, Any]] = {
     "p90, in rounds of eight": {"budget_stat": "p90", "sampler": "random", "together": 8},
 }
 TURNS = [*LOCAL, *list(LOCAL)[2:], "nsga2, journal file", "p90, in rounds of eight"]  # the first two take minutes
-RAY: dict[str, dict[str, Any]] = {"ray, two at a time": {"engine": "ray", "cluster": {"concurrent": 2}, "trials": 30}}
+RAY: dict[str, dict[str, Any]] = {"ray, two at a time": {"engine": "ray", "cluster": {"concurrent": 2}}}
 
 
 @dataclasses.dataclass
@@ -66,6 +67,7 @@ def run(folder: Path, count: int, engine: str, seed: int, done: Journal) -> bool
     """Prints a line for each run; says whether all accounts balance."""
     DEVICES["fake"], real = FakeDevice, zero_cost.score_all
     zero_cost.score_all = fake_proxies
+    screening.CHILDREN, screening.GENERATIONS, predictor.TREES = 60, 2, 5  # it is proposed as carefully as need be here
     label_table(folder / "table.json")
     rehearsed(partial(_search, _begun(folder / "first", {"trials": 8}, folder)), folder, LIMIT_S)
     kinds, names = (RAY, list(RAY)) if engine == "ray" else (LOCAL, TURNS)
@@ -76,9 +78,9 @@ def run(folder: Path, count: int, engine: str, seed: int, done: Journal) -> bool
     rows = {line["turn"]: line["row"] for line in done.read()}
     with tempfile.TemporaryDirectory(prefix="r-") as short:  # Ray's sockets lie in it
         os.environ["TMPDIR"] = tempfile.tempdir = short
-        for turn in range(-(-count // TURN)):
+        for turn in range(-(-count // TURN[engine])):
             name = names[turn % len(names)]
-            kills = min(TURN, count - turn * TURN)
+            kills = min(TURN[engine], count - turn * TURN[engine])
             if turn not in rows:
                 rng = random.Random(f"{seed} {turn}")
                 zero_cost.score_all = real if name == REAL else fake_proxies

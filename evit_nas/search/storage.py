@@ -141,8 +141,8 @@ def _undamaged(run: Run) -> Iterator[None]:
         yield
     except Exception as error:  # whatever Optuna, SQLAlchemy and JSON raise on changed bytes
         unreachable = (*_storage_errors(), OSError) if run.settings.storage else OSError
-        if isinstance(error, unreachable) or isinstance(_root(error), sqlite3.Error):
-            raise
+        if isinstance(error, unreachable) or isinstance(_root(error), sqlite3.Error) or "optuna version" in str(error):
+            raise  # these are said where the storage is opened
         where, made_with = run.settings.storage or run.database, run.record["evit_nas"]
         reason = f"{where}: what it holds of the run is damaged ({' '.join(repr(error).split()):.100})"
         if made_with != __version__:
@@ -157,11 +157,12 @@ def _undamaged(run: Run) -> Iterator[None]:
 def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
     named = run.settings.storage
     if named is None:
-        with (
-            explained(run.path),
-            _database("sqlite:///study.db", creator=partial(_connected, run.database)) as database,
-        ):
-            yield database
+        with explained(run.path):
+            with _undamaged(run):
+                engine = {"creator": partial(_connected, run.database)}
+                database = optuna.storages.RDBStorage("sqlite:///study.db", engine)
+            with _disposed(database):
+                yield database
         return
     url = storage_url(named) if "://" in named else ""
     with ExitStack() as stack:
@@ -183,7 +184,7 @@ def _elsewhere(url: str, named: str, run: Run) -> Iterator[optuna.storages.BaseS
             backend = JournalRedisBackend(url)
         yield optuna.storages.JournalStorage(backend)
     elif url:
-        with _database(url) as database:
+        with _disposed(optuna.storages.RDBStorage(url)) as database:
             yield database
     else:
         if run.writing:
@@ -215,8 +216,8 @@ def _refused(run: Run, named: str, kinds: tuple[type[Exception], ...]) -> Iterat
 
 
 @contextmanager
-def _database(url: str, **engine: Any) -> Iterator[optuna.storages.RDBStorage]:
-    storage = optuna.storages.RDBStorage(url, engine)
+def _disposed(storage: optuna.storages.RDBStorage) -> Iterator[optuna.storages.RDBStorage]:
+    """Closes its connections at the end."""
     try:
         yield storage
     finally:
