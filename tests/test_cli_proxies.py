@@ -39,7 +39,7 @@ def test_the_seed_is_that_of_the_score_card(call, monkeypatch):
 @pytest.fixture
 def small_table(tmp_path, monkeypatch):
     """16 networks of the tiny space with two proxies that the package knows and one that it does not."""
-    monkeypatch.setattr(scorecard, "inputs_of", lambda table: {})
+    monkeypatch.setattr(scorecard, "INPUTS", {})
     rng, space = random.Random(0), SearchSpace.load("efficientvit-tiny")
     score = ShortScore(accuracy=0.9, cross_entropy=0.3, curve=(1.0,))
     networks = [

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reliability.sandbox import Fork, command, rehearsed
-from evit_nas.accuracy import predictor, zero_cost
+from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Journal, Run
 from evit_nas.search import screening
@@ -67,7 +67,7 @@ def run(folder: Path, count: int, engine: str, seed: int, done: Journal) -> bool
     """Prints a line for each run; says whether all accounts balance."""
     DEVICES["fake"], real = FakeDevice, zero_cost.score_all
     zero_cost.score_all = fake_proxies
-    screening.CHILDREN, screening.GENERATIONS, predictor.TREES = 60, 2, 5  # it is proposed as carefully as need be here
+    screening.CHILDREN, screening.GENERATIONS = 60, 2  # it is proposed as carefully as need be here
     label_table(folder / "table.json")
     rehearsed(partial(_search, _begun(folder / "first", {"trials": 8}, folder)), folder, LIMIT_S)
     kinds, names = (RAY, list(RAY)) if engine == "ray" else (LOCAL, TURNS)
