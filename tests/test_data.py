@@ -593,7 +593,17 @@ def test_a_class_may_be_called_train(tmp_path):
     assert open_source(str(folder), 0).classes == ("bus", "car", "train")
     shutil.move(folder / "train", folder / "moved")
     class_folders(folder / "train", 3, ("diesel", "steam"))
-    assert re.search("train holds folders as a training set does, but beside it bus, car, moved could", refusal(folder))
+    assert re.search(
+        "train holds folders as a training set does, but what bus, car, moved beside it are", refusal(folder)
+    )
+
+
+def test_a_part_of_unknown_name_beside_train_is_not_left_out_in_silence(tmp_path):
+    class_folders(tmp_path / "mine" / "train", 12)
+    class_folders(tmp_path / "mine" / "holdout", 3)
+    assert re.search(
+        "what holdout beside it are for is not known. Name .*/mine/train instead", refusal(tmp_path / "mine")
+    )
 
 
 @pytest.mark.parametrize("name", ["New York", "10", "猫", "thé vert", "it's"])

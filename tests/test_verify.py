@@ -189,6 +189,17 @@ def test_the_accuracy_is_taken_on_the_images_that_could_be_read_when_it_was_ship
     assert f"torch {shipped.top1:.2f} % (stated: {shipped.top1:.2f} %)" in found
 
 
+def test_a_folder_without_a_split_is_taken_whole(folder: Path, tmp_path: Path) -> None:
+    digits = load_digits()
+    for label in range(10):
+        (tmp_path / "mine" / str(label)).mkdir(parents=True)
+        for index in np.flatnonzero(digits.target == label)[:3]:
+            pixels = (digits.images[index] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "mine" / str(label) / f"{index}.png")
+    (found,) = [finding.result for finding in verify(folder, str(tmp_path / "mine")) if finding.check == "accuracy"]
+    assert found.startswith("on 30 images: ") or "; on 30 images: " in found
+
+
 def test_data_with_other_classes_are_no_recheck(folder: Path, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)

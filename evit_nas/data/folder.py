@@ -78,11 +78,12 @@ def open_folder(root: Path, seed: int) -> Source:
         return _open_whole(root, root, seed)
     if validation is not None:
         return _open_split(root, training, validation)
-    strange = [path.name for path in folders.values() if path not in (training, *candidates) and _pictures(path)]
+    others = [path for path in folders.values() if path not in (training, *candidates)]
+    strange = [path.name for path in others if _pictures(path) or _folders(path)]
     if strange:
         raise UsageError(
-            f"{root}: {training.name} holds folders as a training set does, but beside it {_some(strange)} could be "
-            f"classes. Name {training} instead, or call the folder with the validation images val."
+            f"{root}: {training.name} holds folders as a training set does, but what {_some(strange)} beside it are "
+            f"for is not known. Name {training} instead, or call the folder with the validation images val."
         )
     left_out = [f"{path} has no folder for each class and is left out" for path in candidates]
     return _open_whole(root, training, seed, left_out)
