@@ -455,6 +455,11 @@ class TestQuietTimes:
         assert quiet_ms([3.0, 6.0, 9.0], "here") == [3, 6, 9]
         assert quiet_ms([4.0, 8.0, 12.0], "here") == [4, 8, 12]
 
+    def test_leave_nothing_half_written_on_a_full_disk(self, monkeypatch):
+        monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert quiet_ms([3.0, 6.0, 9.0], "here") == [3, 6, 9]
+        assert list(Path(os.environ["XDG_CACHE_HOME"], "evit-nas").iterdir()) == []
+
 
 class TestMachine:
     def test_can_be_described_even_where_files_are_missing(self, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.caches import cache_folder
+from evit_nas.runs import write_atomically
 
 # About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.
 CANARIES = (
@@ -61,8 +61,6 @@ def _read(path: Path, count: int) -> list[float] | None:
 def _write(path: Path, record: dict[str, object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(record), encoding="utf-8")
-        scratch.replace(path)
+        write_atomically(path, json.dumps(record))
     except OSError:
         pass  # without a cache folder the quiet times are learnt anew in each session
