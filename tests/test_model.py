@@ -475,7 +475,7 @@ def test_a_network_built_without_memory_computes_what_its_weights_say(name: str,
 
     loaded = load(model.arch, model.state_dict(), tmp_path).eval()
 
-    assert torch.equal(loaded(x), model(x))
+    assert relative_error(loaded(x), model(x)) < 1e-5  # memory that is aligned otherwise sums otherwise
 
 
 @variants

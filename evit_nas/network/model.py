@@ -223,7 +223,8 @@ class CascadedGroupAttention(nn.Module):
                 feat = groups[j] + feat
             qkv = head.qkv(feat)  # type: ignore[operator]
             q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.v_dim], dim=1)
-            q, k, v = head.q_local(q).flatten(2), k.flatten(2), v.flatten(2)  # type: ignore[operator]  # (B, d, N)
+            q = head.q_local(q)  # type: ignore[operator]
+            q, k, v = q.flatten(2), k.flatten(2), v.flatten(2)  # (B, d, N)
             attn = ((q * self.scale).transpose(1, 2) @ k + bias[j]).softmax(dim=-1)  # (B, N, N)
             out = (v @ attn.transpose(1, 2)).view(-1, self.v_dim, self.side, self.side)
             outs.append(out)
