@@ -85,7 +85,7 @@ def searched(folder: Path, out: str = "r", **how: object) -> str:
 def removed(folder: Path) -> str:
     wrong, gone = searched(folder), folder / "gone"
     gone.mkdir()
-    how = {"code": 2, "says": "change to one that exists"}
+    how = {"code": 2, "says": "change to one that exists", "fakes": False}
     return wrong or call(folder, "front", str(folder / "r"), cwd=gone, limit=gone.rmdir, **how)
 
 
