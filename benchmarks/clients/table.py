@@ -53,6 +53,23 @@ def main() -> None:
         answer = json.loads(path.read_text())
         columns = [answer["client"], answer["version"], answer["how"], *cells(answer["rows"], set(networks))]
         print(f"| {' | '.join(columns)} |")
+    print()
+    print_8_bits(folder, networks)
+
+
+def print_8_bits(folder: Path, networks: dict[str, Row]) -> None:
+    """What every client makes of each network in 8 bits."""
+    shares: dict[str, dict[str, float]] = {}
+    for path in sorted((folder / "answers").glob("*.json"), key=_order):
+        answer = json.loads(path.read_text())
+        rows = [row for row in answer["rows"] if row["form"] == INT8[0] and "same" in row]
+        if rows:
+            shares[f"{answer['client']} {answer['version']}"] = {row["network"]: row["same"] for row in rows}
+    print(f"| 8 bits, batch 1 | right in 32 bits | right in 8 bits | {' | '.join(shares)} |")
+    print("| --- " * (3 + len(shares)) + "|")
+    for name, right in networks.items():
+        same = [f"{found[name]:.1f} %" if name in found else "no" for found in shares.values()]
+        print(f"| {name} | {right['fp32']:.1f} % | {right['int8']:.1f} % | {' | '.join(same)} |")
 
 
 def _order(path: Path) -> tuple[bool, str]:
