@@ -17,15 +17,15 @@ COLUMNS = ("client", "version", "what was called", "fp32", "fp32, open batch", "
 
 HEAD = """# What the networks were tried with
 
-Printed by the scripts in `benchmarks/clients/`. Networks of every mixer ({networks}; see `prepare.py`), of lively
-weights trained briefly on ten classes of photographs, are opened by each client and run on {images} photographs that
-they were not trained on (what trains the torch network: on 40 of them).
+Printed by the scripts in `benchmarks/clients/`. Networks of every mixer ({networks};
+see `prepare.py`), of lively weights trained briefly on ten classes of photographs, are opened by each client and run on
+{images} photographs that they were not trained on (what trains the torch network: on 40 of them).
 
 - **fp32**: the largest difference to the torch network, relative to the largest output, over all networks; at most
   {tolerance:.0e} is the same network. Batch 1, then a file with an open batch dimension on batches of 7.
 - **8 bits**: the share of the images that keep the first class that the torch network gives them in 32 bits, of the
   worst network to the best. These networks know little ({top1} % right), so their first classes hang by little:
-  {reference}'s line is what there is to be had.
+  {reference}'s line is what there is to be had. Linear attention loses most, in every client.
 
 - {machine}
 - {versions}
