@@ -1,4 +1,8 @@
-"""OpenVINO on the processor, which reads ONNX itself: pip install openvino."""
+"""OpenVINO on the processor, which reads ONNX itself: pip install openvino.
+
+2026.4 does not compile 8-bit files in which a map is padded along one side only, as windows of oblong images may be:
+its low-precision passes give the padded side a zero point for each position, and the next reshape does not keep it.
+"""
 
 from pathlib import Path
 

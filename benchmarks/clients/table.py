@@ -17,15 +17,15 @@ COLUMNS = ("client", "version", "what was called", "fp32", "fp32, open batch", "
 
 HEAD = """# What the networks were tried with
 
-Printed by the scripts in `benchmarks/clients/`. Networks of every mixer ({networks}; see `prepare.py`), of lively
-weights trained briefly on ten classes of photographs, are opened by each client and run on {images} photographs that
-they were not trained on (what trains the torch network: on 40 of them).
+Printed by the scripts in `benchmarks/clients/`. Networks of every mixer ({networks};
+see `prepare.py`), of lively weights trained briefly on ten classes of photographs, are opened by each client and run on
+{images} photographs that they were not trained on (what trains the torch network: on 40 of them).
 
 - **fp32**: the largest difference to the torch network, relative to the largest output, over all networks; at most
   {tolerance:.0e} is the same network. Batch 1, then a file with an open batch dimension on batches of 7.
 - **8 bits**: the share of the images that keep the first class that the torch network gives them in 32 bits, of the
   worst network to the best. These networks know little ({top1} % right), so their first classes hang by little:
-  {reference}'s line is what there is to be had.
+  {reference}'s line is what there is to be had. Linear attention loses most, in every client.
 
 - {machine}
 - {versions}
@@ -53,6 +53,23 @@ def main() -> None:
         answer = json.loads(path.read_text())
         columns = [answer["client"], answer["version"], answer["how"], *cells(answer["rows"], set(networks))]
         print(f"| {' | '.join(columns)} |")
+    print()
+    print_8_bits(folder, networks)
+
+
+def print_8_bits(folder: Path, networks: dict[str, Row]) -> None:
+    """What every client makes of each network in 8 bits."""
+    shares: dict[str, dict[str, float]] = {}
+    for path in sorted((folder / "answers").glob("*.json"), key=_order):
+        answer = json.loads(path.read_text())
+        rows = [row for row in answer["rows"] if row["form"] == INT8[0] and "same" in row]
+        if rows:
+            shares[f"{answer['client']} {answer['version']}"] = {row["network"]: row["same"] for row in rows}
+    print(f"| 8 bits, batch 1 | right in 32 bits | right in 8 bits | {' | '.join(shares)} |")
+    print("| --- " * (3 + len(shares)) + "|")
+    for name, right in networks.items():
+        same = [f"{found[name]:.1f} %" if name in found else "no" for found in shares.values()]
+        print(f"| {name} | {right['fp32']:.1f} % | {right['int8']:.1f} % | {' | '.join(same)} |")
 
 
 def _order(path: Path) -> tuple[bool, str]:
