@@ -381,9 +381,7 @@ def _print(
         f"\nhonest questions between them: {len(waits_s)} of {len(waits_s)} served, the slowest in {max(waits_s):.2f} s"
     )
     print(f"an honest measurement before: {before}; after: {after}")
-    print(
-        f"memory (VmRSS) after {WARM} requests {memory[0]:.1f} MB, at most {max(memory):.1f} MB, "
-        f"at the end {memory[-1]:.1f} MB"
-    )
+    print(f"memory (VmRSS) after each {2 * WARM} requests, in MB: {', '.join(f'{mb:.1f}' for mb in memory[::2])}")
+    print(f"from the first {WARM} requests to the last: {growth:+.1f} MB")
     print(f"threads at most {most_threads}, at the end {worker.threads()}; open files at the end {worker.files()}")
     return growth < GROWTH_MB and not any(total[column] for column in columns[2:])
