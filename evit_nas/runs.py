@@ -14,6 +14,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -259,7 +260,27 @@ def lock(folder: Path) -> IO[str]:
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}")
     handle.flush()
+    _clear(folder)
     return handle
+
+
+def _clear(folder: Path) -> None:
+    """Removes what killed processes had begun to write beside a file (`write_whole`)."""
+    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        found = re.fullmatch(r"\..+\.([0-9]+)", path.name)
+        if found and not _lives(int(found[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def owner_of(folder: Path) -> str | None:

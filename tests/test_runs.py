@@ -205,6 +205,19 @@ def test_a_journal_is_cut_to_its_first_lines_and_repaired_whatever_bytes_are_in_
     assert list(journal.read()) == [{"a": 0}, {"a": 1}, {"a": 2}]
 
 
+def test_who_locks_a_run_clears_away_what_killed_processes_had_begun_to_write(tmp_path, settings):
+    run = Run.create(tmp_path / "run", settings, {}, "")
+    (run.path / "front").mkdir()
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    left = [run.path / f".front.csv.{dead.pid}", run.path / "front" / f".evit.yaml.{dead.pid}"]
+    other = [run.path / f".report.html.{os.getpid()}", run.path / ".mine", run.path / ".notes.txt"]
+    for path in left + other:
+        path.write_text("half")
+    with run.lock():
+        assert [path.exists() for path in left + other] == [False, False, True, True, True]
+
+
 def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -24,6 +24,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from evit_nas.config import Conditions
 from evit_nas.latency import Protocol
 from evit_nas.latency.remote import RemoteDevice
@@ -33,8 +35,8 @@ from tests.networks import tiny_arch
 THREADS = 16
 CROWD = 200
 SILENCE_S = 40.0  # without an answer
-WARM = 500  # requests before memory is looked at for the first time
-GROWTH_MB = 8.0  # of memory, that 10,000 requests may cost
+WARM = 500  # requests between two looks at the memory
+GROWTH_MB = 4.0  # of mean memory, that it may grow by from the second quarter of the requests to the last
 TOKEN = "a token of this benchmark"
 
 Address = tuple[str, int]
@@ -376,14 +378,13 @@ def _print(
         print(f"{name:26}{row.total():8}" + "".join(f"{row[column]:10}" for column in columns))
     time.sleep(2)
     after = device.measure(tiny_arch(), Protocol(min_rounds=4, max_rounds=6))[0]
-    growth = memory[-1] - memory[0]
+    quarter = max(len(memory) // 4, 1)
+    growth = float(np.mean(memory[-quarter:]) - np.mean(memory[quarter : 2 * quarter]))
     print(
         f"\nhonest questions between them: {len(waits_s)} of {len(waits_s)} served, the slowest in {max(waits_s):.2f} s"
     )
     print(f"an honest measurement before: {before}; after: {after}")
-    print(
-        f"memory (VmRSS) after {WARM} requests {memory[0]:.1f} MB, at most {max(memory):.1f} MB, "
-        f"at the end {memory[-1]:.1f} MB"
-    )
+    print(f"memory (VmRSS) after each {2 * WARM} requests, in MB: {', '.join(f'{mb:.1f}' for mb in memory[::2])}")
+    print(f"from the second quarter to the last: {growth:+.1f} MB")
     print(f"threads at most {most_threads}, at the end {worker.threads()}; open files at the end {worker.files()}")
     return growth < GROWTH_MB and not any(total[column] for column in columns[2:])

@@ -306,7 +306,7 @@ def _print(ordered: list[Kind], kinds: list[Kind], cases: dict[int, dict[str, An
     for number, kind in enumerate(ordered):
         rows[kind.name].update(cases[number]["found"])
         rows[kind.name]["s"] += cases[number]["seconds"]
-        if cases[number]["words"]:
+        if cases[number].get("words"):
             print(cases[number]["words"])
     sums: Counter[str] = sum(rows.values(), Counter())
     print(f"\n{'kind':26}" + "".join(f"{column:>11}" for column in columns))

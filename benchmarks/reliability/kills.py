@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import tempfile
 import time
 from collections import Counter
@@ -168,10 +169,8 @@ def _files(run: Path) -> dict[str, bytes]:
 
 
 def _scratch(run: Path) -> list[str]:
-    """Files that were being written."""
-    return [
-        str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.name.startswith(".") and p.name != ".lock"
-    ]
+    """Files that a killed process had begun to write."""
+    return [str(path.relative_to(run)) for path in run.rglob(".*") if re.fullmatch(r"\..+\.\d+", path.name)]
 
 
 def _alive(groups: list[int], patience_s: float = 90.0) -> list[str]:
