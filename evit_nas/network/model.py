@@ -183,7 +183,10 @@ def from_windows(x: Tensor, height: int, width: int) -> Tensor:
     rows, cols = (height + side - 1) // side, (width + side - 1) // side
     x = x.reshape(-1, rows, cols * c, side, side).transpose(1, 2)
     x = torch.cat(x.chunk(cols, dim=1), dim=4)  # (B, C, rows, S, cols * S)
-    return x.flatten(2, 3)[:, :, :height, :width]
+    x = x.flatten(2, 3)
+    if rows * side == height and cols * side == width:  # Core ML reads no slice that takes everything
+        return x
+    return x[:, :, :height, :width]
 
 
 # leaves of a symbolic trace: what they do depends on the size of the map
