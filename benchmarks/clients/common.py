@@ -95,8 +95,9 @@ def compared(logits: np.ndarray, expected: np.ndarray) -> dict[str, object]:
 
 
 def reason(error: BaseException) -> str:
-    """A client's message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:REASON]
+    """A client's message in one line; of a long one its beginning and its end, where compilers have the cause."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= REASON else f"{text[: REASON // 2]} ... {text[-REASON // 2 :]}"
 
 
 def keep(client: str, version: str, how: str, rows: list[dict[str, object]]) -> None:
