@@ -298,6 +298,8 @@ def sum_over_tokens(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     """
     if is_scripting():
         return _sum_over_tokens(q, k, v, eps)
+    if not torch.amp.is_autocast_available(v.device.type):  # on the meta device
+        return _sum_over_tokens(q, k, v, eps)
     with torch.autocast(device_type=v.device.type, enabled=False):
         return _sum_over_tokens(q, k, v, eps)
 
