@@ -390,6 +390,12 @@ def test_on_imagenet_published_and_expected_accuracies_stand_on_one_scale(for_im
         assert best is None or f"{best.name} {score_text(best)} %" in page
 
 
+def test_published_accuracies_are_drawn_where_the_score_is_for_imagenet(for_imagenet, finished):
+    drawn = traces(page_of(for_imagenet))["published"]
+    assert drawn["y"] == [TOP1[IMAGENET_1K][one.name] for one in find(for_imagenet).front.references]
+    assert "published" not in traces(page_of(finished))
+
+
 def test_the_report_says_where_another_regime_disagrees(for_imagenet):
     few = Regime(images=5000, classes=10)
     here, there = (load_front(for_imagenet, regime).members for regime in (None, few))

@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 
 from evit_nas.latency import Latency
 from evit_nas.pareto import non_dominated
+from evit_nas.published import IMAGENET_1K, TOP1
+from evit_nas.regime import IMAGENET
 from evit_nas.report.findings import Findings, Forecast, sketch
 from evit_nas.search.front import Candidate, score_text
 
@@ -95,6 +97,17 @@ def pareto(found: Findings, index: int) -> go.Figure:
                 mode="markers+text", text=names, textposition="bottom right", textfont_color="var(--reference)"
             )
         )
+        if found.settings.accuracy.regime == IMAGENET:  # on the scale of the score, from other people's trainings
+            known = [one for one in found.front.references if one.name in TOP1[IMAGENET_1K]]
+            figure.add_scatter(
+                name="published",
+                x=[one.latencies[index].stat_ms(stat) for one in known],
+                y=[TOP1[IMAGENET_1K][one.name] for one in known],
+                mode="markers",
+                marker={"symbol": "x-thin", "size": 9, "line": {"width": 1.5, "color": "var(--ink)"}},
+                hoverinfo="text",
+                hovertext=[f"{one.name}: {TOP1[IMAGENET_1K][one.name]:.1f} % published" for one in known],
+            )
     figure.add_vline(target.budget_ms, line={"color": "var(--budget)", "dash": "dash", "width": 1.5})
     figure.add_annotation(
         x=math.log10(target.budget_ms),
