@@ -95,7 +95,7 @@ def plain_search(score: LearnedAccuracy, budget_ms: float, seconds: float, seed:
         ms = exported_ms(stages)
         found.append((arch, ms))
         trial.set_constraint("latency", ms / budget_ms - 1)
-        return float(score.intervals([arch])[0][0]), ms
+        return float(score.values([arch])[0]), ms
 
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True)
@@ -173,7 +173,7 @@ def our_search(path: Path, table: str, budget_ms: float, seconds: float, seed: i
 def best(found: Found, score: LearnedAccuracy) -> Found:
     """The front of score against latency."""
     kept: Found = []
-    value = dict(zip([arch.key for arch, _ in found], score.intervals([arch for arch, _ in found])[0], strict=True))
+    value = dict(zip([arch.key for arch, _ in found], score.values([arch for arch, _ in found]), strict=True))
     for arch, ms in sorted(found, key=lambda pair: pair[1]):
         if not kept or value[arch.key] > value[kept[-1][0].key]:
             kept.append((arch, ms))
@@ -184,7 +184,7 @@ def volume(found: Found, score: LearnedAccuracy, budget_ms: float) -> float:
     """Of accuracy above WORST_PERCENT and time below the budget, in percent times milliseconds."""
     if not found:
         return 0.0
-    accuracy = score.intervals([arch for arch, _ in found])[0]
+    accuracy = score.values([arch for arch, _ in found])
     points = np.column_stack([-accuracy, [ms for _, ms in found]])
     return hypervolume(points, (-WORST_PERCENT, budget_ms))
 

@@ -64,6 +64,11 @@ class LearnedAccuracy:
             raise UsageError(f"a predictor needs at least {MIN_LABELS} trained networks, got {len(table.networks)}.")
         return cls.under(table.regime, table)
 
+    def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
+        """(n,) accuracies in percent."""
+        value: np.ndarray = 100 - np.exp(self.predictor.mean(networks(archs, self.regime, self.data)))
+        return value
+
     def intervals(self, archs: Sequence[ArchConfig]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(n,) accuracies in percent, and the ends of the intervals that hold four in five.
 

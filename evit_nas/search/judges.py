@@ -116,7 +116,7 @@ class Learned(Judge):
         return Estimate(value=value, low=low, high=high, method=self._method)
 
     def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
-        return self._learned.intervals(archs)[0]
+        return self._learned.values(archs)
 
 
 @dataclass(frozen=True)
