@@ -109,6 +109,7 @@ def test_what_cannot_be_written_is_the_same_sentence_in_every_format(to: str, ca
     assert full.err == f"evit-nas: cannot write {name}: File too large. Give another file with --out.\n"
 
 
+@pytest.mark.parametrize("to", EXPORTERS)
 def test_without_weights_an_error_in_a_residual_branch_shows(
     to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -282,7 +282,7 @@ class TestLocalDevice:
         assert not (folder / "pids").exists()
 
     def test_gives_the_process_its_threads(self, stand_in):
-        folder = stand_in(f'echo "$OMP_NUM_THREADS $3" > setting; {ANSWERS}')
+        folder = stand_in(f'echo "$OMP_NUM_THREADS $4" > setting; {ANSWERS}')
         conditions = Conditions(device="cpu:3", threads=3)
         with LocalDevice(conditions) as device:
             device.measure(SMALL, QUICK)

@@ -14,7 +14,7 @@ from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Run
 from evit_nas.search.replay import DAYS_APART, replay
-from evit_nas.search.storage import open_study
+from evit_nas.search.storage import SEAL, open_study
 from evit_nas.search.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
@@ -162,12 +162,18 @@ def test_what_a_judge_notes_is_not_written_to_the_run(copied):
     assert contents(copied) == before
 
 
+def unseal(database: sqlite3.Connection, trial_id: int) -> None:
+    """As a trial of a version that had no seals yet."""
+    database.execute("delete from trial_system_attributes where trial_id = ? and key = ?", (trial_id, SEAL))
+
+
 def test_a_repeat_is_replayed_as_what_it_repeats(copied):
     first = trials(copied, "COMPLETE")[0]
     with sqlite3.connect(copied.path / "study.db") as database:
         (trial_id,) = database.execute("select trial_id from trials where number = ?", (TRIALS - 1,)).fetchone()
         insert = "insert into trial_user_attributes (trial_id, key, value_json) values (?, 'repeat_of', ?)"
         database.execute(insert, (trial_id, json.dumps(first)))
+        unseal(database, trial_id)
     assert replay(copied, TRIALS - 1, Silent()).trial == first
 
 
@@ -196,6 +202,7 @@ def test_what_was_only_predicted_stands_beside_a_measurement_that_is_held_agains
         change = "update trial_user_attributes set value_json = ? where trial_id = ? and key = ?"
         database.execute(change, ("[]", trial_id, "latencies"))
         database.execute(change, ("[0.001, 0.002]", trial_id, "predicted_ms"))
+        unseal(database, trial_id)
     found = replay(copied, number, Silent())
     assert [check.name for check in found.checks[1:]] == [
         "latency_ms@fake (predicted)",

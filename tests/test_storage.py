@@ -167,7 +167,8 @@ def test_a_changed_byte_in_the_database_is_found_and_said_with_the_way_out(new_r
     message = damaged(run, change)
     assert message.startswith(f"{run.database}: what it holds of the run is damaged")
     assert message.count("\n") == 0
-    assert f"Move it away, then: evit-nas resume {run.path}." in message
+    assert "Move it away and make the same trials again" in message
+    assert message.endswith(f"evit-nas resume {run.path}")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,8 @@ def test_so_is_one_in_a_journal(new_run, tmp_path, change):
     run = new_run(storage=str(journal), trials=10)
     Search(run, Silent()).run()
     assert "is damaged" in (message := damaged(run, change, journal))
-    assert f"Move it away, then: evit-nas resume {run.path}." in message
+    assert "Move it away and make the same trials again" in message
+    assert message.endswith(f"evit-nas resume {run.path}")
 
 
 def test_so_is_one_in_what_the_tables_are_called(new_run):
@@ -194,7 +196,9 @@ def test_so_is_one_in_what_the_tables_are_called(new_run):
     run.database.write_bytes(
         run.database.read_bytes().replace(b"CREATE TABLE trial_values", b"CREATE TABLE trial_v\xaelues")
     )
-    with pytest.raises(RunError, match=r"study\.db: .*Move it away, then: evit-nas resume"):
+    with pytest.raises(
+        RunError, match=r"study\.db: .*Move it away and make the same trials again; .*: evit-nas resume"
+    ):
         load_front(run)
 
 

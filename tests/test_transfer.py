@@ -319,7 +319,8 @@ def test_classes_in_another_order_find_their_weights(tmp_path) -> None:
     transfer = start_from(model, folder, classes=CLASSES[::-1])
 
     assert transfer.classifier == ""
-    assert torch.equal(outputs(model), outputs(source).flip(1))
+    # a matrix product may sum its columns in other orders
+    torch.testing.assert_close(outputs(model), outputs(source).flip(1), rtol=1e-5, atol=1e-6)
 
 
 def test_other_classes_get_a_fresh_classifier_and_it_is_said(tmp_path) -> None:

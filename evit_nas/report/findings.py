@@ -23,7 +23,7 @@ from evit_nas.search.evaluate import recorded_latencies
 from evit_nas.search.front import Candidate, keeps_limits, points
 from evit_nas.search.objectives import worst
 from evit_nas.search.record import Front, Known, certified, journal_of, load_front
-from evit_nas.search.storage import open_study
+from evit_nas.search.storage import discreet, open_study
 
 MIN_TRIALS = 50  # for importances: they compare the best tenth with the rest, and fewer than five networks say nothing
 MAX_TRIALS = 2000  # for importances: their cost grows with the square
@@ -164,7 +164,7 @@ def _importance(within: Sequence[FrozenTrial], directions: Sequence[optuna.study
     """
     if len(within) < MIN_TRIALS:
         return {}
-    with _quiet():
+    with _quiet(), discreet():
         return optuna.importance.get_param_importances(_study(within[-MAX_TRIALS:], directions))
 
 

@@ -56,7 +56,7 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
     Raises:
         RunError: the storage does not answer, or what it holds of the run is damaged; says the way out.
     """
-    with _discreet(), _opened(run) as storage:
+    with discreet(), _opened(run) as storage:
         with _undamaged(run):
             if run.study in optuna.get_all_study_names(storage):  # a journal notes even an attempt to make it again
                 study = optuna.load_study(storage=storage, study_name=run.study)
@@ -72,7 +72,7 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
 
 
 @contextmanager
-def _discreet() -> Iterator[None]:
+def discreet() -> Iterator[None]:
     """Optuna says nothing of what goes well; to a program that has studies of its own it does so afterwards."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
