@@ -23,7 +23,7 @@ def test_random_members_compute_the_same_in_torch_folded_and_in_onnx_runtime(nam
     """Folding is exact, so it is checked in double precision.
 
     ONNX Runtime computes in single precision, which a few members amplify (ReLU linear attention divides by sums
-    that may be almost zero): it may be off by 1e-4, or by as much as torch itself is in single precision, folded or not.
+    that may be almost zero): it may be off by 1e-4, or by ten times what torch is in single precision, folded or not.
     """
     space, rng = SearchSpace.load(name), random.Random(0)
     height, width = space.smallest().input_size
