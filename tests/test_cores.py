@@ -56,8 +56,9 @@ def test_the_smallest_of_affinity_and_quotas_counts(on, files, expected):
 
 def test_as_many_threads_as_cores_are_taken(on):
     on(4)
-    machine.check_threads(parse_conditions("cpu:4"))
-    machine.check_threads(parse_conditions("torch", threads=4))
+    for conditions in (parse_conditions("cpu:4"), parse_conditions("torch", threads=4)):
+        assert conditions.threads == machine.usable_cores()
+        machine.check_threads(conditions)
 
 
 @pytest.mark.parametrize(("device", "threads"), [("cpu:64", None), ("cpu", 64), ("cpu-int8:3", None), ("torch", 3)])
