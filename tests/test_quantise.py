@@ -81,7 +81,8 @@ def test_what_is_written_is_valid_onnx(graph: Path, digits: list[np.ndarray], tm
     """ONNX Runtime opens files that other readers refuse: their nodes must come in the order in which they run."""
     quantise(graph, digits[:5], tmp_path / "int8.onnx")
     onnx.checker.check_model(tmp_path / "int8.onnx", full_check=True)
-    known = {one.name for one in [*(net := onnx.load(tmp_path / "int8.onnx").graph).input, *net.initializer]}
+    net = onnx.load(tmp_path / "int8.onnx").graph
+    known = {one.name for one in [*net.input, *net.initializer]}
     for node in net.node:
         assert known.issuperset(filter(None, node.input)), node.name
         known.update(node.output)
