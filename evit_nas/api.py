@@ -215,8 +215,10 @@ def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace)
             "--images and --classes say what --accuracy table scores for where no --table is named; "
             "every other score has its own images."
         )
+    asked = before.get("regime")
+    before["regime"] = None  # which every other score has of its own
     if before["method"] == "table" and not before.get("table"):
-        before["regime"] = regime_from(given, space) or before.get("regime") or default_regime(space.num_classes)
+        before["regime"] = regime_from(given, space) or asked or default_regime(space.num_classes)
     return before
 
 

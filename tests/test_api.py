@@ -129,6 +129,13 @@ def test_the_regime_of_a_run_holds_where_no_word_says_otherwise(tmp_path):
     assert settings_from(config=path, classes=5).accuracy.regime == Regime(images=5000, classes=5)
 
 
+@pytest.mark.parametrize("words", [{"accuracy": "zero-cost"}, {"table": "fashion-mnist-64"}])
+def test_a_score_that_has_images_of_its_own_keeps_no_regime_of_the_settings_before(tmp_path, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(settings_from(budget="5ms", images="5k", classes=10)), encoding="utf-8")
+    assert settings_from(config=path, **words).accuracy.regime is None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -56,7 +56,10 @@ def test_workers_end_at_once_in_the_middle_of_what_they_do(tmp_path):
 
 
 def test_a_pool_that_was_never_used_can_be_ended():
-    end(worker_pool(2))
+    pool = worker_pool(2)
+    end(pool)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(int)
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])

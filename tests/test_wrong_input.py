@@ -123,7 +123,7 @@ def _check(kinds, folder: Path, seed: int) -> str:
 def test_good_files_are_read(kinds, tmp_path):
     for kind, (text, load) in kinds.items():
         (tmp_path / f"{kind}.yaml").write_text(text)
-        load(tmp_path / f"{kind}.yaml")
+        assert load(tmp_path / f"{kind}.yaml") is not None
 
 
 def test_a_damaged_file_is_read_or_refused(kinds, tmp_path):

@@ -279,8 +279,7 @@ def _adopted(labels: Labels, settings: SearchSettings, stopwatch: _Stopwatch, wa
 def _slices_ms(settings: SearchSettings, stopwatch: _Stopwatch) -> list[float]:
     """The middles in milliseconds: shares of the budget, but none where the space has nothing so fast."""
     budget_ms = settings.targets[0].budget_ms
-    known_ms = [sample.ms for sample in stopwatch.samples if sample.arch in settings.space]
-    fastest_ms = min([*known_ms, stopwatch.median_ms(settings.space.smallest()) or budget_ms])
+    fastest_ms = stopwatch.median_ms(settings.space.smallest()) or budget_ms
     highest_ms = max(SLICES[-1] * budget_ms, fastest_ms)
     above_ms = [fastest_ms + part * (budget_ms - fastest_ms) for part in RANGE]
     middles_ms = {min(max(share * budget_ms, ms), highest_ms) for share, ms in zip(SLICES, above_ms, strict=True)}
