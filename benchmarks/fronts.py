@@ -18,7 +18,7 @@ import numpy as np
 
 from evit_nas.pareto import hypervolume
 from evit_nas.runs import Run
-from evit_nas.search.record import Front, load_front
+from evit_nas.searching.record import Front, load_front
 
 
 def main() -> None:

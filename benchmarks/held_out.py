@@ -24,7 +24,7 @@ from evit_nas.data import load_dataset
 from evit_nas.latency.machine import probe
 from evit_nas.report.findings import find
 from evit_nas.runs import Run
-from evit_nas.search.front import Candidate
+from evit_nas.searching.front import Candidate
 
 NEAR = (0.85, 1.02)  # of the latency of the paper's network: what a rival may take
 

@@ -33,10 +33,10 @@ from evit_nas.latency import STRICT, open_device, parse_conditions
 from evit_nas.latency.machine import probe
 from evit_nas.pareto import hypervolume
 from evit_nas.runs import Run
-from evit_nas.search.judges import Learned
-from evit_nas.search.record import load_front
-from evit_nas.search.storage import open_study
-from evit_nas.search.study import Search
+from evit_nas.searching.judges import Learned
+from evit_nas.searching.record import load_front
+from evit_nas.searching.storage import open_study
+from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 
 HEADS, KEY_DIMS = [1, 2, 3, 4], [8, 16, 24]

@@ -21,7 +21,7 @@ from evit_nas.accuracy.zero_cost import score_all
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Protocol
 from evit_nas.latency.machine import probe
-from evit_nas.search.parallel import Cluster
+from evit_nas.searching.parallel import Cluster
 from evit_nas.space import SearchSpace
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.latency.machine import probe
-from evit_nas.search import study
+from evit_nas.searching import study
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_resume import Silent, new_run
 
@@ -153,7 +153,7 @@ def cumulative(profile: cProfile.Profile) -> dict[str, float]:
 
 def call_overhead(places: int, calls: int = 500) -> None:
     """Prints what a call costs that does nothing."""
-    from evit_nas.search.parallel import Cluster
+    from evit_nas.searching.parallel import Cluster
 
     DEVICES["fake"] = FakeDevice
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ import numpy as np
 from evit_nas.latency import STRICT, open_device
 from evit_nas.latency.machine import probe
 from evit_nas.runs import Run
-from evit_nas.search.record import load_front
+from evit_nas.searching.record import load_front
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def networks(argv: list[str]) -> dict[str, ArchConfig]:
     """By name: the front of the run that `argv` names, or a random sample."""
     if argv:
         from evit_nas.runs import Run
-        from evit_nas.search.record import load_front
+        from evit_nas.searching.record import load_front
 
         return {member.name: member.arch for member in load_front(Run.open(Path(argv[0]))).members}
     space, rng = SearchSpace.load("efficientvit-224"), random.Random(SEED)

@@ -28,7 +28,7 @@ from evit_nas.latency.machine import probe
 from evit_nas.latency.predictor import Predictor, fit, read_samples
 from evit_nas.network.cost import cost
 from evit_nas.pareto import hypervolume
-from evit_nas.search.samplers import SAMPLERS, make
+from evit_nas.searching.samplers import SAMPLERS, make
 from evit_nas.space import SearchSpace
 
 WORST_SCORE = -3.0  # about that of the fastest networks on a front: where hypervolume starts to count
@@ -85,7 +85,7 @@ def score_of(space_name: str) -> Callable[[ArchConfig], float]:
 
 
 def search(args: argparse.Namespace, sampler: str, seed: int, evaluations: int) -> np.ndarray:
-    """One search as `evit_nas/search/study.py` runs it.
+    """One search as `evit_nas/searching/study.py` runs it.
 
     Returns:
         (evaluations, 3): the score, the latency in milliseconds, and the seconds of CPU time that the proposal took.

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-from types import ModuleType
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
+
+if TYPE_CHECKING:
+    from evit_nas.api import Result as Result
+    from evit_nas.api import resume as resume
+    from evit_nas.api import search as search
+    from evit_nas.arch import ArchConfig as ArchConfig
+    from evit_nas.network.model import build as build
+    from evit_nas.space import SearchSpace as SearchSpace
 
 __version__ = "0.3.0"
 
@@ -14,20 +22,26 @@ __version__ = "0.3.0"
 # threads that run beside what is measured; it has to be told otherwise before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-if TYPE_CHECKING:
-    from evit_nas.api import search as search
-else:
-    from evit_nas import search  # the sub-package: it imports nothing
+_PLACES = {  # of what is offered here; each is imported when it is first asked for, since torch takes seconds
+    "ArchConfig": "evit_nas.arch",
+    "Result": "evit_nas.api",
+    "SearchSpace": "evit_nas.space",
+    "build": "evit_nas.network.model",
+    "resume": "evit_nas.api",
+    "search": "evit_nas.api",
+}
+__all__ = [*_PLACES]
 
-    class _Search(ModuleType):
-        """`evit_nas.search` is where the search lives, and can be called to do one; see `evit_nas.api.search`."""
 
-        def __call__(self, **words: Any) -> Any:
-            from evit_nas.api import search
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'evit_nas' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)
 
-            return search(**words)
 
-    search.__class__ = _Search
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]
+
 
 # timm.create_model("evit_nas", ...) works once both are imported, in either order; neither imports the other
 register_post_import_hook("evit_nas.timm_entry:register", "timm")

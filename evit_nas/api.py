@@ -32,9 +32,9 @@ from evit_nas.yamlio import read_yaml, validate
 if TYPE_CHECKING:
     import pandas as pd
 
-    from evit_nas.search.front import Candidate
-    from evit_nas.search.record import Front
-    from evit_nas.search.status import Status, Watcher
+    from evit_nas.searching.front import Candidate
+    from evit_nas.searching.record import Front
+    from evit_nas.searching.status import Status, Watcher
 
 DEFAULT_SPACE = "efficientvit-224"
 RUNGS = (1, 2, 6)  # epochs of the cycles of `--scheduler asha`: three times as much training at each rung
@@ -122,7 +122,7 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
     fields["accuracy"] = _accuracy(given, dict(base.accuracy) if base else {}, fields["space"])
     fields["cluster"] = _cluster(given, dict(base.cluster) if base else {})
     settings = validate(SearchSettings, fields, "search")
-    from evit_nas.search.samplers import check_sampler
+    from evit_nas.searching.samplers import check_sampler
 
     check_sampler(settings.sampler)
     return settings
@@ -288,7 +288,7 @@ def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
 
 
 def _searched(run: Run, watcher: Watcher | None) -> Result:
-    from evit_nas.search.study import Search
+    from evit_nas.searching.study import Search
 
     Search(run, watcher or _Logs()).run()
     return Result(run.path)
@@ -322,8 +322,8 @@ class Result:
     @cached_property
     def found(self) -> Front:
         """The front's members and the paper's networks, each with its architecture, score and latencies."""
-        from evit_nas.search.record import Front, load_front
-        from evit_nas.search.storage import begun
+        from evit_nas.searching.record import Front, load_front
+        from evit_nas.searching.storage import begun
 
         with explained(self.path):
             if not begun(self.run):
@@ -335,7 +335,7 @@ class Result:
         """The front, fastest first: a row for each member, by name."""
         import pandas as pd
 
-        from evit_nas.search.front import rows
+        from evit_nas.searching.front import rows
 
         return pd.DataFrame(rows(self.found.members)).set_index("name") if self.found.members else pd.DataFrame()
 
@@ -344,9 +344,9 @@ class Result:
         """A row for each distinct architecture in the order of evaluation, by number, with its parameters."""
         import pandas as pd
 
-        from evit_nas.search.objectives import metric_names
-        from evit_nas.search.record import Known
-        from evit_nas.search.storage import open_study
+        from evit_nas.searching.objectives import metric_names
+        from evit_nas.searching.record import Known
+        from evit_nas.searching.storage import open_study
 
         with explained(self.path), open_study(self.run) as study:
             trials = list(Known(study).by_key.values())
@@ -391,7 +391,7 @@ class Result:
             UsageError: `what` is none of these.
             Infeasible: no member is like that.
         """
-        from evit_nas.search.picks import pick
+        from evit_nas.searching.picks import pick
 
         return pick(self.found.members, what, self.run.settings)
 

@@ -30,8 +30,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evit_nas.errors import EvitNasError
-from evit_nas.search.status import Status
-from evit_nas.train.status import TrainStatus
+from evit_nas.searching.status import Status
+from evit_nas.training.status import TrainStatus
 
 PLAIN_EVERY_S = 10.0  # between progress lines when the output is not a terminal
 UNLIMITED = 10_000  # columns: what is not read on a terminal has no width

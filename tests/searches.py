@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from evit_nas.runs import Run
-from evit_nas.search.record import Known
-from evit_nas.search.storage import for_samplers, open_study
+from evit_nas.searching.record import Known
+from evit_nas.searching.storage import for_samplers, open_study
 
 
 class Died(BaseException):

@@ -45,19 +45,23 @@ def options():
     return {option.name: option for option in get_command(app).commands["search"].params}
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = (
-        "import sys, evit_nas; evit_nas.search\n"
-        "print([name for name in ('torch', 'optuna', 'pydantic', 'numpy', 'pandas') if name in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import evit_nas", ("torch", "optuna", "pydantic", "numpy", "pandas")),
+        ("from evit_nas import ArchConfig, SearchSpace, search", ("torch", "optuna", "pandas")),
+    ],
+)
+def test_importing_the_package_imports_nothing_heavy(statement, heavy):
+    code = f"import sys; {statement}\nprint([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_search_stays_callable_and_a_package_whatever_was_imported(result):
-    from evit_nas.search.record import load_front
-
-    assert callable(evit_nas.search)
-    assert load_front(Run.open(result.path)) == result.found
+def test_everything_that_the_package_offers_is_there():
+    assert all(callable(getattr(evit_nas, name)) for name in evit_nas.__all__)
+    assert set(evit_nas.__all__) <= set(dir(evit_nas))
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = evit_nas.serach
 
 
 def test_the_words_are_the_options_of_the_command_line():

@@ -12,9 +12,9 @@ import torch
 from evit_nas.errors import Interrupted
 from evit_nas.latency import DEVICES
 from evit_nas.network.saved import open_saved
-from evit_nas.ship.package import ship
-from evit_nas.train.recipe import RECIPES
+from evit_nas.shipping.package import ship
 from evit_nas.trained import Trained
+from evit_nas.training.recipe import RECIPES
 from tests.networks import tiny_arch
 from tests.trainings import FILES, FileDevice, finished, write_shades
 
@@ -103,8 +103,8 @@ def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
 
 
 def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
-    from evit_nas.train import folder as folders
-    from evit_nas.train import loop
+    from evit_nas.training import folder as folders
+    from evit_nas.training import loop
 
     asked = []
 
@@ -126,7 +126,7 @@ def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
 @pytest.fixture
 def asked(call, tiny, monkeypatch):
     """The folders that are trained, in their order; the first one fails."""
-    from evit_nas.train import loop
+    from evit_nas.training import loop
 
     found = []
 
@@ -160,7 +160,7 @@ def test_an_error_that_nobody_expected_does_not_cost_the_others(call, asked):
 
 
 def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch):
-    from evit_nas.train import loop
+    from evit_nas.training import loop
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(loop, "meet", lambda: None)
@@ -172,7 +172,7 @@ def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_pr
     call, asked, monkeypatch
 ):
     from evit_nas.cli import train
-    from evit_nas.train import loop
+    from evit_nas.training import loop
 
     asked.append("")  # so that no training fails
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -184,7 +184,7 @@ def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_pr
 
 
 def test_the_other_processes_wait_for_the_folders_that_the_first_one_makes(call, asked, monkeypatch):
-    from evit_nas.train import folder, loop
+    from evit_nas.training import folder, loop
 
     def first_is_here():
         for name in ("tiny", "other"):
@@ -200,7 +200,7 @@ def test_the_other_processes_wait_for_the_folders_that_the_first_one_makes(call,
 
 
 def test_an_interruption_says_how_to_go_on(call, tiny, monkeypatch):
-    from evit_nas.train import loop
+    from evit_nas.training import loop
 
     def interrupted(folder, view, hardware):
         raise Interrupted

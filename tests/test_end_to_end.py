@@ -13,8 +13,8 @@ import pytest
 
 from evit_nas.arch import ArchConfig
 from evit_nas.runs import Run
-from evit_nas.search.record import Known
-from evit_nas.search.storage import open_study
+from evit_nas.searching.record import Known
+from evit_nas.searching.storage import open_study
 
 TRIALS = 24
 SEARCH = ["search", "--budget", "100ms", "--space", "efficientvit-tiny", "--trials", str(TRIALS), "--pool", "6"]

@@ -15,8 +15,8 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.runs import Journal
-from evit_nas.search import evaluate
-from evit_nas.search.evaluate import Evaluator
+from evit_nas.searching import evaluate
+from evit_nas.searching.evaluate import Evaluator
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
 

@@ -19,7 +19,7 @@ from evit_nas.evaluation.figures import Answers, calibration_error, figures
 from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import EfficientViT
 from evit_nas.network.onnx_graph import build_onnx
-from evit_nas.ship.shipped import Graph, Shipped
+from evit_nas.shipping.shipped import Graph, Shipped
 from evit_nas.trained import Trained
 from tests.fakes import latency_of
 from tests.networks import lively_network, tiny_arch

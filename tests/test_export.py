@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evit_nas import export
+from evit_nas import exporting
 from evit_nas.errors import EvitNasError, UsageError
-from evit_nas.export import EXPORTERS, SUFFIXES, TOLERANCE, open_onnx, run_onnx
+from evit_nas.exporting import EXPORTERS, SUFFIXES, TOLERANCE, open_onnx, run_onnx
 from evit_nas.network import deploy
 from evit_nas.network.model import ParallelGroupAttention
 from tests.networks import VARIANTS, lively_network, relative_error, tiny_arch
@@ -129,8 +129,8 @@ def test_without_weights_an_error_in_a_residual_branch_shows(
 
 def test_weights_of_another_network_are_refused(training: Path) -> None:
     with pytest.raises(UsageError, match="does not fit this architecture"):
-        export.export_onnx(tiny_arch(cascade=False), training / "network.onnx", weights=training)
+        exporting.export_onnx(tiny_arch(cascade=False), training / "network.onnx", weights=training)
 
 
 def test_the_error_is_relative_to_the_largest_output() -> None:
-    assert export.relative_error(np.array([1.0, -4.5]), np.array([1.0, -5.0])) == pytest.approx(0.1)
+    assert exporting.relative_error(np.array([1.0, -4.5]), np.array([1.0, -5.0])) == pytest.approx(0.1)

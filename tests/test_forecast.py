@@ -17,11 +17,11 @@ from evit_nas.latency.predictor import MIN_SAMPLES, Table
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run
-from evit_nas.search import forecast as forecast_module
-from evit_nas.search.forecast import GIVE_UP_AFTER, REFIT_EVERY, Forecast, Forecasts
-from evit_nas.search.record import Front, Known
-from evit_nas.search.storage import for_samplers, open_study
-from evit_nas.search.study import Search
+from evit_nas.searching import forecast as forecast_module
+from evit_nas.searching.forecast import GIVE_UP_AFTER, REFIT_EVERY, Forecast, Forecasts
+from evit_nas.searching.record import Front, Known
+from evit_nas.searching.storage import for_samplers, open_study
+from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 

@@ -13,12 +13,12 @@ from evit_nas.errors import MeasurementError
 from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
 from evit_nas.report.findings import find
-from evit_nas.search import evaluate, trials
-from evit_nas.search.halving import REDUCTION, Halving, Trained
-from evit_nas.search.record import Known, load_front
-from evit_nas.search.replay import replay
-from evit_nas.search.storage import open_study
-from evit_nas.search.study import Search
+from evit_nas.searching import evaluate, trials
+from evit_nas.searching.halving import REDUCTION, Halving, Trained
+from evit_nas.searching.record import Known, load_front
+from evit_nas.searching.replay import replay
+from evit_nas.searching.storage import open_study
+from evit_nas.searching.study import Search
 from tests.fakes import FakeDevice
 from tests.test_resume import SPACE, Died, Silent, known_device, new_run, outcome, search
 

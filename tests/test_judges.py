@@ -9,12 +9,12 @@ from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.config import AccuracySettings, Conditions, SearchSettings
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.runs import Run
-from evit_nas.search import judges
-from evit_nas.search.evaluate import Evaluator
-from evit_nas.search.judges import judge_of
-from evit_nas.search.record import journal_of
-from evit_nas.search.rounds import pool_of
-from evit_nas.search.storage import open_study
+from evit_nas.searching import judges
+from evit_nas.searching.evaluate import Evaluator
+from evit_nas.searching.judges import judge_of
+from evit_nas.searching.record import journal_of
+from evit_nas.searching.rounds import pool_of
+from evit_nas.searching.storage import open_study
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_resume import Silent, label_table

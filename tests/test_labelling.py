@@ -17,9 +17,9 @@ from evit_nas.accuracy.labels import Label
 from evit_nas.config import Conditions, SearchSettings
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.network.cost import cost
-from evit_nas.search import labelling, slices
-from evit_nas.search.labelling import collect_labels
-from evit_nas.search.slices import slice_of
+from evit_nas.searching import labelling, slices
+from evit_nas.searching.labelling import collect_labels
+from evit_nas.searching.slices import slice_of
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice
 

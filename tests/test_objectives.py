@@ -13,11 +13,11 @@ from evit_nas.latency import DEVICES, memory
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Journal
-from evit_nas.search.evaluate import Evaluator
-from evit_nas.search.front import points
-from evit_nas.search.objectives import OBJECTIVES, directions, limit_excess, losses, metric_names, values, worst
-from evit_nas.search.samplers import SAMPLERS
-from evit_nas.search.study import Search
+from evit_nas.searching.evaluate import Evaluator
+from evit_nas.searching.front import points
+from evit_nas.searching.objectives import OBJECTIVES, directions, limit_excess, losses, metric_names, values, worst
+from evit_nas.searching.samplers import SAMPLERS
+from evit_nas.searching.study import Search
 from tests.fakes import FakeDevice, latency_of
 from tests.searches import Silent, trials
 from tests.test_picks import settings_of

@@ -23,13 +23,13 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import DEVICES, STRICT, Protocol
-from evit_nas.search import study
+from evit_nas.searching import study
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 from tests.test_resume import new_run, outcome, search
 
 pytest.importorskip("ray")
 
-from evit_nas.search.parallel import Cluster
+from evit_nas.searching.parallel import Cluster
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +137,7 @@ def test_a_device_that_is_another_machine_now_is_not_believed(cluster, monkeypat
 
 
 def test_a_device_that_no_node_offers_is_refused_with_the_line_that_offers_it(cluster):
-    from evit_nas.search.parallel.devices import ClusterDevice
+    from evit_nas.searching.parallel.devices import ClusterDevice
 
     with pytest.raises(UsageError, match=r"""ray start .*--resources='\{"evit_device:cpu": 1\}'"""):
         ClusterDevice(Conditions(device="cpu:2"))
@@ -156,7 +156,7 @@ def test_a_node_may_take_as_long_as_a_device_of_this_machine_before_it_counts_as
     monkeypatch, device, protocol, visit_s, visits
 ):
     """A compiler takes minutes; a node that restarts meanwhile has ten more."""
-    from evit_nas.search.parallel import devices
+    from evit_nas.searching.parallel import devices
 
     asked = []
 
@@ -241,7 +241,7 @@ CONNECTED = """
 import sys
 from pathlib import Path
 from evit_nas.runs import Run
-from evit_nas.search.parallel.cluster import _connected
+from evit_nas.searching.parallel.cluster import _connected
 with _connected(Run.open(Path(sys.argv[1])).settings, print):
     pass
 """

@@ -11,8 +11,8 @@ from evit_nas.config import ClusterSettings
 
 pytest.importorskip("ray")
 
-from evit_nas.search.parallel import trials
-from evit_nas.search.parallel.trials import Call, Experiment, Outcome
+from evit_nas.searching.parallel import trials
+from evit_nas.searching.parallel.trials import Call, Experiment, Outcome
 
 
 class Idle:

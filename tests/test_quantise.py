@@ -11,14 +11,14 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from evit_nas.config import Conditions
 from evit_nas.data.sources import open_source
-from evit_nas.export import open_onnx, run_onnx
+from evit_nas.exporting import open_onnx, run_onnx
 from evit_nas.latency import onnx_backend
 from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import build
 from evit_nas.network.onnx_graph import build_onnx
-from evit_nas.ship.accuracy import inputs, some
-from evit_nas.ship.quantise import quantise, refusal
-from evit_nas.ship.shipped import Graph
+from evit_nas.shipping.accuracy import inputs, some
+from evit_nas.shipping.quantise import quantise, refusal
+from evit_nas.shipping.shipped import Graph
 from tests.fakes import latency_of
 from tests.networks import VARIANTS, lively_network, tiny_arch
 from tests.trainings import ARCH, PREPROCESSING, fitted_weights

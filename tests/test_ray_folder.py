@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evit_nas.errors import UsageError
-from evit_nas.search.parallel.cluster import SOCKET, _scratch_folder
+from evit_nas.searching.parallel.cluster import SOCKET, _scratch_folder
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Run
-from evit_nas.search.replay import DAYS_APART, replay
-from evit_nas.search.storage import SEAL, open_study
-from evit_nas.search.study import Search
+from evit_nas.searching.replay import DAYS_APART, replay
+from evit_nas.searching.storage import SEAL, open_study
+from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 

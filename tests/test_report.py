@@ -33,11 +33,11 @@ from evit_nas.report.findings import find, sketch
 from evit_nas.report.page import EVIDENCE, write_report
 from evit_nas.report.plot import write_plot
 from evit_nas.runs import Run
-from evit_nas.search.front import Candidate, score_text
-from evit_nas.search.judges import JUDGES
-from evit_nas.search.record import give_up, load_front, readmit
-from evit_nas.search.storage import open_study
-from evit_nas.search.study import Search
+from evit_nas.searching.front import Candidate, score_text
+from evit_nas.searching.judges import JUDGES
+from evit_nas.searching.record import give_up, load_front, readmit
+from evit_nas.searching.storage import open_study
+from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 from tests.networks import tiny_arch

@@ -22,10 +22,10 @@ from evit_nas.latency import DEVICES
 from evit_nas.latency.predictor import Table
 from evit_nas.network.cost import cost
 from evit_nas.runs import Run
-from evit_nas.search import evaluate, screening
-from evit_nas.search.record import Front, journal_of, load_front
-from evit_nas.search.storage import open_study
-from evit_nas.search.study import Search
+from evit_nas.searching import evaluate, screening
+from evit_nas.searching.record import Front, journal_of, load_front
+from evit_nas.searching.storage import open_study
+from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 

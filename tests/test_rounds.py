@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.network.cost import cost
-from evit_nas.search.objectives import directions
-from evit_nas.search.rounds import TOGETHER, Round, Rounds, pool_of
+from evit_nas.searching.objectives import directions
+from evit_nas.searching.rounds import TOGETHER, Round, Rounds, pool_of
 from evit_nas.space import FixedTrial, SearchSpace
 from evit_nas.yamlio import validate
 

@@ -295,7 +295,7 @@ def optuna_of_the_future(path):
     ids=["not a database", "cut off", "a folder", "a later Optuna"],
 )
 def test_a_study_that_cannot_be_read_is_one_message_with_the_way_out(tmp_path, settings, damage, words):
-    from evit_nas.search.storage import open_study
+    from evit_nas.searching.storage import open_study
 
     run = Run.create(tmp_path / "run", settings, {}, "")
     with open_study(run):

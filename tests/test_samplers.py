@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from evit_nas.errors import UsageError
 from evit_nas.network.cost import cost
-from evit_nas.search.samplers import GENERATION, SAMPLERS, Turn, make
+from evit_nas.searching.samplers import GENERATION, SAMPLERS, Turn, make
 from evit_nas.space import FixedTrial, SearchSpace
 from evit_nas.yamlio import validate
 

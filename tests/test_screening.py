@@ -10,7 +10,7 @@ import pytest
 
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
-from evit_nas.search.screening import screen
+from evit_nas.searching.screening import screen
 from evit_nas.space import FixedTrial, SearchSpace
 from evit_nas.yamlio import validate
 

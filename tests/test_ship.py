@@ -25,14 +25,14 @@ from evit_nas.config import Conditions
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
-from evit_nas.export import open_onnx, run_onnx
+from evit_nas.exporting import open_onnx, run_onnx
 from evit_nas.latency import DEVICES
 from evit_nas.network.model import build
 from evit_nas.network.saved import open_saved
-from evit_nas.ship import package
-from evit_nas.ship.accuracy import Comparison, compare, inputs, probes, some
-from evit_nas.ship.package import ship
-from evit_nas.ship.shipped import Shipped
+from evit_nas.shipping import package
+from evit_nas.shipping.accuracy import Comparison, compare, inputs, probes, some
+from evit_nas.shipping.package import ship
+from evit_nas.shipping.shipped import Shipped
 from tests.trainings import ARCH, FILES, PREPROCESSING, TRAINED, FileDevice, finished, fitted_weights
 
 WHOLE = {

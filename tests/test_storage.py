@@ -14,9 +14,9 @@ from evit_nas.api import settings_from
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError, UsageError
 from evit_nas.runs import Run
-from evit_nas.search.record import load_front
-from evit_nas.search.storage import SEAL, begun, for_samplers, open_study
-from evit_nas.search.study import Search
+from evit_nas.searching.record import load_front
+from evit_nas.searching.storage import SEAL, begun, for_samplers, open_study
+from evit_nas.searching.study import Search
 from tests.searches import Died, Silent, keys, trials
 from tests.test_picks import settings_of
 

@@ -16,14 +16,14 @@ from evit_nas.errors import Infeasible, Interrupted, MeasurementError, RunError,
 from evit_nas.latency import Protocol
 from evit_nas.network.cost import cost
 from evit_nas.runs import Journal, Run
-from evit_nas.search import forecast, progress
-from evit_nas.search.evaluate import Evaluator
-from evit_nas.search.feasibility import feasibility, plainly
-from evit_nas.search.front import REPEATS, Candidate, select
-from evit_nas.search.record import Known, load_front
-from evit_nas.search.storage import for_samplers, open_study
-from evit_nas.search.study import Search
-from evit_nas.search.trials import MAX_DEATHS
+from evit_nas.searching import forecast, progress
+from evit_nas.searching.evaluate import Evaluator
+from evit_nas.searching.feasibility import feasibility, plainly
+from evit_nas.searching.front import REPEATS, Candidate, select
+from evit_nas.searching.record import Known, load_front
+from evit_nas.searching.storage import for_samplers, open_study
+from evit_nas.searching.study import Search
+from evit_nas.searching.trials import MAX_DEATHS
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 from tests.fakes import FakeDevice, fake_proxies, latency_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.train.teacher import Teacher, distillation_loss, open_teacher
+from evit_nas.training.teacher import Teacher, distillation_loss, open_teacher
 from tests.networks import lively_network, relative_error, tiny_arch
 from tests.test_transfer import CLASSES, training
 

@@ -26,14 +26,14 @@ from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError
 from evit_nas.network.model import build
 from evit_nas.network.weights import load_weights, read_weights
 from evit_nas.runs import lock
-from evit_nas.train import checkpoint, loop
-from evit_nas.train.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
-from evit_nas.train.folder import CHECKPOINT, METRICS, create, read_record
-from evit_nas.train.loop import Hardware, train
-from evit_nas.train.recipe import RECIPES, Recipe, load_recipe
-from evit_nas.train.settings import TrainSettings
-from evit_nas.train.validation import validate
 from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.training import checkpoint, loop
+from evit_nas.training.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
+from evit_nas.training.folder import CHECKPOINT, METRICS, create, read_record
+from evit_nas.training.loop import Hardware, train
+from evit_nas.training.recipe import RECIPES, Recipe, load_recipe
+from evit_nas.training.settings import TrainSettings
+from evit_nas.training.validation import validate
 from tests.networks import tiny_arch
 from tests.trainings import SHADES, write_shades
 

@@ -3,9 +3,9 @@
 import pytest
 
 from evit_nas.network.cost import cost
-from evit_nas.train.compare import compare
-from evit_nas.train.recipe import load_recipe
-from evit_nas.train.settings import TrainSettings
+from evit_nas.training.compare import compare
+from evit_nas.training.recipe import load_recipe
+from evit_nas.training.settings import TrainSettings
 from tests.networks import tiny_arch
 from tests.trainings import TRAINED
 

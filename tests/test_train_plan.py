@@ -6,12 +6,12 @@ from evit_nas.arch import ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import RunError, UsageError
 from evit_nas.runs import lock
-from evit_nas.search import record
-from evit_nas.search.front import Candidate
-from evit_nas.train.folder import BEST, CHECKPOINT, METRICS, read_record
-from evit_nas.train.plan import Chosen, How, baselines, begin, plan
-from evit_nas.train.recipe import Recipe, load_recipe
+from evit_nas.searching import record
+from evit_nas.searching.front import Candidate
 from evit_nas.trained import WEIGHTS
+from evit_nas.training.folder import BEST, CHECKPOINT, METRICS, read_record
+from evit_nas.training.plan import Chosen, How, baselines, begin, plan
+from evit_nas.training.recipe import Recipe, load_recipe
 from tests.fakes import latency_of
 from tests.networks import tiny_arch
 

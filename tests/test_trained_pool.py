@@ -15,8 +15,8 @@ from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.network.cost import cost
 from evit_nas.runs import lock
-from evit_nas.search import trained_pool
-from evit_nas.search.trained_pool import PoolSettings, TrainedPool
+from evit_nas.searching import trained_pool
+from evit_nas.searching.trained_pool import PoolSettings, TrainedPool
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_labelling import DATA, Notes, Trainer

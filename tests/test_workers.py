@@ -106,7 +106,7 @@ def test_whatever_starts_processes_by_itself_starts_no_more_than_there_are_cores
     from evit_nas import api
     from evit_nas.cli.train import _loaders
     from evit_nas.latency import machine
-    from evit_nas.search.parallel import cluster
+    from evit_nas.searching.parallel import cluster
 
     for count, workers, loaders, trials in ((1, 0, 1, 1), (4, 3, 2, 3), (64, 63, 8, 63)):
         for module in (api, cluster, machine):

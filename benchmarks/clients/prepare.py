@@ -25,13 +25,13 @@ from evit_nas import __version__
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.data.images import Images
 from evit_nas.data.sources import open_source
-from evit_nas.export import export_onnx, export_pt2, export_torchscript, open_onnx, run_onnx
+from evit_nas.exporting import export_onnx, export_pt2, export_torchscript, open_onnx, run_onnx
 from evit_nas.latency.machine import probe
 from evit_nas.network.model import build
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.runs import installed_versions
-from evit_nas.ship.accuracy import inputs, some
-from evit_nas.ship.quantise import quantise
+from evit_nas.shipping.accuracy import inputs, some
+from evit_nas.shipping.quantise import quantise
 from evit_nas.trained import WEIGHTS, Trained
 
 CLASSES = 10

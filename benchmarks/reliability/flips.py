@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks.reliability.sandbox import Fork, command
 from evit_nas.latency import DEVICES
-from evit_nas.ship.package import ship
-from evit_nas.ship.verify import _examined, _files
+from evit_nas.shipping.package import ship
+from evit_nas.shipping.verify import _examined, _files
 from tests.trainings import FILES, FileDevice, finished
 
 HEAD = 64  # bytes that are the head of a file

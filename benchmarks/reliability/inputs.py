@@ -36,11 +36,11 @@ from evit_nas.arch import ArchConfig
 from evit_nas.latency import DEVICES
 from evit_nas.network.onnx_graph import build_onnx
 from evit_nas.runs import Journal, Run, to_yaml
-from evit_nas.search.record import load_front
-from evit_nas.ship.package import ship
+from evit_nas.searching.record import load_front
+from evit_nas.shipping.package import ship
 from evit_nas.space import SearchSpace, space_path
-from evit_nas.train.loop import train
-from evit_nas.train.recipe import RECIPES
+from evit_nas.training.loop import train
+from evit_nas.training.recipe import RECIPES
 from tests.fakes import FakeDevice, fake_proxies
 from tests.networks import tiny_arch
 from tests.test_resume import Died, label_table, new_run, search

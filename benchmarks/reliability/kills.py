@@ -23,8 +23,8 @@ from benchmarks.reliability.sandbox import Fork, command, rehearsed
 from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Journal, Run
-from evit_nas.search import screening
-from evit_nas.search.record import journal_of
+from evit_nas.searching import screening
+from evit_nas.searching.record import journal_of
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_resume import known_device, label_table, new_run, outcome
 

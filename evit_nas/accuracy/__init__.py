@@ -22,7 +22,7 @@ class Estimate(BaseModel):
     high: float | None = None
     """Its other end."""
     method: str
-    """Name in `evit_nas.search.judges.JUDGES`."""
+    """Name in `evit_nas.searching.judges.JUDGES`."""
 
 
 class ShortScore(BaseModel):

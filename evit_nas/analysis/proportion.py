@@ -26,7 +26,7 @@ from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.latency import Device, Latency, Protocol
 from evit_nas.runs import lock, write_atomically
-from evit_nas.search.status import Watcher
+from evit_nas.searching.status import Watcher
 
 VARIANTS = "variants.json"  # in the folder of a study
 FFN_COUNTS = (0, 1, 2, 3)

@@ -25,8 +25,8 @@ from evit_nas.network.model import ConvNorm, Downsample, EfficientViT, LinearAtt
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.network.transfer import copy_common
 from evit_nas.runs import write_atomically
-from evit_nas.train.checkpoint import save_weights
 from evit_nas.trained import ARCH, WEIGHTS
+from evit_nas.training.checkpoint import save_weights
 from evit_nas.yamlio import validate
 
 _EQUAL = ("mixer", "heads", "cascade", "ffn_count")  # fields of a stage that a cut cannot change

@@ -13,7 +13,7 @@ from evit_nas.data.images import Images, Source
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.network.saved import Saved, class_order
-from evit_nas.train.batches import plain_batches
+from evit_nas.training.batches import plain_batches
 
 
 @dataclass(frozen=True, eq=False)

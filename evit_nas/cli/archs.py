@@ -80,7 +80,7 @@ def score(
     """Zero-cost proxies of architectures, side by side; higher is better, and weak evidence."""
     from evit_nas.accuracy.zero_cost import score_all
     from evit_nas.runs import Run
-    from evit_nas.search.record import load_aggregate
+    from evit_nas.searching.record import load_aggregate
 
     opened = Run.open(run) if run is not None else None
     aggregate = load_aggregate(opened) if opened is not None else None
@@ -171,7 +171,7 @@ def export(
     seed: SeedOption = 0,
 ) -> None:
     """Write an architecture as YAML, or its deploy form as ONNX, TorchScript or an exported program of torch."""
-    from evit_nas.export import EXPORTERS, SUFFIXES, checkpoint
+    from evit_nas.exporting import EXPORTERS, SUFFIXES, checkpoint
 
     config = find_arch(arch)
     if weights is None and (Path(arch) / "model.safetensors").is_file():

@@ -103,7 +103,7 @@ def _train(
     out: Path | None,
 ) -> LabelTable:
     from evit_nas.latency import open_device
-    from evit_nas.search.trained_pool import PoolSettings, TrainedPool
+    from evit_nas.searching.trained_pool import PoolSettings, TrainedPool
     from evit_nas.space import SearchSpace
     from evit_nas.yamlio import validate
 

@@ -76,7 +76,7 @@ def replay(
 ) -> None:
     """Evaluate one trial of a run again, and compare each number with the record; exit 1 if one has changed."""
     from evit_nas.runs import Run
-    from evit_nas.search.replay import replay
+    from evit_nas.searching.replay import replay
 
     with progress_view() as view:
         found = replay(Run.open(run), trial, view)

@@ -29,7 +29,7 @@ from evit_nas.errors import EvitNasError, Interrupted, UsageError, interruptions
 if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
     from evit_nas.runs import Run
-    from evit_nas.search.record import Front
+    from evit_nas.searching.record import Front
 
 
 CERTIFYING_S = 40.0  # the strict measurements at the end
@@ -226,7 +226,7 @@ def resume(
 
 def _search(run: Run) -> None:
     from evit_nas.report.page import write_report
-    from evit_nas.search.study import Search
+    from evit_nas.searching.study import Search
 
     try:
         with progress_view() as view, interruptions():
@@ -259,9 +259,9 @@ def front(
     """
     from evit_nas.api import regime_from
     from evit_nas.runs import Run, explained
-    from evit_nas.search import picks
-    from evit_nas.search.front import write_front
-    from evit_nas.search.record import load_front
+    from evit_nas.searching import picks
+    from evit_nas.searching.front import write_front
+    from evit_nas.searching.record import load_front
 
     opened = Run.open(run)
     words = {"images": images, "classes": classes, "data": data}
@@ -291,7 +291,7 @@ def front(
 
 
 def _print_front(run: Run, found: Front, format_: Format) -> None:
-    from evit_nas.search.front import rows, score_text
+    from evit_nas.searching.front import rows, score_text
 
     shown = sorted([*found.members, *found.references], key=lambda c: c.latency.median_ms)
     targets = run.settings.targets
@@ -332,9 +332,9 @@ def _dry_run(settings: SearchSettings) -> None:
     import time
 
     from evit_nas.runs import Journal
-    from evit_nas.search.evaluate import Evaluator
-    from evit_nas.search.feasibility import feasibility
-    from evit_nas.search.study import open_devices
+    from evit_nas.searching.evaluate import Evaluator
+    from evit_nas.searching.feasibility import feasibility
+    from evit_nas.searching.study import open_devices
 
     space = settings.space
     say(f"space {settings.space_name}: {len(space.dimensions())} dimensions, {space.size:.3g} points")

@@ -29,9 +29,9 @@ from evit_nas.console import Format, emit, make_table, millions, progress_view, 
 from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from evit_nas.train.plan import Chosen
-    from evit_nas.train.settings import TrainSettings
     from evit_nas.trained import Trained
+    from evit_nas.training.plan import Chosen
+    from evit_nas.training.settings import TrainSettings
 
 FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
 SHIPPED = "shipped"  # in a training folder
@@ -87,12 +87,12 @@ def train(
     format_: FormatOption = Format.table,
 ) -> None:
     """Train architectures on your images, and compare them."""
-    from evit_nas.train.compare import compare
-    from evit_nas.train.folder import read_record
-    from evit_nas.train.loop import Hardware, meet, several
-    from evit_nas.train.loop import train as run_training
-    from evit_nas.train.plan import Chosen, How, baselines, begin, plan
-    from evit_nas.train.recipe import check_names, load_recipe
+    from evit_nas.training.compare import compare
+    from evit_nas.training.folder import read_record
+    from evit_nas.training.loop import Hardware, meet, several
+    from evit_nas.training.loop import train as run_training
+    from evit_nas.training.plan import Chosen, How, baselines, begin, plan
+    from evit_nas.training.recipe import check_names, load_recipe
 
     begun = [Path(text) for text in what if (Path(text) / "train.yaml").is_file()]
     plans = [(folder, read_record(folder).settings) for folder in begun]
@@ -170,7 +170,7 @@ def _check_folders_suffice(context: typer.Context, begun: Sequence[Path]) -> Non
 
 
 def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any) -> None:
-    from evit_nas.ship.package import ship
+    from evit_nas.shipping.package import ship
 
     shipped = ship(training, out, command=typed(), note=note, **options)
     fp32, int8 = shipped.fp32, shipped.int8
@@ -202,7 +202,7 @@ def _typed_to_resume() -> str:
 
 
 def _chosen(what: Sequence[str], whole_front: bool, top: int | None) -> list[Chosen]:
-    from evit_nas.train.plan import Chosen, front_of
+    from evit_nas.training.plan import Chosen, front_of
 
     chosen = []
     for text in what:
@@ -297,7 +297,7 @@ def verify(
     format_: FormatOption = Format.table,
 ) -> None:
     """Check a shipped folder: every file, that timm and ONNX Runtime load it, and that they agree."""
-    from evit_nas.ship.verify import verify
+    from evit_nas.shipping.verify import verify
 
     report_findings(verify(folder, data), str(folder), format_, "the folder is not as it was shipped")
 

@@ -58,7 +58,7 @@ def evaluate(
     from evit_nas.data import open_source
     from evit_nas.data.cache import why_unreadable
     from evit_nas.evaluation.forms import open_forms
-    from evit_nas.train.batches import plain_batches
+    from evit_nas.training.batches import plain_batches
 
     if batch < 1 or not networks:
         raise UsageError(f"give at least one network and a batch of at least 1, got {list(networks)} and {batch}.")

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.export import open_onnx
+from evit_nas.exporting import open_onnx
 from evit_nas.network.saved import Saved, open_saved
-from evit_nas.ship.shipped import FP32, INT8, Shipped
-from evit_nas.ship.shipped import RECORD as SHIPPED
+from evit_nas.shipping.shipped import FP32, INT8, Shipped
+from evit_nas.shipping.shipped import RECORD as SHIPPED
 from evit_nas.trained import RECORD, Trained
 
 TORCH = "torch"

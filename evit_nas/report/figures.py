@@ -15,7 +15,7 @@ from evit_nas.pareto import non_dominated
 from evit_nas.published import IMAGENET_1K, TOP1
 from evit_nas.regime import IMAGENET
 from evit_nas.report.findings import Findings, Forecast, sketch
-from evit_nas.search.front import Candidate, score_text
+from evit_nas.searching.front import Candidate, score_text
 
 TICKS = (1, 1.5, 2, 3, 5, 7)  # in each decade of a logarithmic axis
 SHOWN_PARAMS = 12  # of the most important ones

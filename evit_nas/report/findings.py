@@ -19,11 +19,11 @@ from evit_nas.latency import Latency
 from evit_nas.latency.references import MeasuredReference, known_references
 from evit_nas.pareto import Growth
 from evit_nas.runs import Run
-from evit_nas.search.evaluate import recorded_latencies
-from evit_nas.search.front import Candidate, keeps_limits, points
-from evit_nas.search.objectives import worst
-from evit_nas.search.record import Front, Known, certified, journal_of, load_front
-from evit_nas.search.storage import discreet, open_study
+from evit_nas.searching.evaluate import recorded_latencies
+from evit_nas.searching.front import Candidate, keeps_limits, points
+from evit_nas.searching.objectives import worst
+from evit_nas.searching.record import Front, Known, certified, journal_of, load_front
+from evit_nas.searching.storage import discreet, open_study
 
 MIN_TRIALS = 50  # for importances: they compare the best tenth with the rest, and fewer than five networks say nothing
 MAX_TRIALS = 2000  # for importances: their cost grows with the square

@@ -24,10 +24,10 @@ from evit_nas.report.figures import figures
 from evit_nas.report.findings import Findings, find, in_budget, nearest, sketch
 from evit_nas.report.worth import worth_of
 from evit_nas.runs import Run, write_atomically
-from evit_nas.search.front import Candidate, score_text
-from evit_nas.search.objectives import asked
-from evit_nas.search.picks import pick
-from evit_nas.search.record import load_front
+from evit_nas.searching.front import Candidate, score_text
+from evit_nas.searching.objectives import asked
+from evit_nas.searching.picks import pick
+from evit_nas.searching.record import load_front
 
 FEW_PHOTOGRAPHS = Regime(images=5000, classes=10)  # as many as a team photographs and sorts by itself
 

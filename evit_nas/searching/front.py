@@ -1,0 +1,208 @@
+"""The Pareto front of a run: feasible, measured strictly, one entry for each architecture.
+
+`best_trials` of Optuna is none of these. The front is recomputed from the run's record whenever it is shown;
+the files written here are derived and may be deleted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evit_nas.arch import ArchConfig
+from evit_nas.config import SearchSettings, Target
+from evit_nas.latency import Latency
+from evit_nas.network.cost import cost
+from evit_nas.pareto import non_dominated
+from evit_nas.runs import Run, write_atomically
+from evit_nas.searching.objectives import Numbers, limit_excess, losses
+
+NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
+REPEATS = 0.02  # what strict sessions of one network, minutes apart, differ by, whatever each says of its own spread
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One evaluated architecture with its score (higher is better) and its best-known measured latencies."""
+
+    name: str
+    arch: ArchConfig
+    score: float
+    latencies: tuple[Latency, ...]
+    """On each device of the search, in its order."""
+    certified: bool
+    """Measured strictly, after the search; a latency of that may still be noisy."""
+    trial: int | None
+    """Number of the trial in study.db; None for a reference that is not in the space."""
+    memory_mb: float | None = None
+    """Peak resident memory in megabytes; None unless the search asks for it."""
+    energy_mj: float | None = None
+    """Millijoules per inference above the idle draw; None unless the search asks for it."""
+    interval: tuple[float, float] | None = None
+    """What holds the true value of the score four times in five; None where nobody knows."""
+
+    @property
+    def latency(self) -> Latency:
+        """On the first device."""
+        return self.latencies[0]
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters."""
+        return cost(self.arch).params
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return cost(self.arch).macs
+
+    def numbers(self, stat: str) -> Numbers:
+        """All that is known of it, by metric; of the latencies the median or the p90."""
+        latencies_ms = [latency.stat_ms(stat) for latency in self.latencies]
+        return numbers_of(self.arch, self.score, latencies_ms, self.memory_mb, self.energy_mj)
+
+
+def numbers_of(
+    arch: ArchConfig, score: float, latencies_ms: Sequence[float], memory_mb: float | None, energy_mj: float | None
+) -> Numbers:
+    """Numbers of a candidate by metric; None is left out."""
+    size = cost(arch)
+    single = {"score": score, "params": size.params, "macs": size.macs, "memory_mb": memory_mb, "energy_mj": energy_mj}
+    return {"latency_ms": latencies_ms} | {name: [value] for name, value in single.items() if value is not None}
+
+
+def excess(latency: Latency, certified: bool, target: Target, stat: str) -> float:
+    """How far a latency lies beyond the target's budget, as a share of it; zero or less keeps it.
+
+    A certified latency keeps the budget with its uncertainty, so that the network still does when measured again.
+    """
+    ms = latency.stat_ms(stat) * (1 + max(latency.rel_error, REPEATS) if certified else 1)
+    return ms / target.budget_ms - 1
+
+
+def select(candidates: Sequence[Candidate], settings: SearchSettings) -> list[Candidate]:
+    """The candidates that keep every limit and that no other one beats, fastest on the first device first."""
+    return unbeaten([c for c in candidates if keeps_limits(c, settings)], settings)
+
+
+def unbeaten(candidates: Sequence[Candidate], settings: SearchSettings) -> list[Candidate]:
+    """The candidates that no other one beats in all objectives, fastest first."""
+    if not candidates:
+        return []
+    kept = [c for c, keep in zip(candidates, non_dominated(points(candidates, settings)), strict=True) if keep]
+    return sorted(kept, key=lambda c: c.latency.median_ms)
+
+
+def points(candidates: Sequence[Candidate], settings: SearchSettings) -> np.ndarray:
+    """(n, m) losses of the candidates, every column to be minimised."""
+    return np.array([losses(candidate.numbers(settings.budget_stat), settings) for candidate in candidates])
+
+
+def keeps_limits(candidate: Candidate, settings: SearchSettings) -> bool:
+    """Whether a candidate keeps the budget on each device and every other limit."""
+    pairs = zip(candidate.latencies, settings.targets, strict=True)
+    in_time = all(excess(la, candidate.certified, target, settings.budget_stat) <= 0 for la, target in pairs)
+    beyond = limit_excess(candidate.numbers(settings.budget_stat), settings)
+    return in_time and all(value <= 0 for value in beyond.values())
+
+
+def file_name(candidate: Candidate) -> str:
+    """A file name that explains itself: latency and parameters, for example evit-4.31ms-6.2M."""
+    return f"evit-{candidate.latency.median_ms:.2f}ms-{candidate.params / 1e6:.1f}M"
+
+
+def write_front(run: Run, members: Sequence[Candidate], origin: str) -> None:
+    """Writes front/<name>.yaml for each member and front.csv, replacing an earlier front.
+
+    `origin` says what the scores are.
+    """
+    folder = run.front_folder
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("evit-*.yaml"):
+        old.unlink()
+    for member in members:
+        write_atomically(folder / f"{member.name}.yaml", member.arch.to_yaml(_header(run, member, origin)))
+    write_atomically(run.path / "front.csv", to_csv(members))
+
+
+def _header(run: Run, member: Candidate, origin: str) -> str:
+    settings = run.settings
+    return "\n".join(
+        [
+            f"EfficientViT {member.name.removeprefix('evit-')}",
+            *(line for latency in member.latencies for line in _provenance(latency)),
+            f"params {member.params:,}; MACs {member.macs:,}",
+            f"score {score_text(member)}: {origin}",
+            f"found by: {run.record['command']} (evit-nas {run.record['evit_nas']}, seed {settings.seed}, "
+            f"space {settings.space_name} {settings.space.hash}, trial {member.trial})",
+            f"key: {member.arch.key}",
+        ]
+    )
+
+
+def score_text(member: Candidate) -> str:
+    """The score, with half the interval that holds its true value four times in five where that is known."""
+    if member.interval is None:
+        return f"{member.score:.3f}"
+    low, high = member.interval
+    return f"{member.score:.2f} ± {(high - low) / 2:.2f}"
+
+
+def _provenance(latency: Latency) -> list[str]:
+    noise = f"; noisy: {latency.noise}" if latency.noisy else ""
+    return [
+        f"{latency} (p90 {latency.p90_ms:.2f} ms) on {latency.conditions}",
+        f"  measured on {latency.machine}; {latency.runtime}; {latency.rounds} rounds, {latency.ratio:.3f} times "
+        f"the canary's {latency.canary_ms:.3f} ms{noise}",
+    ]
+
+
+def rows(members: Sequence[Candidate]) -> list[dict[str, object]]:
+    """The members as plain rows: what `front --format json|csv|yaml` prints."""
+    return [
+        {
+            "name": member.name,
+            **{name: value for latency in member.latencies for name, value in _latency_cells(member, latency).items()},
+            "certified": member.certified,
+            "score": round(member.score, 5),
+            **(
+                {"score_low": round(member.interval[0], 5), "score_high": round(member.interval[1], 5)}
+                if member.interval
+                else {}
+            ),
+            "params": member.params,
+            "macs": member.macs,
+            **({"memory_mb": round(member.memory_mb, 2)} if member.memory_mb is not None else {}),
+            **({"energy_mj": round(member.energy_mj, 4)} if member.energy_mj is not None else {}),
+            "trial": member.trial,
+            "key": member.arch.key,
+            "arch": json.loads(member.arch.model_dump_json()),
+        }
+        for member in members
+    ]
+
+
+def _latency_cells(member: Candidate, latency: Latency) -> dict[str, object]:
+    """The columns of one device; where there are several, each is named after its device."""
+    suffix = f"@{latency.conditions.device}" if len(member.latencies) > 1 else ""
+    return {
+        f"latency_ms{suffix}": round(latency.median_ms, 4),
+        f"latency_p90_ms{suffix}": round(latency.p90_ms, 4),
+        f"latency_rel_error{suffix}": round(latency.rel_error, 4),
+        f"noisy{suffix}": latency.noisy,
+    }
+
+
+def to_csv(members: Sequence[Candidate]) -> str:
+    """The members as CSV, without the architecture itself (that is in the YAML file of the same name)."""
+    table = [{k: v for k, v in row.items() if k != "arch"} for row in rows(members)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else ["name"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()

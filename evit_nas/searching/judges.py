@@ -1,0 +1,202 @@
+"""Judges: what a search takes a candidate's accuracy from. To add one: a class, and a line in JUDGES.
+
+A judge is prepared once (it may score a pool or train networks; all of that is remembered in the run folder) and is
+then a fixed function of the architecture, as an objective must be.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial
+
+from evit_nas.accuracy import Estimate
+from evit_nas.accuracy.aggregate import RankAggregate
+from evit_nas.arch import ArchConfig
+from evit_nas.errors import MeasurementError, RunError
+from evit_nas.regime import default_regime
+from evit_nas.runs import Run
+from evit_nas.searching.evaluate import Evaluator
+from evit_nas.searching.status import Watcher
+
+if TYPE_CHECKING:
+    from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.searching.parallel import Cluster
+
+
+class Judge(ABC):
+    """Estimates the accuracy of candidates; higher is better."""
+
+    immediate = False
+    """Whether an estimate costs microseconds, so that tens of thousands of candidates can be looked at."""
+    origin: str
+    """A clause that says what the values are and where they come from; equal for judges whose values compare."""
+
+    @abstractmethod
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
+        """What `arch` is thought to be worth.
+
+        Args:
+            arch: a network.
+            latency_ms: what it takes on the first device, as far as is known: a judge may stop early with one that is
+                worse than others of its latency. None asks for the whole effort.
+
+        Raises:
+            MeasurementError: this network has no finite score.
+        """
+
+    def again(self, arch: ArchConfig, trial: FrozenTrial) -> Estimate:
+        """The estimate that a trial has on record, made anew with the same effort; raises what `estimate` does."""
+        return self.estimate(arch)
+
+    def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
+        """(n,) values of the estimates, all at once."""
+        return np.array([self.estimate(arch).value for arch in archs])
+
+    def expect(self, arch: ArchConfig) -> None:  # noqa: B027 - most judges have nothing to begin
+        """Begins in the background, if it can, what `estimate` will be asked."""
+
+
+class ZeroCost(Judge):
+    """Mean log rank of sizes and proxies in a random pool of the space."""
+
+    origin = "a rank aggregate of sizes and zero-cost proxies within this run, not an accuracy"
+
+    def __init__(
+        self, evaluator: Evaluator, record: optuna.Study, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher
+    ) -> None:
+        self._evaluator = evaluator
+        stored = record.user_attrs.get("aggregate")
+        if stored is None:
+            stored = self._rank(pool, watch).to_json()
+            record.set_user_attr("aggregate", stored)
+        self._aggregate = RankAggregate.from_json(stored)
+
+    def _rank(self, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher) -> RankAggregate:
+        watch.note(f"scoring a pool of {len(pool)} architectures, against which the others will be ranked")
+        scored = []
+        for arch, _ in pool:
+            self.expect(arch)
+        for done, (arch, origin) in enumerate(pool, start=1):
+            watch.step("pool", done, len(pool))
+            try:
+                scored.append(self._evaluator.proxies(arch))
+            except (MeasurementError, RuntimeError, MemoryError) as error:
+                if isinstance(error, MeasurementError) and error.kind == "lost link":
+                    raise
+                why = error
+                watch.note(f"left out of the pool: {origin} {arch.key}: {error}")
+        if not scored:
+            raise MeasurementError(f"none of the {len(pool)} architectures of the pool can be scored: {why}")
+        return RankAggregate.fit(scored)
+
+    def expect(self, arch: ArchConfig) -> None:
+        self._evaluator.expect(arch)
+
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
+        return Estimate(value=self._aggregate.score(self._evaluator.proxies(arch)), method="zero-cost")
+
+
+class Learned(Judge):
+    """Learned from trained networks, whether they came with the package or were trained in this run."""
+
+    immediate = True
+
+    def __init__(self, learned: LearnedAccuracy, method: str) -> None:
+        self._learned, self.origin, self._method = learned, learned.origin, method
+
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
+        value, low, high = (float(column[0]) for column in self._learned.intervals([arch]))
+        return Estimate(value=value, low=low, high=high, method=self._method)
+
+    def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
+        return self._learned.values(archs)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a judge is made from."""
+
+    run: Run
+    evaluator: Evaluator
+    record: optuna.Study
+    pool: Sequence[tuple[ArchConfig, str]]
+    """What a search evaluates first, with where it comes from."""
+    watch: Watcher
+    cluster: Cluster | None
+    """Where networks are trained, if not on this machine."""
+    labels: Path
+    """Where a judge that trains each candidate keeps what it trained."""
+
+
+def judge_of(
+    run: Run,
+    evaluator: Evaluator,
+    record: optuna.Study,
+    pool: Sequence[tuple[ArchConfig, str]],
+    watch: Watcher,
+    cluster: Cluster | None = None,
+    labels: Path | None = None,
+) -> Judge:
+    """The judge that the settings name, prepared; one that trains each candidate keeps that in `labels`, or in the run.
+
+    Raises:
+        RunError: the run began with another judge, for example an earlier version of a table.
+    """
+    judge = JUDGES[run.settings.accuracy.method](
+        Desk(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
+    )
+    before = record.user_attrs.get("judge")
+    if before is None:
+        record.set_user_attr("judge", judge.origin)
+        watch.note(f"score: {judge.origin}")
+    elif before != judge.origin:
+        raise RunError(
+            f"{run.path} cannot be continued here, its scores would not compare: they were {before}, here they would "
+            f"be {judge.origin}. Start a new search instead; the front that was found stays as it is."
+        )
+    return judge
+
+
+def _table(desk: Desk) -> Judge:
+    from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.accuracy.table import LabelTable
+
+    wish = desk.run.settings.accuracy
+    if wish.table is not None:
+        return Learned(LearnedAccuracy.of_table(LabelTable.load(wish.table)), "table")
+    regime = wish.regime or default_regime(desk.run.settings.space.num_classes)
+    return Learned(LearnedAccuracy.under(regime), "table")
+
+
+def _short(desk: Desk) -> Judge:
+    from evit_nas.searching.halving import ShortTrainings
+
+    return ShortTrainings(desk)
+
+
+def _predictor(desk: Desk) -> Judge:
+    from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.searching.labelling import collect_labels
+
+    table = collect_labels(
+        desk.run.path / "labels", desk.run.settings, desk.evaluator.devices[0], desk.watch, desk.cluster
+    )
+    learned = LearnedAccuracy.of_table(table)
+    for doubt in learned.doubts(table):
+        desk.watch.note(doubt)
+    return Learned(learned, "predictor")
+
+
+JUDGES: dict[str, Callable[[Desk], Judge]] = {
+    "table": _table,
+    "predictor": _predictor,
+    "short": _short,
+    "zero-cost": lambda desk: ZeroCost(desk.evaluator, desk.record, desk.pool, desk.watch),
+}

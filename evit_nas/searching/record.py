@@ -1,0 +1,222 @@
+"""What a run has on record: the Optuna study, the distinct architectures in it, and the front they make.
+
+Nothing here measures or proposes; `front` and `score --run` read a run through this module alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from evit_nas.accuracy import Estimate
+from evit_nas.accuracy.aggregate import RankAggregate
+from evit_nas.arch import ArchConfig
+from evit_nas.commands import command_line
+from evit_nas.config import SearchSettings
+from evit_nas.errors import RunError, UsageError
+from evit_nas.latency import Latency
+from evit_nas.regime import Regime
+from evit_nas.runs import Journal, Run
+from evit_nas.searching.evaluate import recorded_latencies
+from evit_nas.searching.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
+from evit_nas.searching.picks import thin
+from evit_nas.searching.storage import begun, open_study
+
+ENDED = "ended"  # attribute of the study: why nothing more is evaluated; empty while the search goes on
+GIVEN_UP = "given up"  # attribute of the study: key of the network -> why
+
+
+@dataclass(frozen=True)
+class Front:
+    """The front of a run as far as it is known, and the paper's networks measured in the same run."""
+
+    members: list[Candidate]
+    references: list[Candidate]
+    done: int
+    total: int
+    origin: str
+    """What the scores are and where they come from."""
+    ended: str = ""
+    """Why nothing more was evaluated; empty while the search goes on, or where it was interrupted."""
+
+
+def load_front(run: Run, regime: Regime | None = None) -> Front:
+    """The front from the run's record alone: nothing is measured and nothing is written.
+
+    Members are certified once the search has ended; before that they carry their search-time latency.
+
+    Args:
+        run: finished or not.
+        regime: scores the measured networks for it instead, as `--accuracy table` does.
+
+    Raises:
+        UsageError: the run has not evaluated anything yet.
+    """
+    if not begun(run):
+        raise UsageError(f"{run.path} has no trials yet. Continue it with: {command_line('resume', run.path)}")
+    with open_study(run) as study:
+        known, estimates = Known(study), study.user_attrs.get("references", {})
+        origin, ended = study.user_attrs.get("judge", ""), study.user_attrs.get(ENDED, "")
+    strict = recorded_latencies(journal_of(run), "strict")
+    candidates = certified(known.candidates, strict, run.settings)
+    if regime is not None:
+        candidates, origin = rescored(candidates, regime)
+    hopeful = standing(candidates, run.settings)
+    members = [member for member in hopeful if keeps_limits(member, run.settings)]
+    references = []
+    for name, found in estimates.items():
+        arch, estimate = run.settings.space.adapted(ArchConfig.preset(name)), Estimate.model_validate(found)
+        latencies = on_all(strict.get(arch.key, {}), run.settings)
+        if latencies:
+            references.append(_candidate(arch, estimate, latencies, name=name, certified=True))
+    if regime is not None:
+        references, _ = rescored(references, regime)
+    return Front(named(members), references, len(known.by_key), run.settings.trials, origin, ended)
+
+
+def rescored(candidates: Sequence[Candidate], regime: Regime) -> tuple[list[Candidate], str]:
+    """The candidates with scores for another regime, and what these are."""
+    from evit_nas.accuracy.learned import LearnedAccuracy
+
+    learned = LearnedAccuracy.under(regime)
+    columns = learned.intervals([candidate.arch for candidate in candidates])
+    found = zip(candidates, *(column.tolist() for column in columns), strict=True)
+    return [replace(c, score=value, interval=(low, high)) for c, value, low, high in found], learned.origin
+
+
+def load_aggregate(run: Run) -> RankAggregate:
+    """The score of a run.
+
+    Raises:
+        UsageError: the run has not scored its pool yet.
+    """
+    with open_study(run) as study:
+        stored = study.user_attrs.get("aggregate")
+    if stored is None:
+        raise UsageError(
+            f"{run.path} has not scored its pool yet. Continue it with: {command_line('resume', run.path)}"
+        )
+    return RankAggregate.from_json(stored)
+
+
+def journal_of(run: Run) -> Journal:
+    """Everything measured in the run."""
+    return Journal(run.path / "measurements.jsonl")
+
+
+class Known:
+    """The distinct architectures of a study, by key."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.by_key: dict[str, FrozenTrial] = {}
+        self.candidates: dict[str, Candidate] = {}  # those that were measured, and not given up since
+        self.failed = 0
+        self._given_up = study.user_attrs.get(GIVEN_UP, {})
+        for trial in study.get_trials(deepcopy=False):
+            self.add(trial)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Counts one more finished trial."""
+        if "repeat_of" in trial.user_attrs:
+            return
+        key = trial.user_attrs["key"]
+        self.by_key[key] = trial
+        self.failed += trial.state is TrialState.FAIL
+        whole = trial.state is TrialState.COMPLETE and trial.constraints.get("unfinished", 0) <= 0
+        if whole and trial.user_attrs["latencies"] and key not in self._given_up:
+            arch = ArchConfig.model_validate(trial.user_attrs["arch"])
+            latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
+            estimate = Estimate.model_validate(trial.user_attrs["estimate"])
+            memory_mb, energy_mj = (trial.user_attrs.get(name) for name in ("memory_mb", "energy_mj"))
+            self.candidates[key] = _candidate(
+                arch, estimate, latencies, trial=trial.number, memory_mb=memory_mb, energy_mj=energy_mj
+            )
+
+
+def plain(estimate: Estimate) -> dict[str, object]:
+    """An estimate as it goes on record, without what its judge may have added for itself."""
+    return estimate.model_dump(mode="json", include=set(Estimate.model_fields))
+
+
+def give_up(study: optuna.Study, key: str, reason: str) -> None:
+    """Keeps an architecture off the front for good: it cannot be measured strictly."""
+    study.set_user_attr(GIVEN_UP, study.user_attrs.get(GIVEN_UP, {}) | {key: reason})
+
+
+def readmit(study: optuna.Study, keys: Collection[str]) -> None:
+    """Takes back that architectures were given up: it was not their fault."""
+    kept = {key: reason for key, reason in study.user_attrs.get(GIVEN_UP, {}).items() if key not in keys}
+    study.set_user_attr(GIVEN_UP, kept)
+
+
+def _candidate(
+    arch: ArchConfig,
+    estimate: Estimate,
+    latencies: tuple[Latency, ...],
+    *,
+    name: str = "",
+    certified: bool = False,
+    trial: int | None = None,
+    memory_mb: float | None = None,
+    energy_mj: float | None = None,
+) -> Candidate:
+    interval = None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
+    return Candidate(name, arch, estimate.value, latencies, certified, trial, memory_mb, energy_mj, interval)
+
+
+def check_same_conditions(study: optuna.Study, here: list[dict[str, str]], run: Run) -> None:
+    """Refuses to continue a run under conditions that make its latencies incomparable."""
+    before = study.user_attrs.get("conditions")
+    if before is None:
+        study.set_user_attr("conditions", here)
+        return
+    changes = [
+        f"{name} was {then.get(name)}, here it is {value}"
+        for then, now in zip(before, here, strict=True)
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
+    if changes:
+        raise RunError(
+            f"{run.path} cannot be continued here, its latencies would not compare: {'; '.join(changes)}. "
+            "Start a new search instead; the front that was found stays as it is."
+        )
+
+
+def certified(
+    candidates: dict[str, Candidate], strict: dict[str, dict[str, Latency]], settings: SearchSettings
+) -> list[Candidate]:
+    """The candidates, with their strict latencies wherever those are on record for all devices."""
+    found = [(c, on_all(strict.get(key, {}), settings)) for key, c in candidates.items()]
+    return [replace(c, latencies=latencies, certified=True) if latencies else c for c, latencies in found]
+
+
+def standing(candidates: Sequence[Candidate], settings: SearchSettings) -> list[Candidate]:
+    """The front as far as it is known, thinned out: what should be measured strictly, or has been.
+
+    What is not certified may miss the budget by as much as a hurried measurement can be wrong.
+    """
+    slack = settings.model_copy(
+        update={"targets": tuple(t.model_copy(update={"budget_ms": t.budget_ms * NEAR}) for t in settings.targets)}
+    )
+    hopeful = [c for c in candidates if keeps_limits(c, settings if c.certified else slack)]
+    front = unbeaten(hopeful, settings)
+    return thin(front, settings.front_size, settings, [member for member in front if member.certified])
+
+
+def on_all(measured: dict[str, Latency], settings: SearchSettings) -> tuple[Latency, ...]:
+    """The latency on each device of the search; empty if one is missing."""
+    devices = [target.device for target in settings.targets]
+    return tuple(measured[device] for device in devices) if all(device in measured for device in devices) else ()
+
+
+def named(members: list[Candidate]) -> list[Candidate]:
+    """Members with file names; where several would share one, the key tells them apart."""
+    names = [file_name(member) for member in members]
+    return [
+        replace(member, name=name if names.count(name) == 1 else f"{name}-{member.arch.key[:4]}")
+        for member, name in zip(members, names, strict=True)
+    ]

@@ -1,0 +1,148 @@
+"""One trial once more: by the same judge, on the same devices, each number beside the one on record.
+
+Nothing is taken from the run's memo and nothing is written to the run.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from evit_nas.accuracy import Estimate
+from evit_nas.arch import ArchConfig
+from evit_nas.config import SearchSettings
+from evit_nas.errors import MeasurementError, RunError, UsageError
+from evit_nas.latency import Latency
+from evit_nas.runs import Journal, Run, explained
+from evit_nas.searching.evaluate import Evaluator
+from evit_nas.searching.judges import judge_of
+from evit_nas.searching.objectives import asked, directions, latency_names
+from evit_nas.searching.record import check_same_conditions
+from evit_nas.searching.status import Watcher
+from evit_nas.searching.storage import open_study
+from evit_nas.searching.study import open_devices
+
+SAME = 1e-6  # share of a score: sums of floats in another order
+DAYS_APART = 0.1  # share of a latency: 90 % of a front's moved by less than 8 % (benchmarks/results/remeasure.md)
+ERRORS = 3.0  # standard errors of a difference that chance explains
+MEMORY = 0.05  # share of a peak memory
+ENERGY = 0.2  # share of an energy: the counters tick slowly, and the idle draw is taken off
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number on record, and what it is now."""
+
+    name: str
+    recorded: float
+    now: float
+    allowed: float | None
+    """Share of the recorded number by which it may differ; None for a prediction, which nothing is held against."""
+
+    @property
+    def change(self) -> float:
+        """Difference as a share of the recorded number."""
+        return (self.now - self.recorded) / abs(self.recorded) if self.recorded else self.now
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number is what it was."""
+        return self.allowed is None or abs(self.change) <= self.allowed
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a trial came to when it was evaluated again."""
+
+    trial: int
+    """Its number; of a repeat, that of the trial that it repeats."""
+    arch: ArchConfig
+    checks: list[Check]
+    """Empty where one of the two evaluations failed."""
+    recorded_failure: str
+    """Reason on record; empty for a trial that succeeded."""
+    failure: str
+    """Reason of the failure now; empty if it succeeded."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the record is confirmed: every number, or the failure."""
+        return bool(self.recorded_failure) == bool(self.failure) and all(check.holds for check in self.checks)
+
+
+def replay(run: Run, number: int, watcher: Watcher) -> Replay:
+    """Evaluates trial `number` of a run again; a latency that does not hold gets a second visit, a strict one.
+
+    Raises:
+        UsageError: there is no such trial.
+        RunError: the run is being written, or its judge, devices or machine are not those of the record.
+    """
+    if owner := run.owner():
+        raise RunError(f"{run.path} is being written by {owner}: two measurements at a time spoil both. Wait for it.")
+    with tempfile.TemporaryDirectory() as scratch, explained(run.path), open_study(run) as record:
+        place, workers = Path(scratch), int(run.settings.accuracy.method == "short")  # as a search trains
+        trial = _find(record.get_trials(deepcopy=False), number, run.path)
+        arch = ArchConfig.model_validate(trial.user_attrs["arch"])
+        memory = optuna.create_study(directions=directions(run.settings))  # a judge may write
+        for name, value in record.user_attrs.items():
+            memory.set_user_attr(name, value)
+        with (
+            open_devices(run.settings) as devices,
+            Evaluator(devices, Journal(place / "measurements.jsonl"), run.settings.seed, workers) as evaluator,
+        ):
+            check_same_conditions(memory, [device.context() for device in devices], run)
+            judge = judge_of(run, evaluator, memory, (), watcher, labels=place / "labels")
+            before = trial.user_attrs.get("reason", "") if trial.state is TrialState.FAIL else ""
+            try:
+                estimate, latencies = judge.again(arch, trial), evaluator.latencies(arch)
+                more = {
+                    "memory_mb": evaluator.memory_mb(arch) if asked("memory", run.settings) else None,
+                    "energy_mj": evaluator.energy_mj(arch) if asked("energy", run.settings) else None,
+                }
+                if before:
+                    return Replay(trial.number, arch, [], before, "")
+                checks = list(_checks(trial, run.settings, estimate, latencies, more))
+                if not all(check.holds for check in checks):
+                    latencies = evaluator.latencies(arch, strict=True)
+                    checks = list(_checks(trial, run.settings, estimate, latencies, more))
+            except (MeasurementError, RuntimeError, MemoryError) as error:
+                failure = " ".join(f"{type(error).__name__}: {error}".split())
+                return Replay(trial.number, arch, [], before, failure)
+    return Replay(trial.number, arch, checks, before, "")
+
+
+def _find(trials: Sequence[FrozenTrial], number: int, path: Path) -> FrozenTrial:
+    if not 0 <= number < len(trials):
+        numbers = f"its trials are 0 to {len(trials) - 1}" if trials else "it has no trials yet"
+        raise UsageError(f"{path} has no trial {number}; {numbers}.")
+    original: int = trials[number].user_attrs.get("repeat_of", number)
+    return trials[original]
+
+
+def _checks(
+    trial: FrozenTrial,
+    settings: SearchSettings,
+    estimate: Estimate,
+    latencies: Sequence[Latency],
+    more: dict[str, float | None],
+) -> Iterator[Check]:
+    attributes, names = trial.user_attrs, latency_names(settings)
+    yield Check("score", attributes["estimate"]["value"], estimate.value, SAME)
+    measured = [Latency.model_validate(latency) for latency in attributes["latencies"]]
+    if measured:
+        for name, before, now in zip(names, measured, latencies, strict=True):
+            allowed = max(DAYS_APART, ERRORS * math.hypot(before.rel_error, now.rel_error))
+            yield Check(name, before.stat_ms(settings.budget_stat), now.stat_ms(settings.budget_stat), allowed)
+    else:
+        for name, ms, now in zip(names, attributes["predicted_ms"], latencies, strict=True):
+            yield Check(f"{name} (predicted)", ms, now.median_ms, None)
+    for name, allowed in (("memory_mb", MEMORY), ("energy_mj", ENERGY)):
+        was, found = attributes.get(name), more[name]
+        if was is not None and found is not None:
+            yield Check(name, was, found, allowed)

@@ -1,0 +1,147 @@
+"""What a search evaluates next, round by round: first the pool, then what a sampler or a screening proposes.
+
+The proposals of a round are a function of the rounds before it (and of the seed) alone. So a resumed search makes the
+same ones again, skips those on record and goes on; and a round can be proposed while the one before it is evaluated.
+Each round is asked of an in-memory study of its own, which holds copies of the earlier trials: Optuna writes every
+parameter of a proposal to its storage, some 40 commits a trial, and a trial that was running when the process died
+stays RUNNING for ever and biases TPE. Only finished trials are ever recorded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.config import SearchSettings
+from evit_nas.searching.objectives import directions
+from evit_nas.searching.samplers import make, own_name
+from evit_nas.searching.storage import for_samplers
+
+TOGETHER = 4  # proposals in a round of the pool or of a sampler, if the settings say nothing else
+SCREENED = 16  # best candidates of a screening, measured before the next one
+MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with few distinct networks
+
+Pool = Sequence[tuple[ArchConfig, str]]
+"""Architectures with where they come from."""
+
+Screening = Callable[[Sequence[FrozenTrial], int], list[ArchConfig]]
+"""From the trials before a round, and its number: the architectures that are worth a measurement; may be none."""
+
+
+def pool_of(settings: SearchSettings) -> Pool:
+    """What a search evaluates first: the presets that the space holds, then distinct random architectures."""
+    space = settings.space
+    presets = [(space.adapted(ArchConfig.preset(name)), name) for name in PRESETS]
+    pool = {arch.key: (arch, name) for arch, name in presets if arch in space}
+    wanted, rng = len(pool) + settings.pool, random.Random(settings.seed)
+    for _ in range(MAX_POOL_DRAWS * settings.pool):
+        if len(pool) == wanted:
+            break
+        arch = space.sample(rng)
+        pool.setdefault(arch.key, (arch, "random"))
+    return list(pool.values())
+
+
+@dataclass(frozen=True)
+class Round:
+    """Proposals to evaluate in order; each is told to the study that it was asked of."""
+
+    study: optuna.Study
+    proposals: list[tuple[optuna.Trial, ArchConfig]]
+
+    def finish(self, trial: optuna.Trial, values: Sequence[float] | None) -> FrozenTrial:
+        """The trial as it goes on record; None is a failure, whose reason is among its attributes."""
+        return self.study.tell(trial, values, state=None if values else TrialState.FAIL)
+
+
+class Rounds:
+    """Makes the rounds of one search.
+
+    Args:
+        settings: space, objectives, sampler and seed.
+        pool: what is evaluated first.
+        screening: proposes in the sampler's stead, as long as it finds something.
+        ahead: how many rounds are proposed before the one before them is told: one where candidates are dear, so that
+            workers can begin with it. They may or may not be there, the proposals are the same.
+    """
+
+    def __init__(self, settings: SearchSettings, pool: Pool, screening: Screening | None, ahead: int) -> None:
+        self._settings, self._pool, self._screening, self._ahead = settings, pool, screening, ahead
+        self._together = settings.together or TOGETHER
+
+    def follow(self, record: optuna.Study, first: int, expect: Callable[[ArchConfig], None]) -> Iterator[Round]:
+        """The rounds from number `first` on; whoever takes one puts its trials on record before taking the next.
+
+        Args:
+            record: holds the trials of all rounds before `first`, and perhaps some of that one.
+            first: number of a round.
+            expect: told of every proposal as soon as it is made.
+        """
+        made: deque[Round] = deque()
+        for number in itertools.count(first):
+            earlier = [t for t in record.get_trials(deepcopy=False) if t.user_attrs["round"] < number - len(made)]
+            asked = [trial for waiting in made for trial, _ in waiting.proposals]
+            made.append(self.make(number, [*earlier, *asked]))
+            for _, arch in made[-1].proposals:
+                expect(arch)
+            if len(made) > self._ahead:
+                yield made.popleft()
+
+    def make(self, number: int, earlier: Sequence[optuna.Trial | FrozenTrial]) -> Round:
+        """The round with that number, counted from 0, after the trials of all rounds before it."""
+        finished = [t for t in earlier if t.user_attrs["round"] < number - self._ahead and isinstance(t, FrozenTrial)]
+        pending = earlier[len(finished) :]
+        study = optuna.create_study(directions=directions(self._settings), sampler=optuna.samplers.RandomSampler())
+        study.add_trials([for_samplers(trial) for trial in finished])
+        study.add_trials([_placeholder(trial) for trial in pending])
+        known = {trial.user_attrs["key"] for trial in earlier}
+        wanted = self._wanted(number, finished, known)
+        return Round(study, [self._ask(study, number, arch, origin) for arch, origin in wanted])
+
+    def _ask(
+        self, study: optuna.Study, number: int, arch: ArchConfig | None, origin: str
+    ) -> tuple[optuna.Trial, ArchConfig]:
+        """A trial for `arch`, or for what the sampler proposes."""
+        space, settings = self._settings.space, self._settings
+        if arch is not None:
+            study.enqueue_trial(space.params(arch))
+        else:
+            told = len(study.get_trials(deepcopy=False))
+            study.sampler = make(settings.sampler, seed=settings.seed, told=told, space=space)
+        trial = study.ask()
+        proposed = space.suggest(trial)
+        attributes = {"key": proposed.key, "arch": proposed.model_dump(mode="json"), "round": number, "origin": origin}
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        return trial, proposed
+
+    def _wanted(
+        self, number: int, finished: Sequence[FrozenTrial], known: set[str]
+    ) -> Iterator[tuple[ArchConfig | None, str]]:
+        """What the round holds; None leaves the choice to the sampler."""
+        untried = [(arch, origin) for arch, origin in self._pool if arch.key not in known]
+        if untried:
+            yield from untried[: self._together]
+            return
+        screened = self._screening(finished, number) if self._screening else []
+        if screened:
+            yield from ((arch, "screening") for arch in screened)
+        else:
+            yield from [(None, own_name(self._settings.sampler))] * self._together
+
+
+def _placeholder(trial: optuna.Trial | FrozenTrial) -> FrozenTrial:
+    """Stands for a trial in progress: samplers learn nothing from it but that its architecture is taken."""
+    return create_trial(
+        state=TrialState.FAIL,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={"key": trial.user_attrs["key"]},
+    )

@@ -1,0 +1,167 @@
+"""One trial: what a proposed architecture is worth and how long it takes, or the reason for which it failed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from evit_nas.accuracy import Estimate
+from evit_nas.arch import ArchConfig
+from evit_nas.config import SearchSettings
+from evit_nas.errors import Interrupted, MeasurementError
+from evit_nas.latency import Latency
+from evit_nas.searching.evaluate import Evaluator
+from evit_nas.searching.forecast import Forecasts
+from evit_nas.searching.front import NEAR, numbers_of, points
+from evit_nas.searching.halving import Trained
+from evit_nas.searching.judges import Judge
+from evit_nas.searching.objectives import Numbers, asked, latency_names, limit_excess, losses, values
+from evit_nas.searching.progress import Progress
+from evit_nas.searching.record import plain
+from evit_nas.searching.rounds import SCREENED
+from evit_nas.searching.screening import screen
+from evit_nas.searching.storage import for_samplers
+
+MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
+DOUBT_EVERY = 16  # trials: then even what is predicted to be far from the front is measured
+
+
+class Trials:
+    """Evaluates the proposals of one search."""
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        record: optuna.Study,
+        evaluator: Evaluator,
+        judge: Judge,
+        forecasts: Forecasts,
+    ) -> None:
+        self._settings, self._record = settings, record
+        self._evaluator, self._judge, self._forecasts = evaluator, judge, forecasts
+
+    def values(self, trial: optuna.Trial, arch: ArchConfig, progress: Progress) -> list[float] | None:
+        """What the trial is to be told; None for a failure. The attributes say how it came about.
+
+        A latency is measured where it may matter for the front, else predicted. What is known already gets the same
+        values once more, so that the sampler moves on.
+
+        Raises:
+            MeasurementError: the link to a device was lost.
+            UsageError: a device or a node of the cluster refuses: it is set up in another way than before.
+        """
+        earlier = progress.known.by_key.get(arch.key)
+        if earlier is not None:
+            return _repeated(trial, earlier)
+        try:
+            _survive(self._record, arch)
+            predicted = self._forecasts.predict_ms([arch])
+            memory_mb = self._evaluator.memory_mb(arch) if asked("memory", self._settings) else None
+            energy_mj = self._evaluator.energy_mj(arch) if asked("energy", self._settings) else None
+            latencies: tuple[Latency, ...] = ()
+            if predicted is None or trial.number % DOUBT_EVERY == 0:
+                latencies = self._evaluator.latencies(arch)
+                estimate = self._estimate(trial, arch, latencies[0].median_ms)
+            else:
+                estimate = self._estimate(trial, arch, float(predicted[0, 0]))
+                finished = not isinstance(estimate, Trained) or not estimate.unfinished
+                fastest_ms = (predicted[0] * (1 - self._forecasts.bands)).tolist()
+                hopeful = numbers_of(arch, estimate.value, fastest_ms, memory_mb, energy_mj)
+                if finished and self._may_reach_front(hopeful, progress):
+                    latencies = self._evaluator.latencies(arch)
+        except (MeasurementError, RuntimeError, MemoryError) as error:
+            if isinstance(error, MeasurementError) and error.kind == "lost link":
+                _alive(self._record)
+                raise
+            trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split()))
+            return None
+        except (Exception, Interrupted, KeyboardInterrupt):
+            _alive(self._record)
+            raise
+        predicted_ms: list[float] | None = None if predicted is None else predicted[0].tolist()
+        trial.set_user_attr("estimate", plain(estimate))
+        trial.set_user_attr("predicted_ms", predicted_ms)
+        trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in latencies])
+        trial.set_user_attr("memory_mb", memory_mb)
+        trial.set_user_attr("energy_mj", energy_mj)
+        best_known = [latency.stat_ms(self._settings.budget_stat) for latency in latencies] or predicted_ms or []
+        numbers = numbers_of(arch, estimate.value, best_known, memory_mb, energy_mj)
+        beyond = self._constraints(numbers)
+        if isinstance(estimate, Trained):
+            beyond["unfinished"] = estimate.unfinished
+        for name, excess in beyond.items():
+            trial.set_constraint(name, excess)
+        return values(numbers, self._settings)
+
+    def _estimate(self, trial: optuna.Trial, arch: ArchConfig, latency_ms: float) -> Estimate:
+        estimate = self._judge.estimate(arch, latency_ms)
+        if isinstance(estimate, Trained):  # on record even if the trial fails later: others are held against it
+            trial.set_user_attr("trained", estimate.model_dump(mode="json"))
+        return estimate
+
+    def screened(self, earlier: Sequence[FrozenTrial], number: int) -> list[ArchConfig]:
+        """New architectures of the front that predictions promise; none while a number that counts is not predicted."""
+        rng = random.Random(f"{self._settings.seed} {number}")
+        if asked("memory", self._settings) or asked("energy", self._settings):
+            return []
+        if self._forecasts.predict_ms([self._settings.space.smallest()]) is None:
+            return []
+        return screen(self._settings.space, [trial.params for trial in earlier], self._look, SCREENED, rng)
+
+    def _look(self, archs: Sequence[ArchConfig]) -> tuple[np.ndarray, np.ndarray]:
+        """(n, m) losses, and (n,) how far the furthest limit is missed; all predicted."""
+        predicted = self._forecasts.predict_ms(archs)
+        assert predicted is not None
+        triples = zip(archs, self._judge.values(archs).tolist(), predicted.tolist(), strict=True)
+        found = [numbers_of(arch, score, latencies_ms, None, None) for arch, score, latencies_ms in triples]
+        excess = [max(self._constraints(numbers).values()) for numbers in found]
+        return np.array([losses(numbers, self._settings) for numbers in found]), np.array(excess)
+
+    def _may_reach_front(self, hopeful: Numbers, progress: Progress) -> bool:
+        """Whether it may keep every limit and be beaten by none, if its latencies are what they are at best."""
+        in_time = zip(hopeful["latency_ms"], self._settings.targets, strict=True)
+        if any(ms > target.budget_ms * NEAR for ms, target in in_time):
+            return False
+        if any(beyond > 0 for beyond in limit_excess(hopeful, self._settings).values()):
+            return False
+        if not progress.front:
+            return True
+        no_worse = points(progress.front, self._settings) <= losses(hopeful, self._settings)  # (members, m)
+        return not no_worse.all(1).any()
+
+    def _constraints(self, numbers: Numbers) -> dict[str, float]:
+        """Name of each limit -> how far the network lies beyond it; the same names in every trial."""
+        triples = zip(latency_names(self._settings), numbers["latency_ms"], self._settings.targets, strict=True)
+        in_time = {name: ms / target.budget_ms - 1 for name, ms, target in triples}
+        return in_time | limit_excess(numbers, self._settings)
+
+
+def _repeated(trial: optuna.Trial, earlier: FrozenTrial) -> list[float] | None:
+    trial.set_user_attr("repeat_of", earlier.number)
+    if earlier.state is not TrialState.COMPLETE:
+        return None
+    for name, beyond in for_samplers(earlier).constraints.items():
+        trial.set_constraint(name, beyond)
+    return list(earlier.values)
+
+
+def _survive(record: optuna.Study, arch: ArchConfig) -> None:
+    """Gives an architecture up if the process died whenever it was evaluated.
+
+    Raises:
+        MeasurementError: it died `MAX_DEATHS` times.
+    """
+    key, times = record.user_attrs.get("evaluating", ("", 0))
+    deaths = times if key == arch.key else 0  # still noted although it never finished
+    if deaths == MAX_DEATHS:
+        raise MeasurementError(f"the process died {deaths} times while it evaluated this architecture")
+    record.set_user_attr("evaluating", (arch.key, deaths + 1))
+
+
+def _alive(record: optuna.Study) -> None:
+    """Takes the death back that `_survive` expects: the process ends, but not of the architecture."""
+    record.set_user_attr("evaluating", ("", 0))

@@ -1,0 +1,76 @@
+"""Trained networks side by side: means over seeds, and how far each is from the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from evit_nas.network.cost import cost
+from evit_nas.trained import Trained
+from evit_nas.training.settings import TrainSettings
+
+
+def compare(trainings: Mapping[TrainSettings, Trained], baselines: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row for each network as it was trained, in the order of the trainings: they share one if only the seed differs.
+
+    Args:
+        baselines: for names of networks the name of the one that they are compared with, trained in the same way.
+
+    Returns:
+        Rows of name, data, recipe, init, teacher, seeds, mean top-1 and top-5 (percent) and loss (nats), the standard
+        deviation of top-1 over seeds, params, macs, the baseline and `gain`: points of top-1 above it, with the
+        standard error of that difference (`gain_error`; all None where there is no other network to compare with, the
+        error also while one of both has one seed).
+    """
+    groups: dict[TrainSettings, list[Trained]] = {}
+    for settings, trained in trainings.items():
+        groups.setdefault(settings.model_copy(update={"seed": 0}), []).append(trained)
+    rows = []
+    for settings, group in groups.items():
+        top5 = [trained.top5 for trained in group if trained.top5 is not None]
+        size = cost(settings.arch)
+        row: dict[str, Any] = {
+            "name": settings.name,
+            "data": group[0].data_name,
+            "recipe": settings.recipe_name,
+            "init": settings.init,
+            "teacher": settings.teacher,
+            "seeds": len(group),
+            "top1": fmean(trained.top1 for trained in group),
+            "top1_sd": _deviation(group),
+            "top5": fmean(top5) if top5 else None,
+            "loss": fmean(trained.loss for trained in group),
+            "params": size.params,
+            "macs": size.macs,
+            "baseline": None,
+            "gain": None,
+            "gain_error": None,
+        }
+        others = [other for known, other in groups.items() if _rivals(known, settings, baselines)]
+        if others:
+            row["baseline"] = baselines[settings.name]
+            row["gain"] = row["top1"] - fmean(trained.top1 for trained in others[0])
+            row["gain_error"] = _error(group, others[0])
+        rows.append(row)
+    return rows
+
+
+def _rivals(baseline: TrainSettings, settings: TrainSettings, baselines: Mapping[str, str]) -> bool:
+    """Whether `baseline` is what `settings` are compared with: the same but for the network."""
+    network = {"name": settings.name, "arch": settings.arch}
+    named = baseline.name == baselines.get(settings.name) != settings.name
+    return named and baseline.model_copy(update=network) == settings
+
+
+def _deviation(group: Sequence[Trained]) -> float | None:
+    return stdev(training.top1 for training in group) if len(group) > 1 else None
+
+
+def _error(group: Sequence[Trained], other: Sequence[Trained]) -> float | None:
+    """Of the difference of two means: the root of the sum of their variances."""
+    deviations = [(_deviation(each), len(each)) for each in (group, other)]
+    if any(deviation is None for deviation, _ in deviations):
+        return None
+    return math.sqrt(sum(deviation**2 / count for deviation, count in deviations if deviation is not None))

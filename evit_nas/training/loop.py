@@ -1,0 +1,422 @@
+"""The training loop: timm's augmentation, optimiser, schedule and average; accelerate's devices and processes.
+
+A training is a folder (`folder.py`). One that was interrupted goes on exactly: on a processor the losses equal those of
+an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evit_nas import __version__
+from evit_nas.data import open_source
+from evit_nas.data.cache import why_unreadable
+from evit_nas.data.copies import said_copies
+from evit_nas.data.images import Images
+from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
+from evit_nas.latency.machine import usable_cores
+from evit_nas.network.model import EfficientViT, build
+from evit_nas.runs import installed_versions, lock
+from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.training.batches import (
+    Batch,
+    Mix,
+    TrainingBatches,
+    augmentation,
+    check_images_are_to_blame,
+    plain_batches,
+)
+from evit_nas.training.checkpoint import State
+from evit_nas.training.folder import RECORD, holds_weights, read_record
+from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
+from evit_nas.training.recipe import Recipe
+from evit_nas.training.records import Records
+from evit_nas.training.settings import TrainRecord
+from evit_nas.training.status import TrainStatus, TrainWatcher
+from evit_nas.training.teacher import open_teacher
+from evit_nas.training.validation import merit, share_statistics, validate
+
+CHECKPOINT_EVERY_S = 120.0
+LINES_AN_EPOCH = 10  # of training loss
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a training runs on; moves no number but speed and rounding."""
+
+    workers: int = 0
+    """Processes that load images, for each training process."""
+    trackers: tuple[str, ...] = ()
+    """Names that accelerate knows: tensorboard, wandb, mlflow, ..."""
+
+
+def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) -> Trained:
+    """Takes the training in `folder` from wherever it stands to its end; one that is finished costs nothing.
+
+    Raises:
+        UsageError: data, weights, teacher or precision cannot be used.
+        RunError: another process is at it, or what was trained cannot be written.
+        EvitNasError: the loss is not finite any more, or memory ran out; the last good checkpoint is kept.
+    """
+    record = read_record(folder)
+    if (folder / WEIGHTS).exists():
+        return Trained.load(folder)
+    if torch.get_num_threads() > usable_cores():  # a container's quota, of which torch knows nothing
+        torch.set_num_threads(usable_cores())
+    training = _Training(folder, record, watch, hardware)
+    with lock(folder) if training.first else nullcontext():
+        try:
+            return training.run()
+        except (RuntimeError, MemoryError) as error:
+            if advice := _advice(error, record.settings.recipe, hardware, folder):
+                raise EvitNasError(f"{record.settings.name}: {advice}") from error
+            raise
+
+
+def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) -> str:
+    """What is wrong and the way out if memory ran out, here or in a process that loads images; else empty."""
+    if out_of_memory(f"{type(error).__name__}: {error}"):
+        return (
+            f"the device's memory does not hold a batch of {recipe.batch_size} images in {recipe.accumulate} parts. "
+            f"Take more parts (--set accumulate={2 * recipe.accumulate}) or a smaller batch_size{_beside(folder)}."
+        )
+    if "DataLoader worker" in str(error):
+        return (
+            "a process that loads images died, perhaps for want of memory, or of shared memory (/dev/shm; in a "
+            f"container --shm-size). Go on with: --resume --workers {hardware.workers // 2}"
+        )
+    return ""
+
+
+def _beside(folder: Path) -> str:
+    """Where a training with other settings goes: what has been trained keeps its folder."""
+    return f", with another --out: the last good checkpoint is kept in {folder}" if holds_weights(folder) else ""
+
+
+def several() -> bool:
+    """Whether a launcher such as torchrun began other processes with this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def meet() -> None:
+    """Waits for those processes."""
+    from accelerate import PartialState
+
+    PartialState(cpu=_on_processors()).wait_for_everyone()
+
+
+def _on_processors() -> bool:
+    """What accelerate has to be told, or each of several processes would believe itself alone."""
+    return several() and not torch.accelerator.is_available()
+
+
+class _Training:
+    """One process's part of a training."""
+
+    def __init__(self, folder: Path, record: TrainRecord, watch: TrainWatcher, hardware: Hardware) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        settings = record.settings
+        self._folder, self._record, self._settings, self._recipe = folder, record, settings, settings.recipe
+        self._watch = watch
+        self._source = open_source(settings.data, seed=0)
+        AcceleratorState._reset_state()  # else this one would have the precision of the last training in this process
+        self._accelerator = Accelerator(
+            cpu=_on_processors(),
+            mixed_precision="no" if self._recipe.precision == "fp32" else self._recipe.precision,
+            gradient_accumulation_steps=self._recipe.accumulate,
+            log_with=list(hardware.trackers) or None,
+            project_dir=folder,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            step_scheduler_with_optimizer=False,
+        )
+        if self._recipe.precision == "fp16" and self._accelerator.device.type == "cpu":  # accelerate leaves it fp32
+            raise UsageError("fp16 is trained on a GPU, and there is none here: --set precision=fp32, or bf16.")
+        self.first = self._accelerator.is_main_process
+        self._records = Records(folder, settings, self._accelerator, watch)
+        place = {"rank": self._accelerator.process_index, "processes": self._accelerator.num_processes}
+        self._batches = TrainingBatches(
+            self._source.train,
+            augmentation(self._recipe, settings.preprocessing),
+            self._recipe,
+            settings.seed,
+            workers=hardware.workers,
+            **place,
+        )
+        val = self._source.val
+        share = range(place["rank"], len(val), place["processes"])
+        self._validation = plain_batches(val, settings.preprocessing, share, workers=hardware.workers)
+        self._mix = Mix(self._recipe, len(self._source.classes), settings.seed) if self._recipe.mixed else None
+        if hardware.trackers:
+            flat = {name: value for name, value in self._recipe.model_dump().items() if value is not None}
+            self._accelerator.init_trackers("evit-nas", flat | {"architecture": settings.name, "seed": settings.seed})
+
+    def run(self) -> Trained:
+        self._accelerator.wait_for_everyone()  # from here on the first holds the lock, and all see the same files
+        if (self._folder / WEIGHTS).exists():  # by now: another command was just finishing it
+            return Trained.load(self._folder)
+        state = self._records.state()
+        model, init = self._network(fresh=state is None)
+        self._prepare(model)
+        if state is not None:
+            self._restore(state)
+            self._note(f"going on after epoch {self._epoch}, step {self._step}")
+        self._records.cut(state["lines"] if state else 0)
+        if state is None and init:
+            self._records.log({"kind": "init", "init": init})
+        if state is None and self.first:
+            for remark in (*self._source.remarks, said_copies(self._source)):
+                if remark:
+                    self._watch.note(f"{self._source.name}: {remark}")
+        self._started = time.monotonic() - (state["seconds"] if state else 0.0)
+        self._trained_s, self._trained_images = 0.0, 0
+        for epoch in range(self._epoch, self._recipe.epochs):
+            self._train_epoch(epoch)
+            self._validate(epoch)
+        trained = self._trained(init or self._first_init())
+        unreadable = (
+            *self._named("training", self._source.train, self._unreadable),
+            *self._named("validation", self._source.val, self._not_validated),
+        )
+        self._records.finish(trained, unreadable)
+        for tracker in self._accelerator.trackers:  # `end_training` would part the processes: the next one needs them
+            tracker.finish()
+        return trained
+
+    def _network(self, fresh: bool) -> tuple[EfficientViT, str]:
+        """The network with its initial weights, and a line about where they are from; empty if not `fresh`."""
+        arch = self._settings.arch
+        if arch.num_classes != len(self._source.classes):
+            raise UsageError(
+                f"{self._settings.data} has {len(self._source.classes)} classes, but {self._folder / RECORD} was made "
+                f"for {arch.num_classes}: the data have changed."
+            )
+        model = build(arch, self._settings.seed)
+        if not fresh:
+            return model, ""
+        if self._settings.init == "scratch":
+            return model, "scratch"
+        from evit_nas.network.transfer import start_from
+
+        transfer = start_from(model, self._settings.init, classes=self._source.classes)
+        self._note(transfer.summary())
+        return model, transfer.summary()
+
+    def _named(self, split: str, images: Images, indices: set[int]) -> Iterator[str]:
+        """A sentence about the images that any of the processes could not read, if there are any."""
+        from accelerate.utils import gather_object
+
+        if every := sorted(set(gather_object(sorted(indices)))):
+            yield f"{len(every)} {split} images could not be read: {why_unreadable(images, every)}"
+
+    def _first_init(self) -> str:
+        return next((row["init"] for row in self._records.rows() if row["kind"] == "init"), self._settings.init)
+
+    def _prepare(self, model: EfficientViT) -> None:
+        """Optimiser, schedule, average and loss; everything at the start of the first epoch."""
+        from timm.utils import ModelEmaV3
+
+        recipe, device = self._recipe, self._accelerator.device
+        model.to(device).to(memory_format=torch.channels_last)
+        optimiser = create_optimiser(model, recipe)
+        self._schedule = create_schedule(optimiser, recipe, self._batches.steps)
+        self._plain = model
+        self._average = ModelEmaV3(model, decay=recipe.average, use_warmup=True) if recipe.average else None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # accelerate knows only this name
+            self._model, self._optimiser = self._accelerator.prepare(model, optimiser)
+        teacher = None
+        if self._settings.teacher:
+            teacher = open_teacher(self._settings.teacher, self._source.classes, self._settings.preprocessing)
+            teacher.to(device)
+        self._criterion = Criterion(recipe, teacher)
+        self._epoch, self._step = 0, 0
+        self._loss_sum, self._loss_steps = torch.zeros((), device=device), 0
+        self._best: dict[str, Any] | None = None
+        self._unreadable: set[int] = set()  # training images
+        self._not_validated: set[int] = set()  # validation images that cannot be read
+
+    def _restore(self, state: State) -> None:
+        self._plain.load_state_dict(state["model"])
+        if self._average is not None and state["average"] is not None:
+            self._average.module.load_state_dict(state["average"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        if self._accelerator.scaler is not None and state["scaler"] is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self._epoch, self._step = state["epoch"], state["step"]
+        self._best, self._unreadable = state["best"], set(state["unreadable"])
+
+    def _train_epoch(self, epoch: int) -> None:
+        recipe, steps = self._recipe, self._batches.steps
+        every = max(1, steps // LINES_AN_EPOCH)
+        saved = last = time.monotonic()
+        self._model.train()
+        for step, part, batch in self._batches(epoch, self._step):
+            with self._accelerator.accumulate(self._model):
+                if part < self._accelerator.num_processes:  # the first part of a step
+                    self._schedule.step_update(epoch * steps + step)
+                loss = self._loss_of(batch, epoch, step, part)
+                self._accelerator.backward(loss)
+                if self._accelerator.sync_gradients and recipe.clip is not None:
+                    self._accelerator.unscale_gradients()
+                    clip(self._plain, recipe)
+                self._optimiser.step()
+                self._optimiser.zero_grad(set_to_none=True)
+            self._loss_sum += loss.detach() / recipe.accumulate
+            if not self._accelerator.sync_gradients:
+                continue
+            self._step, self._loss_steps = step + 1, self._loss_steps + 1
+            if self._average is not None:
+                self._average.update(self._plain, step=epoch * steps + step + 1)
+            if self._loss_steps >= every or self._step == steps:
+                now = time.monotonic()
+                self._report_loss(epoch, now - last)
+                last = now
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S and not self._loss_steps:  # the loss was finite
+                self._save()
+                saved = last = time.monotonic()
+
+    def _loss_of(self, batch: Batch, epoch: int, step: int, part: int) -> Tensor:
+        self._unreadable.update(batch.unreadable[batch.unreadable >= 0].tolist())
+        device = self._accelerator.device
+        batch = Batch(
+            batch.images.to(device, non_blocking=True, memory_format=torch.channels_last),
+            batch.labels.to(device, non_blocking=True),
+            batch.unreadable,
+        )
+        images, targets = self._mix(batch, epoch, step, part) if self._mix else (batch.images, batch.labels)
+        with self._accelerator.autocast():
+            return self._criterion(self._model(images).float(), targets, images)
+
+    def _report_loss(self, epoch: int, seconds: float) -> None:
+        """A line of metrics, and a word to the watcher, about the steps since the last one."""
+        steps = self._loss_steps
+        loss = float(self._accelerator.reduce(self._loss_sum / steps, "mean"))
+        self._check_finite(loss, epoch)
+        images = steps * self._recipe.batch_size
+        self._trained_s, self._trained_images = self._trained_s + seconds, self._trained_images + images
+        rate = self._optimiser.param_groups[0]["lr"]
+        row = {"kind": "train", "epoch": epoch + 1, "step": self._step, "loss": loss, "rate": rate}
+        self._records.log(row, at=epoch * self._batches.steps + self._step)
+        self._loss_sum.zero_()
+        self._loss_steps = 0
+        to_go = (self._recipe.epochs - epoch) * self._batches.steps - self._step
+        self._watch.trained(
+            TrainStatus(
+                name=self._settings.name,
+                epoch=epoch,
+                epochs=self._recipe.epochs,
+                step=self._step,
+                steps=self._batches.steps,
+                loss=loss,
+                images_per_s=images / max(seconds, 1e-9),
+                eta_s=to_go * self._recipe.batch_size * self._trained_s / self._trained_images,
+                best_top1=self._best["top1"] if self._best else None,
+            )
+        )
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        """
+        Raises:
+            EvitNasError: it is not; says what helps. Nothing has been saved since it was.
+        """
+        if not math.isfinite(loss):
+            raise EvitNasError(
+                f"{self._settings.name}: the loss is {loss} in epoch {epoch + 1}. Take a lower rate (--set "
+                f"learning_rate={self._recipe.learning_rate / 3:.2g}) or stronger clipping (--set clip_mode=norm "
+                "--set clip=1)"
+                + (" or fp32 (--set precision=fp32)" if self._recipe.precision == "fp16" else "")
+                + f"{_beside(self._folder)}."
+            )
+
+    def _validate(self, epoch: int) -> None:
+        """Validates the weights and their average, keeps the better if it is the best so far, and saves the state."""
+        networks: dict[str, nn.Module] = {"raw": self._plain}
+        if self._average is not None:
+            networks["average"] = self._average.module
+        for network in networks.values():
+            share_statistics(network, self._accelerator)
+        found = {name: self._figures(network) for name, network in networks.items()}
+        self._check_finite(found["raw"]["loss"], epoch)
+        finite = [name for name in found if math.isfinite(found[name]["loss"])]  # an average never loses a NaN again
+        which = max(finite, key=lambda name: merit(found[name]))
+        row = {"kind": "val", "epoch": epoch + 1, "weights": which, **found[which]}
+        self._records.log(row | {f"raw_{k}": v for k, v in found["raw"].items()}, at=(epoch + 1) * self._batches.steps)
+        better = self._best is None or merit(row) > merit(self._best)
+        if better and self._records.save_best(networks[which].state_dict()):
+            self._best = row
+        top5 = "" if row["top5"] is None else f", top-5 {row['top5']:.2f} %"
+        averaged = " (average)" if which == "average" else ""
+        accuracy = f"top-1 {row['top1']:.2f} %{top5}"
+        self._note(f"epoch {epoch + 1}/{self._recipe.epochs}: {accuracy}, loss {row['loss']:.3f}{averaged}")
+        self._epoch, self._step = epoch + 1, 0
+        self._save()
+
+    def _figures(self, network: nn.Module) -> dict[str, Any]:
+        classes = len(self._source.classes)
+        found = validate(network, self._validation, self._accelerator, classes, self._not_validated)
+        check_images_are_to_blame(self._source.val, self._not_validated)
+        if found is None:
+            raise UsageError(f"{self._settings.data}: no validation image can be read.")
+        return found
+
+    def _save(self) -> None:
+        self._records.save_state(
+            {
+                "model": self._plain.state_dict(),
+                "average": None if self._average is None else self._average.module.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "scaler": None if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
+                "epoch": self._epoch,
+                "step": self._step,
+                "seconds": time.monotonic() - self._started,
+                "best": self._best,
+                "unreadable": sorted(self._unreadable),
+                "lines": self._records.lines,
+            }
+        )
+
+    def _note(self, message: str) -> None:
+        self._records.note(f"{self._settings.name}: {message}")
+
+    def _trained(self, init: str) -> Trained:
+        """What the best weights are.
+
+        Raises:
+            RunError: none could be written.
+        """
+        if self._best is None:
+            raise RunError(f"nothing could be written to {self._folder}. Put that right, then train again.")
+        settings, best = self._settings, self._best
+        return Trained(
+            name=settings.name,
+            arch=settings.arch,
+            classes=self._source.classes,
+            preprocessing=settings.preprocessing,
+            data=settings.data,
+            data_name=self._source.name,
+            recipe={"name": settings.recipe_name} | settings.recipe.model_dump(mode="json"),
+            init=init,
+            teacher=settings.teacher,
+            seed=settings.seed,
+            epoch=best["epoch"],
+            averaged=best["weights"] == "average",
+            top1=best["top1"],
+            top5=best["top5"],
+            loss=best["loss"],
+            command=self._record.command,
+            versions={"evit_nas": __version__, **installed_versions()},
+        )

@@ -1,0 +1,146 @@
+"""From networks, data and a recipe to training folders: which trainings a command asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.commands import command_line
+from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.trained import WEIGHTS
+from evit_nas.training.folder import RECORD, create, holds_weights, read_record
+from evit_nas.training.recipe import Recipe
+from evit_nas.training.settings import TrainSettings
+from evit_nas.yamlio import validate
+
+NEAREST = "nearest"  # as a baseline: the paper's network of the nearest latency
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A network to train."""
+
+    name: str
+    arch: ArchConfig
+    run: Path | None = None
+    """The run that it is a member of."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What all networks of a command have in common."""
+
+    data: str
+    recipe_name: str
+    recipe: Recipe
+    image_size: int | None = None
+    """None leaves each network its own."""
+    init: str = "scratch"
+    teacher: str | None = None
+    seeds: Sequence[int] = (0,)
+    out: Path | None = None
+    """Where the folders go; None for the run of the first network, or runs/."""
+
+
+def front_of(run: Path, top: int | None) -> list[Chosen]:
+    """The front of a run, or the `top` members with the highest score."""
+    from evit_nas.runs import Run
+    from evit_nas.searching.record import load_front
+
+    members = sorted(load_front(Run.open(run)).members, key=lambda member: -member.score)[:top]
+    if not members:
+        raise UsageError(
+            f"{run} has no architecture within the budget yet. Continue it with: {command_line('resume', run)}"
+        )
+    return [Chosen(member.name, member.arch, run) for member in members]
+
+
+def baselines(chosen: Sequence[Chosen], name: str) -> dict[str, Chosen]:
+    """What each network, by its name, is compared with: the paper's of that name, at the network's own input.
+
+    For "nearest" it is the one whose latency in the same run is nearest; networks of no run then have none.
+
+    Raises:
+        UsageError: there is no such network, or none was measured beside those chosen.
+    """
+    if name == NEAREST:
+        found = {each.name: _nearest(each.arch, each.run) for each in chosen if each.run}
+        if not found:
+            raise UsageError(f"--baseline {NEAREST} needs a member of a run's front; name one of {', '.join(PRESETS)}.")
+        return found
+    if name not in PRESETS:
+        raise UsageError(f"no baseline is called '{name}'. {did_you_mean(name, [*PRESETS, NEAREST])}")
+    preset = ArchConfig.preset(name)
+    own = {each.name: {"image_size": each.arch.image_size, "in_channels": each.arch.in_channels} for each in chosen}
+    return {network: Chosen(name, preset.model_copy(update=entry)) for network, entry in own.items()}
+
+
+def _nearest(arch: ArchConfig, run: Path) -> Chosen:
+    from evit_nas.runs import Run
+    from evit_nas.searching.record import load_front
+
+    front = load_front(Run.open(run))
+    own = next((member.latency.median_ms for member in front.members if member.arch.key == arch.key), None)
+    if own is None or not front.references:
+        raise UsageError(
+            f"{run} has no latency of this network beside the paper's; finish it: {command_line('resume', run)}"
+        )
+    nearest = min(front.references, key=lambda reference: abs(reference.latency.median_ms / own - 1))
+    return Chosen(nearest.name, nearest.arch)
+
+
+def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]:
+    """Folder and settings of each training: every network with every seed, each network once.
+
+    Raises:
+        UsageError: the data cannot be used, a network does not take the image size, or two have one name.
+    """
+    from evit_nas.data import open_source
+
+    source = open_source(how.data, seed=0)
+    parent = how.out or next((each.run / "train" for each in chosen if each.run), Path("runs") / "train")
+    plans: dict[Path, TrainSettings] = {}
+    for each in chosen:
+        own = {"num_classes": len(source.classes)} | ({"image_size": how.image_size} if how.image_size else {})
+        arch = validate(ArchConfig, each.arch.model_dump(mode="json") | own, each.name)
+        for seed in how.seeds:
+            fields = {
+                "name": each.name,
+                "arch": arch,
+                "data": how.data,
+                "recipe_name": how.recipe_name,
+                "recipe": how.recipe,
+                "init": how.init,
+                "teacher": how.teacher,
+                "seed": seed,
+            }
+            settings = validate(TrainSettings, fields, each.name)
+            folder = parent / f"{each.name}-{source.name}-{how.recipe_name}-s{seed}"
+            if plans.setdefault(folder, settings) != settings:
+                raise UsageError(
+                    f"networks must have names of their own, but two different ones are called {each.name}: both would "
+                    f"be trained in {folder}. Rename a file, or train them one by one, each with its --out."
+                )
+    return list(plans.items())
+
+
+def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: bool) -> None:
+    """Makes the folders that are not there yet; one in which nothing has been trained may get other settings.
+
+    Raises:
+        RunError: one holds an unfinished training and `resume` is not said, or it cannot be written.
+        UsageError: one was trained with other settings.
+    """
+    for folder, settings in plans:
+        if not (folder / RECORD).exists():
+            create(folder, settings, command)
+            continue
+        before, now = read_record(folder).settings.model_dump(), settings.model_dump()
+        changed = [name for name in now if now[name] != before[name]]
+        begun, finished = holds_weights(folder), (folder / WEIGHTS).exists()
+        if (begun and not (resume or finished)) or (changed and not begun):
+            create(folder, settings, command)  # which refuses to replace what was trained
+        elif changed:
+            raise UsageError(f"{folder} was begun with another {' and '.join(changed)}. Choose another --out.")
