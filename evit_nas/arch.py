@@ -187,6 +187,12 @@ class ArchConfig(BaseModel):
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def size_text(self) -> str:
+        """The input size for people: "224 px", or "96 x 64 px" (height and width)."""
+        height, width = self.input_size
+        return f"{height} px" if height == width else f"{height} x {width} px"
+
+    @property
     def stem_widths(self) -> tuple[int, int, int, int]:
         """Output channels of the four stem convolutions."""
         width = self.stages[0].width

@@ -29,7 +29,9 @@ class Trained(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """Of the architecture, for example evit-4.31ms-6.2M or m2."""
+    """What it is, for example evit-1.7M-112px or m2."""
+    origin: str = ""
+    """The member of a search that it is, for example runs/mine/evit-4.31ms-6.2M; empty if it is none."""
     arch: ArchConfig
     """As trained: with the image size and the classes of the data."""
     classes: tuple[str, ...]
@@ -58,6 +60,14 @@ class Trained(BaseModel):
     """The same, for the right class among the first five; None with five classes or fewer."""
     loss: float
     """Validation cross-entropy in nats."""
+    validation_images: int = 0
+    """How many these figures are of; 0 in records of older versions, which do not know."""
+    train_top1: float | None = None
+    """Accuracy in percent on training images as they are, without augmentation; None in records of older versions."""
+    no_good: str = ""
+    """Why it is worth nothing, as far as the training could tell; empty if it is worth something."""
+    doubts: tuple[str, ...] = ()
+    """What else its user should know."""
     command: str
     """What was typed."""
     versions: dict[str, str]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evit_nas import __version__
-from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.arch import ArchConfig
 from evit_nas.console import Format, put
 from evit_nas.errors import UsageError
+from evit_nas.lookup import find_arch as find_arch
 from evit_nas.yamlio import validate
 
 if TYPE_CHECKING:
@@ -110,24 +111,3 @@ def resized(arch: ArchConfig, image_size: int) -> ArchConfig:
         UsageError: not a size that an architecture can have.
     """
     return validate(ArchConfig, arch.model_dump(mode="json") | {"image_size": image_size}, "--image-size")
-
-
-def find_arch(text: str) -> ArchConfig:
-    """The architecture that an argument names: a preset, a YAML file, RUN/NAME, or a training or shipped folder.
-
-    Raises:
-        UsageError: it is none of them.
-    """
-    if text in PRESETS:
-        return ArchConfig.preset(text)
-    path = Path(text)
-    if (path / "arch.yaml").is_file():
-        return ArchConfig.load(path / "arch.yaml")
-    member = path.parent / "front" / f"{path.name.removesuffix('.yaml')}.yaml"
-    if not path.exists() and member.exists():
-        return ArchConfig.load(member)
-    if not path.exists() and path.suffix not in (".yaml", ".yml"):
-        raise UsageError(
-            f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, or RUN/NAME of a front member."
-        )
-    return ArchConfig.load(path)

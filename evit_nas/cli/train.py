@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -21,22 +22,21 @@ from evit_nas.cli.app import (
     ThreadsOption,
     app,
     conditions_of,
-    find_arch,
 )
 from evit_nas.cli.latency import report_findings
-from evit_nas.commands import typed
+from evit_nas.commands import command_line, typed
 from evit_nas.console import Format, emit, make_table, millions, progress_view, say
-from evit_nas.errors import EvitNasError, Interrupted, UsageError
+from evit_nas.errors import EvitNasError, UsageError
 
 if TYPE_CHECKING:
-    from evit_nas.trained import Trained
-    from evit_nas.training.plan import Chosen
-    from evit_nas.training.settings import TrainSettings
+    from evit_nas.trainings import Outcome, Planned
 
 FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
-SHIPPED = "shipped"  # in a training folder
 OF_NEW_TRAININGS = frozenset(  # what a training that was begun has in its train.yaml
-    {"data", "recipe", "changes", "image_size", "init", "teacher", "front", "top", "seed", "seeds", "out"}
+    {
+        *("data", "recipe", "epochs", "time", "batch_size", "lr", "changes", "image_size", "init", "teacher"),
+        *("front", "top", "seed", "seeds", "out"),
+    }
 )
 LoadersOption = Annotated[
     int | None,
@@ -62,14 +62,29 @@ def train(
     ],
     data: Annotated[str | None, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="paper, short, finetune, tiny, or a YAML file.")
-    ] = "paper",
+        str, typer.Option(metavar="NAME", help="auto (by the images), paper, short, finetune, tiny, or a YAML file.")
+    ] = "auto",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images.", show_default="the recipe's")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="2h", help="Fewer epochs, so that all trainings take about this long here.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images in a step.", show_default="the recipe's")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Highest learning rate, as it is.", show_default="the recipe's")
+    ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe: epochs=50.")
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe: mixup=0.2.")
     ] = None,
     image_size: ImageSizeOption = None,
     init: Annotated[str, typer.Option(metavar="MODEL", help=f"First weights. {FROM}")] = "scratch",
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from it; named as for --init.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Have timm fetch what timm:NAME names, if it is not here.")
+    ] = False,
     front: Annotated[bool, typer.Option("--front", help="All members of the RUN's front.")] = False,
     top: Annotated[int | None, typer.Option(min=1, help="So many of them, by score.")] = None,
     baseline: Annotated[
@@ -87,74 +102,60 @@ def train(
     format_: FormatOption = Format.table,
 ) -> None:
     """Train architectures on your images, and compare them."""
-    from evit_nas.training.compare import compare
-    from evit_nas.training.folder import read_record
-    from evit_nas.training.loop import Hardware, meet, several
-    from evit_nas.training.loop import train as run_training
-    from evit_nas.training.plan import Chosen, How, baselines, begin, plan
-    from evit_nas.training.recipe import check_names, load_recipe
+    from evit_nas.config import parse_duration
+    from evit_nas.network.saved import fetch
+    from evit_nas.training.loop import Hardware
+    from evit_nas.training.recipe import check_names
+    from evit_nas.trainings import Asked, carry_out, prepare
 
-    begun = [Path(text) for text in what if (Path(text) / "train.yaml").is_file()]
-    plans = [(folder, read_record(folder).settings) for folder in begun]
-    chosen = _chosen([text for text in what if Path(text) not in begun], front or top is not None, top)
-    known = [Chosen(settings.name, settings.arch) for _, settings in plans]
-    beside = baselines([*known, *chosen], baseline) if baseline else {}
-    if not chosen and not beside:
-        _check_folders_suffice(context, begun)
-    else:
-        if data is None:
-            raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
-        how = How(
-            data=data,
-            recipe_name=Path(recipe).stem,
-            recipe=load_recipe(recipe, _changes(changes or [])),
-            image_size=image_size,
-            init=init,
-            teacher=teacher,
-            seeds=range(seed, seed + seeds),
-            out=out,
-        )
-        plans += plan([*chosen, *beside.values()], how)
-    for _, settings in plans:
+    _check_options(context, what)
+    for model in (init, teacher or "") if download else ():
+        fetch(model, say)
+    direct = {"epochs": epochs, "batch_size": batch_size}
+    asked = Asked(
+        what=what,
+        data=data,
+        recipe=recipe,
+        changes=_changes(changes or []) | {name: value for name, value in direct.items() if value is not None},
+        rate=lr,
+        time_s=None if time is None else parse_duration(time),
+        image_size=image_size,
+        init=init,
+        teacher=teacher,
+        front=front,
+        top=top,
+        baseline=baseline,
+        seeds=range(seed, seed + seeds),
+        out=out,
+    )
+    first = os.environ.get("RANK", "0") == "0"
+    hardware = Hardware(workers=loaders(workers), trackers=tuple(track or ()))
+    planned = prepare(asked, hardware, say if first else lambda message: None)
+    for _, settings in planned.plans:
         check_names(settings.recipe, track or ())
-    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
-    if first:
-        begin(plans, typed(), resume)
-    meet()  # the others read the folders that the first has made
-    hardware, failed = Hardware(workers=_loaders(workers), trackers=tuple(track or ())), False
-    trainings: dict[TrainSettings, Trained] = {}
     with progress_view() if first else nullcontext(_Silence()) as view:
-        for folder, settings in plans:
-            trained = False
-            try:
-                trainings[settings] = run_training(folder, view, hardware)
-                view.note(f"written: {folder}")
-                trained = True
-                if first and ship and not (folder / SHIPPED).exists():
-                    _ship(folder, folder / SHIPPED, view.note)
-            except Interrupted:
-                view.note(f"interrupted; go on from the last checkpoint with: {_typed_to_resume()}")
-                raise
-            except Exception as error:  # of torch and ONNX Runtime, too: the next network may do without
-                if len(plans) == 1 or "--debug" in sys.argv:
-                    raise
-                if several() and not trained:  # the other processes wait for this one, whatever it does next
-                    raise
-                failed = True
-                unexpected = "" if isinstance(error, EvitNasError) else f"unexpected {type(error).__name__}: "
-                view.note(f"evit-nas: {folder}: {unexpected}{error}")
-    if first and trainings:
-        rows = compare(trainings, {name: each.name for name, each in beside.items()})
-        _print_trained(rows, format_)
-    if failed:
+        outcome = carry_out(
+            planned,
+            view,
+            hardware,
+            command=typed(),
+            again=_typed_to_resume(),
+            resume=resume,
+            ship=ship,
+            raised="--debug" in sys.argv,
+        )
+    if first and outcome.trained:
+        print_trained(planned, outcome, format_)
+    if outcome.failed:
         raise EvitNasError("not everything could be trained and shipped, see above; --resume does the rest")
 
 
-def _check_folders_suffice(context: typer.Context, begun: Sequence[Path]) -> None:
+def _check_options(context: typer.Context, what: Sequence[str]) -> None:
     """
     Raises:
-        UsageError: options are given that only new trainings have.
+        UsageError: there are training folders only, and options that only new trainings have.
     """
+    begun = [text for text in what if (Path(text) / "train.yaml").is_file()]
     idle = [
         max(option.opts, key=len)
         for option in context.command.params
@@ -162,26 +163,15 @@ def _check_folders_suffice(context: typer.Context, begun: Sequence[Path]) -> Non
         and (source := context.get_parameter_source(option.name)) is not None
         and source.name == "COMMANDLINE"
     ]
-    if idle:
+    if idle and len(begun) == len(what) and context.params["baseline"] is None:
         raise UsageError(
             f"a training goes on as its train.yaml says, {', '.join(idle)} cannot change {begun[0]}. For another "
             "training name the network (m0..m5, a YAML file, RUN/NAME) instead of the folder."
         )
 
 
-def _ship(training: Path, out: Path, note: Callable[[str], None], **options: Any) -> None:
-    from evit_nas.shipping.package import ship
-
-    shipped = ship(training, out, command=typed(), note=note, **options)
-    fp32, int8 = shipped.fp32, shipped.int8
-    note(f"written: {out}: top-1 {shipped.top1:.2f} % of {shipped.images} images, {fp32.latency}")
-    if shipped.int8_refusal:
-        note(f"no 8-bit file: {shipped.int8_refusal}")
-    elif int8 is not None:
-        note(f"in 8 bits: top-1 {int8.top1:.2f} %, {int8.latency}")
-
-
-def _loaders(asked: int | None) -> int:
+def loaders(asked: int | None) -> int:
+    """So many processes, or half the cores."""
     from evit_nas.latency.machine import usable_cores
 
     return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
@@ -201,22 +191,6 @@ def _typed_to_resume() -> str:
     return typed() if "--resume" in sys.argv else f"{typed()} --resume"
 
 
-def _chosen(what: Sequence[str], whole_front: bool, top: int | None) -> list[Chosen]:
-    from evit_nas.training.plan import Chosen, front_of
-
-    chosen = []
-    for text in what:
-        path = Path(text)
-        if (path / "run.yaml").is_file():
-            if not whole_front:
-                raise UsageError(f"{text} is a run: add --top 1 or --front, or name one member as {text}/NAME.")
-            chosen += front_of(path, top)
-        else:
-            runs = [parent for parent in (path.parent, path.parent.parent) if (parent / "run.yaml").is_file()]
-            chosen.append(Chosen(path.name.removesuffix(".yaml"), find_arch(text), runs[0] if runs else None))
-    return chosen
-
-
 def _changes(pairs: Sequence[str]) -> dict[str, Any]:
     import yaml
 
@@ -232,31 +206,51 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _print_trained(rows: Sequence[Mapping[str, Any]], format_: Format) -> None:
+def print_trained(planned: Planned, outcome: Outcome, format_: Format) -> None:
+    """The networks side by side, what speaks against them, and the one command that fits next."""
+    from evit_nas.training.compare import compare
+
+    rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms())
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row["baseline"]))
     varied = [name for name in ("data", "recipe", "init", "teacher") if len({row[name] for row in rows}) > 1]
     varied += ["baseline"] if len(baselines) > 1 else []
+    seeds, top5 = any(row["seeds"] > 1 for row in rows), any(row["top5"] is not None for row in rows)
     cells = [
         [
             row["name"],
             *(row[name] or "" for name in varied),
-            str(row["seeds"]),
-            f"{row['top1']:.2f}" + ("" if row["top1_sd"] is None else f" ± {row['top1_sd']:.2f}"),
-            "" if row["top5"] is None else f"{row['top5']:.2f}",
-            f"{row['loss']:.3f}",
+            *([str(row["seeds"])] if seeds else []),
+            _top1(row),
+            *(["" if row["top5"] is None else f"{row['top5']:.2f}"] if top5 else []),
             *([_gain(row)] if baselines else []),
+            "" if row["latency_ms"] is None else f"{row['latency_ms']:.2f}",
             millions(row["params"]),
             millions(row["macs"]),
         ]
         for row in rows
     ]
-    gain = ["gain"] if baselines else []
-    header = ["network", *varied, "seeds", "top-1 %", "top-5 %", "loss", *gain, "params", "MACs"]
+    header = ["network", *varied, *(["seeds"] if seeds else []), "top-1 %", *(["top-5 %"] if top5 else [])]
+    header += [*(["gain"] if baselines else []), "ms", "params", "MACs"]
     data = ", ".join(dict.fromkeys(row["data"] for row in rows))
-    emit(rows, format_, make_table(f"validated on {data}", header, cells, text=["network", *varied]))
-    if format_ is Format.table and baselines:
+    sizes = ", ".join(dict.fromkeys(row["image_size"] for row in rows))
+    emit(rows, format_, make_table(f"validated on {data}, {sizes}", header, cells, text=["network", *varied]))
+    if format_ is not Format.table:
+        return
+    say(f"top-1: ± its standard error on so many images{' and over seeds' if seeds else ''}; ms: one image, one thread")
+    if baselines:
         above = baselines[0] if len(baselines) == 1 else "the baseline"
         say(f"gain: points of top-1 above {above}, ± the standard error of the difference where there are seeds")
+    for row in rows:
+        if row["origin"]:
+            say(f"{row['name']} is {row['origin']}")
+    for sentence, names in outcome.doubts().items():
+        say(f"{', '.join(names)}: {sentence}")
+    say(f"next:    {outcome.next_command()}")
+
+
+def _top1(row: Mapping[str, Any]) -> str:
+    errors = [error for error in (row["top1_error"], row["top1_sd"]) if error is not None]
+    return f"{row['top1']:.2f}" + (f" ± {math.hypot(*errors):.2f}" if errors else "")
 
 
 def _gain(row: Mapping[str, Any]) -> str:
@@ -275,19 +269,26 @@ def ship(
     tolerance: Annotated[float, typer.Option(min=0, help="Points of top-1 that 8 bits may lose.")] = 1.0,
     images: Annotated[int, typer.Option(min=1, help="Validation images to compare on, at most.")] = 5000,
     calibration: Annotated[int, typer.Option(min=1, help="Training images to calibrate 8 bits on, at most.")] = 256,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Even a network that is worth nothing.")] = False,
 ) -> None:
     """Make a folder that deploys of a training: ONNX in 32 and 8 bits, timm's files, a model card; all checked."""
+    from evit_nas.trainings import SHIPPED, shipped
+
     conditions = conditions_of(device, threads, 1, None, session)
+    folder = out or training / SHIPPED
     with progress_view() as view:
-        _ship(
+        shipped(
             training,
-            out or training / SHIPPED,
+            folder,
             view.note,
+            command=typed(),
+            anyway=anyway,
             conditions=conditions,
             tolerance=tolerance,
             images=images,
             calibration_images=calibration,
         )
+    say(f"next:    {command_line('predict', folder, 'IMAGE')}")
 
 
 @app.command()
@@ -326,7 +327,7 @@ def evaluate_(
             data,
             split=split.value,
             batch=batch,
-            workers=_loaders(workers),
+            workers=loaders(workers),
             like=like,
             note=view.note,
             step=lambda done, total: view.step("batches", done, total),

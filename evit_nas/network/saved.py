@@ -1,13 +1,13 @@
 """Trained networks on this machine, in any form: what a training starts from, learns from, and `eval` takes.
 
-Nothing is downloaded: what is not here is refused, with the command that gets it.
+Nothing is downloaded unasked (`fetch`): what is not here is refused, with the command that gets it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,30 @@ def open_saved(text: str) -> Saved:
         beside = path.parent / ARCH
         return _open_file(path, ArchConfig.load(beside) if beside.is_file() else None)
     raise UsageError(f"{text}: no such network. It can be {FORMS}.")
+
+
+def fetch(text: str, note: Callable[[str], None]) -> None:
+    """Has the weights that timm:NAME names on this machine from here on; whatever else `text` is needs no fetching.
+
+    Raises:
+        UsageError: timm has no such network, or they cannot be had.
+    """
+    import timm
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not text.startswith(TIMM) or "@" in text:
+        return
+    name = text.removeprefix(TIMM)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+    if config is None or not config.hf_hub_id:
+        return  # which opening it says
+    note(f"fetching the weights of {name} from {config.hf_hub_id}")
+    try:
+        hf_hub_download(config.hf_hub_id, WEIGHTS)
+    except (OSError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{text}: its weights cannot be fetched: {reason}") from None
 
 
 def efficientvit(saved: Saved) -> EfficientViT:
@@ -159,7 +183,11 @@ def _open_timm(text: str) -> Saved:
     if not file:
         cached = try_to_load_from_cache(config.hf_hub_id, WEIGHTS) if config.hf_hub_id else None
         if not isinstance(cached, str):
-            get = f"get them with: hf download {config.hf_hub_id} {WEIGHTS}; or name" if config.hf_hub_id else "Name"
+            get = (
+                f"get them with --download, or: hf download {config.hf_hub_id} {WEIGHTS}; or name"
+                if config.hf_hub_id
+                else "Name"
+            )
             raise UsageError(
                 f"{text}: its weights must be on this machine already, nothing is downloaded here; {get} a file with "
                 f"timm:{name}@FILE."

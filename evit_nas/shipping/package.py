@@ -42,6 +42,7 @@ def ship(
     tolerance: float = 1.0,
     images: int = VALIDATION_IMAGES,
     calibration_images: int = CALIBRATION_IMAGES,
+    anyway: bool = False,
     command: str = "",
     note: Callable[[str], None] = lambda message: None,
 ) -> Shipped:
@@ -52,17 +53,20 @@ def ship(
         tolerance: points of top-1 that the 8-bit graph may lose.
         images: validation images that accuracies are taken on, at most.
         calibration_images: training images that the 8-bit ranges are taken from, at most.
+        anyway: whether a network is shipped that its own training calls worth nothing.
         note: is told what is done.
 
     Raises:
         UsageError: `training` or its data cannot be used, `out` exists, or the device quantises by itself.
-        EvitNasError: the ONNX file does not compute what the network does; nothing is written.
+        EvitNasError: the network is worth nothing, or the ONNX file does not compute what it does; nothing is written.
         MeasurementError: latency cannot be measured; nothing is written.
     """
     conditions = conditions or Conditions()
     if conditions.precision == "int8":
         raise UsageError(f"device '{conditions.device}' quantises by itself; measure both files on one such as cpu.")
     trained = Trained.load(training)
+    if trained.no_good and not anyway:
+        raise EvitNasError(f"{training}: {trained.no_good}; to ship it all the same add --anyway.")
     source = source_of(trained, trained.data)
     preprocessing = trained.preprocessing
     with _new_folder(out) as folder:

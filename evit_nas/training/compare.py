@@ -5,24 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any
 
+from evit_nas.arch import ArchConfig
 from evit_nas.network.cost import cost
+from evit_nas.stats import binomial_error
 from evit_nas.trained import Trained
 from evit_nas.training.settings import TrainSettings
 
 
-def compare(trainings: Mapping[TrainSettings, Trained], baselines: Mapping[str, str]) -> list[dict[str, Any]]:
+def compare(
+    trainings: Mapping[TrainSettings, Trained],
+    baselines: Mapping[str, str],
+    latencies_ms: Mapping[ArchConfig, float] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
     """A row for each network as it was trained, in the order of the trainings: they share one if only the seed differs.
 
     Args:
-        baselines: for names of networks the name of the one that they are compared with, trained in the same way.
+        baselines: for networks, by their origin or else their name, the name of the one that they are compared with,
+            trained in the same way.
+        latencies_ms: of the networks as they are trained, as far as they are known.
 
     Returns:
-        Rows of name, data, recipe, init, teacher, seeds, mean top-1 and top-5 (percent) and loss (nats), the standard
-        deviation of top-1 over seeds, params, macs, the baseline and `gain`: points of top-1 above it, with the
-        standard error of that difference (`gain_error`; all None where there is no other network to compare with, the
-        error also while one of both has one seed).
+        Rows of name, origin, image_size, data, recipe, init, teacher, seeds, mean top-1 and top-5 (percent) and loss
+        (nats), the standard error of top-1 because the validation images are few (None where their number is not
+        known), its standard deviation over seeds, latency_ms, params, macs, the baseline and `gain`: points of top-1
+        above it, with the standard error of that difference (`gain_error`; all None where there is no other network to
+        compare with, the error also while one of both has one seed).
     """
     groups: dict[TrainSettings, list[Trained]] = {}
     for settings, trained in trainings.items():
@@ -33,15 +43,19 @@ def compare(trainings: Mapping[TrainSettings, Trained], baselines: Mapping[str, 
         size = cost(settings.arch)
         row: dict[str, Any] = {
             "name": settings.name,
+            "origin": settings.origin,
+            "image_size": settings.arch.size_text,
             "data": group[0].data_name,
             "recipe": settings.recipe_name,
             "init": settings.init,
             "teacher": settings.teacher,
             "seeds": len(group),
-            "top1": fmean(trained.top1 for trained in group),
+            "top1": (top1 := fmean(trained.top1 for trained in group)),
+            "top1_error": binomial_error(top1, images) if (images := group[0].validation_images) else None,
             "top1_sd": _deviation(group),
             "top5": fmean(top5) if top5 else None,
             "loss": fmean(trained.loss for trained in group),
+            "latency_ms": latencies_ms.get(settings.arch),
             "params": size.params,
             "macs": size.macs,
             "baseline": None,
@@ -50,7 +64,7 @@ def compare(trainings: Mapping[TrainSettings, Trained], baselines: Mapping[str, 
         }
         others = [other for known, other in groups.items() if _rivals(known, settings, baselines)]
         if others:
-            row["baseline"] = baselines[settings.name]
+            row["baseline"] = baselines[_key(settings)]
             row["gain"] = row["top1"] - fmean(trained.top1 for trained in others[0])
             row["gain_error"] = _error(group, others[0])
         rows.append(row)
@@ -59,9 +73,14 @@ def compare(trainings: Mapping[TrainSettings, Trained], baselines: Mapping[str, 
 
 def _rivals(baseline: TrainSettings, settings: TrainSettings, baselines: Mapping[str, str]) -> bool:
     """Whether `baseline` is what `settings` are compared with: the same but for the network."""
-    network = {"name": settings.name, "arch": settings.arch}
-    named = baseline.name == baselines.get(settings.name) != settings.name
+    network = {"name": settings.name, "origin": settings.origin, "arch": settings.arch}
+    named = baseline.name == baselines.get(_key(settings)) != settings.name
     return named and baseline.model_copy(update=network) == settings
+
+
+def _key(settings: TrainSettings) -> str:
+    """What tells networks of a comparison apart: two members of a front may have one name as they are trained."""
+    return settings.origin or settings.name
 
 
 def _deviation(group: Sequence[Trained]) -> float | None:

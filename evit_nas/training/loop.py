@@ -13,9 +13,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,12 +27,15 @@ from evit_nas.data import open_source
 from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images
+from evit_nas.data.look import look
 from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
 from evit_nas.latency.machine import usable_cores
 from evit_nas.network.model import EfficientViT, build
+from evit_nas.network.weights import load_weights
 from evit_nas.runs import installed_versions, lock
 from evit_nas.trained import WEIGHTS, Trained
 from evit_nas.training.batches import (
+    VALIDATION_BATCH,
     Batch,
     Mix,
     TrainingBatches,
@@ -38,17 +44,21 @@ from evit_nas.training.batches import (
     plain_batches,
 )
 from evit_nas.training.checkpoint import State
-from evit_nas.training.folder import RECORD, holds_weights, read_record
+from evit_nas.training.folder import BEST, RECORD, holds_weights, read_record
 from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
+from evit_nas.training.pace import Pace
 from evit_nas.training.recipe import Recipe
 from evit_nas.training.records import Records
 from evit_nas.training.settings import TrainRecord
 from evit_nas.training.status import TrainStatus, TrainWatcher
 from evit_nas.training.teacher import open_teacher
 from evit_nas.training.validation import merit, share_statistics, validate
+from evit_nas.training.verdict import judge
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
+TIMED_STEPS, TIMED_S = 3, 2.0  # at least, beyond the first one, where only the pace is asked for
+SEEN_IMAGES = 500  # training images that the trained network is tried on, at least
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) ->
         return Trained.load(folder)
     if torch.get_num_threads() > usable_cores():  # a container's quota, of which torch knows nothing
         torch.set_num_threads(usable_cores())
-    training = _Training(folder, record, watch, hardware)
+    training = TrainingRun(folder, record, watch, hardware)
     with lock(folder) if training.first else nullcontext():
         try:
             return training.run()
@@ -121,10 +131,14 @@ def _on_processors() -> bool:
     return several() and not torch.accelerator.is_available()
 
 
-class _Training:
+class TrainingRun:
     """One process's part of a training."""
 
     def __init__(self, folder: Path, record: TrainRecord, watch: TrainWatcher, hardware: Hardware) -> None:
+        """
+        Raises:
+            UsageError: the data or the precision cannot be used, or there are fewer images than a batch.
+        """
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
@@ -177,16 +191,14 @@ class _Training:
         self._records.cut(state["lines"] if state else 0)
         if state is None and init:
             self._records.log({"kind": "init", "init": init})
-        if state is None and self.first:
-            for remark in (*self._source.remarks, said_copies(self._source)):
-                if remark:
-                    self._watch.note(f"{self._source.name}: {remark}")
+        if state is None and self.first and (remark := said_copies(self._source)):
+            self._watch.note(f"{self._source.name}: {remark}")
         self._started = time.monotonic() - (state["seconds"] if state else 0.0)
         self._trained_s, self._trained_images = 0.0, 0
         for epoch in range(self._epoch, self._recipe.epochs):
             self._train_epoch(epoch)
             self._validate(epoch)
-        trained = self._trained(init or self._first_init())
+        trained = self._trained(init or self._first_init(), self._train_top1())
         unreadable = (
             *self._named("training", self._source.train, self._unreadable),
             *self._named("validation", self._source.val, self._not_validated),
@@ -265,16 +277,7 @@ class _Training:
         saved = last = time.monotonic()
         self._model.train()
         for step, part, batch in self._batches(epoch, self._step):
-            with self._accelerator.accumulate(self._model):
-                if part < self._accelerator.num_processes:  # the first part of a step
-                    self._schedule.step_update(epoch * steps + step)
-                loss = self._loss_of(batch, epoch, step, part)
-                self._accelerator.backward(loss)
-                if self._accelerator.sync_gradients and recipe.clip is not None:
-                    self._accelerator.unscale_gradients()
-                    clip(self._plain, recipe)
-                self._optimiser.step()
-                self._optimiser.zero_grad(set_to_none=True)
+            loss = self._take_step(batch, epoch, step, part)
             self._loss_sum += loss.detach() / recipe.accumulate
             if not self._accelerator.sync_gradients:
                 continue
@@ -288,6 +291,43 @@ class _Training:
             if time.monotonic() - saved > CHECKPOINT_EVERY_S and not self._loss_steps:  # the loss was finite
                 self._save()
                 saved = last = time.monotonic()
+
+    def _take_step(self, batch: Batch, epoch: int, step: int, part: int) -> Tensor:
+        """The loss of one part of a step; with the last one the weights move."""
+        with self._accelerator.accumulate(self._model):
+            if part < self._accelerator.num_processes:  # the first part of a step
+                self._schedule.step_update(epoch * self._batches.steps + step)
+            loss = self._loss_of(batch, epoch, step, part)
+            self._accelerator.backward(loss)
+            if self._accelerator.sync_gradients and self._recipe.clip is not None:
+                self._accelerator.unscale_gradients()
+                clip(self._plain, self._recipe)
+            self._optimiser.step()
+            self._optimiser.zero_grad(set_to_none=True)
+        return loss
+
+    def pace(self) -> Pace:
+        """How long a step and a validation take, from the first few; the weights are not worth anything afterwards."""
+        self._prepare(build(self._settings.arch, self._settings.seed))
+        self._model.train()
+        seconds, start = list[float](), time.monotonic()
+        for step, part, batch in self._batches(0):
+            self._take_step(batch, 0, step, part)
+            if self._accelerator.sync_gradients:
+                now = time.monotonic()
+                seconds.append(now - start)
+                start = now
+            if sum(seconds[1:]) > TIMED_S and len(seconds) > TIMED_STEPS:
+                break
+        start = time.monotonic()
+        validate(self._plain, islice(self._validation, 1), self._accelerator, len(self._source.classes), set())
+        share = min(VALIDATION_BATCH, len(self._source.val)) / len(self._source.val)
+        networks = 2 if self._average else 1
+        return Pace(
+            steps=self._batches.steps,
+            step_s=fmean(seconds[1:] or seconds),  # the first one waits for what loads images
+            validation_s=networks * (time.monotonic() - start) / share,
+        )
 
     def _loss_of(self, batch: Batch, epoch: int, step: int, part: int) -> Tensor:
         self._unreadable.update(batch.unreadable[batch.unreadable >= 0].tolist())
@@ -392,7 +432,23 @@ class _Training:
     def _note(self, message: str) -> None:
         self._records.note(f"{self._settings.name}: {message}")
 
-    def _trained(self, init: str) -> Trained:
+    def _train_top1(self) -> float | None:
+        """Accuracy in percent of the best weights on as many training images as there are for validation, and not few.
+
+        None if no weights were written, or none of these images can be read.
+        """
+        self._accelerator.wait_for_everyone()  # the first process may still be writing
+        if not (self._folder / BEST).exists():
+            return None
+        load_weights(self._plain, self._folder / BEST)
+        images, rank, processes = self._source.train, self._accelerator.process_index, self._accelerator.num_processes
+        count = min(len(images), max(len(self._source.val), SEEN_IMAGES))
+        chosen = np.random.default_rng(self._settings.seed).choice(len(images), count, replace=False)
+        batches = plain_batches(images, self._settings.preprocessing, chosen[rank::processes].tolist())
+        found = validate(self._plain, batches, self._accelerator, len(self._source.classes), set())
+        return None if found is None else float(found["top1"])
+
+    def _trained(self, init: str, train_top1: float | None) -> Trained:
         """What the best weights are.
 
         Raises:
@@ -401,8 +457,11 @@ class _Training:
         if self._best is None:
             raise RunError(f"nothing could be written to {self._folder}. Put that right, then train again.")
         settings, best = self._settings, self._best
+        rows = [row for row in self._records.rows() if row["kind"] == "train"]
+        verdict = judge(best, train_top1, rows, look(self._source), fresh=settings.init == "scratch")
         return Trained(
             name=settings.name,
+            origin=settings.origin,
             arch=settings.arch,
             classes=self._source.classes,
             preprocessing=settings.preprocessing,
@@ -417,6 +476,10 @@ class _Training:
             top1=best["top1"],
             top5=best["top5"],
             loss=best["loss"],
+            validation_images=best["images"],
+            train_top1=train_top1,
+            no_good=verdict.no_good,
+            doubts=verdict.doubts,
             command=self._record.command,
             versions={"evit_nas": __version__, **installed_versions()},
         )

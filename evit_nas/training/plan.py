@@ -8,8 +8,11 @@ from pathlib import Path
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.commands import command_line
+from evit_nas.data.look import Look
 from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.network.cost import cost
 from evit_nas.trained import WEIGHTS
+from evit_nas.training.auto import auto_size
 from evit_nas.training.folder import RECORD, create, holds_weights, read_record
 from evit_nas.training.recipe import Recipe
 from evit_nas.training.settings import TrainSettings
@@ -23,9 +26,30 @@ class Chosen:
     """A network to train."""
 
     name: str
+    """As it was found: a preset's, a file's, or that of a member of a run's front."""
     arch: ArchConfig
+    """As it was found: for another image size and other classes, perhaps."""
     run: Path | None = None
     """The run that it is a member of."""
+
+    @property
+    def origin(self) -> str:
+        """What the record of its training says of where it comes from."""
+        return "" if self.run is None else str(self.run / self.name)
+
+    @property
+    def key(self) -> str:
+        """What tells it apart: members of two runs may have one name."""
+        return self.origin or self.name
+
+    def trained_name(self, arch: ArchConfig) -> str:
+        """What it is called as `arch`, the form in which it is trained.
+
+        A member's own name has the milliseconds and the size that it has in its search, where it takes other images.
+        """
+        if self.run is None or arch == self.arch:
+            return self.name
+        return f"evit-{cost(arch).params / 1e6:.1f}M-{arch.size_text.replace(' ', '')}"
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,9 @@ class How:
     recipe_name: str
     recipe: Recipe
     image_size: int | None = None
-    """None leaves each network its own."""
+    """None leaves each network its own, or what fits the images."""
+    seen: Look | None = None
+    """The images, where each network's size follows from them."""
     init: str = "scratch"
     teacher: str | None = None
     seeds: Sequence[int] = (0,)
@@ -58,7 +84,7 @@ def front_of(run: Path, top: int | None) -> list[Chosen]:
 
 
 def baselines(chosen: Sequence[Chosen], name: str) -> dict[str, Chosen]:
-    """What each network, by its name, is compared with: the paper's of that name, at the network's own input.
+    """What each network, by its key, is compared with: the paper's of that name, at the network's own input.
 
     For "nearest" it is the one whose latency in the same run is nearest; networks of no run then have none.
 
@@ -66,15 +92,15 @@ def baselines(chosen: Sequence[Chosen], name: str) -> dict[str, Chosen]:
         UsageError: there is no such network, or none was measured beside those chosen.
     """
     if name == NEAREST:
-        found = {each.name: _nearest(each.arch, each.run) for each in chosen if each.run}
+        found = {each.key: _nearest(each.arch, each.run) for each in chosen if each.run}
         if not found:
             raise UsageError(f"--baseline {NEAREST} needs a member of a run's front; name one of {', '.join(PRESETS)}.")
         return found
     if name not in PRESETS:
         raise UsageError(f"no baseline is called '{name}'. {did_you_mean(name, [*PRESETS, NEAREST])}")
     preset = ArchConfig.preset(name)
-    own = {each.name: {"image_size": each.arch.image_size, "in_channels": each.arch.in_channels} for each in chosen}
-    return {network: Chosen(name, preset.model_copy(update=entry)) for network, entry in own.items()}
+    own = {each.key: {"image_size": each.arch.image_size, "in_channels": each.arch.in_channels} for each in chosen}
+    return {key: Chosen(name, preset.model_copy(update=entry)) for key, entry in own.items()}
 
 
 def _nearest(arch: ArchConfig, run: Path) -> Chosen:
@@ -103,11 +129,15 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
     parent = how.out or next((each.run / "train" for each in chosen if each.run), Path("runs") / "train")
     plans: dict[Path, TrainSettings] = {}
     for each in chosen:
-        own = {"num_classes": len(source.classes)} | ({"image_size": how.image_size} if how.image_size else {})
+        fitting = each.arch.image_size
+        if how.seen is not None and isinstance(fitting, int):  # others were made for images of one shape
+            fitting = auto_size(how.seen, fitting)
+        own = {"num_classes": len(source.classes), "image_size": how.image_size or fitting}
         arch = validate(ArchConfig, each.arch.model_dump(mode="json") | own, each.name)
         for seed in how.seeds:
             fields = {
-                "name": each.name,
+                "name": each.trained_name(arch),
+                "origin": each.origin,
                 "arch": arch,
                 "data": how.data,
                 "recipe_name": how.recipe_name,
@@ -138,7 +168,7 @@ def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: boo
             create(folder, settings, command)
             continue
         before, now = read_record(folder).settings.model_dump(), settings.model_dump()
-        changed = [name for name in now if now[name] != before[name]]
+        changed = [name for name in now if now[name] != before[name] and name not in ("name", "origin")]
         begun, finished = holds_weights(folder), (folder / WEIGHTS).exists()
         if (begun and not (resume or finished)) or (changed and not begun):
             create(folder, settings, command)  # which refuses to replace what was trained

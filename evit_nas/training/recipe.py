@@ -7,7 +7,7 @@ eight processes 256 images; that is the batch here, and the learning rate follow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,8 @@ from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.yamlio import read_yaml, validate
 
 RATE_BATCH = 512  # images in the batch that `learning_rate` is for
+WARMUP_SHARE = 0.1  # of the epochs, at most, where their number is changed
+AUTO = "auto"  # the recipe that follows from the data: auto.py
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -121,17 +123,33 @@ RECIPES: dict[str, dict[str, Any]] = {
 weights. tiny: a few thousand small images in a minute."""
 
 
-def load_recipe(text: str, changes: dict[str, Any]) -> Recipe:
+def load_recipe(text: str, changes: Mapping[str, Any]) -> Recipe:
     """The recipe that `text` names, one of RECIPES or a YAML file of its fields, with `changes` on top.
 
     Raises:
         UsageError: there is no such recipe or field, or a value is not allowed.
     """
     if text in RECIPES:
-        return validate(Recipe, RECIPES[text] | changes, f"--recipe {text}")
+        return changed(RECIPES[text], changes, f"--recipe {text}")
     if not Path(text).exists() and Path(text).suffix not in (".yaml", ".yml"):
-        raise UsageError(f"no recipe is called '{text}'. {did_you_mean(text, RECIPES)} A YAML file is one, too.")
-    return validate(Recipe, read_yaml(Path(text)) | changes, text)
+        known = [AUTO, *RECIPES]
+        raise UsageError(f"no recipe is called '{text}'. {did_you_mean(text, known)} A YAML file is one, too.")
+    return changed(read_yaml(Path(text)), changes, text)
+
+
+def changed(fields: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of `fields` with `changes` on top; where only the epochs change, the warm-up shrinks with them.
+
+    Args:
+        where: what messages call it.
+
+    Raises:
+        UsageError: there is no such field, or a value is not allowed.
+    """
+    epochs, warmup = changes.get("epochs"), fields.get("warmup_epochs", Recipe().warmup_epochs)
+    if isinstance(epochs, int) and epochs > 0 and "warmup_epochs" not in changes:
+        changes = {**changes, "warmup_epochs": min(warmup, epochs * WARMUP_SHARE)}
+    return validate(Recipe, {**fields, **changes}, where)
 
 
 def check_names(recipe: Recipe, trackers: Sequence[str] = ()) -> None:

@@ -19,7 +19,9 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """Of the architecture, for example evit-4.31ms-6.2M or m2."""
+    """What the network is, for example evit-1.7M-112px or m2."""
+    origin: str = ""
+    """The member of a search that it is, for example runs/mine/evit-4.31ms-6.2M; empty if it is none."""
     arch: ArchConfig
     """The network, at the image size it is trained at; its classes are those of the data."""
     data: str

@@ -1,0 +1,50 @@
+"""The recipe that fits a data set: thousands of steps whatever its size, and images about as large as they are.
+
+From scratch a small network of this kind learns for thousands of steps, not for a number of epochs: 300 epochs of 600
+images in the paper's batches are 600 steps. So the batch follows the number of images, and the epochs follow both. What
+the augmentation, the rate and the batch rest on was measured by `benchmarks/recipes.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from evit_nas.data.look import Look
+from evit_nas.training.recipe import RATE_BATCH, RECIPES
+
+PAPER_IMAGES = 200_000  # from so many on the paper's recipe has steps enough
+STEPS = 6000  # from scratch
+TUNING_STEPS = 2000  # from trained weights
+EPOCHS = (20, 400)  # least and most
+BATCHES = (16, 256)  # least and most; BatchNorm wants no fewer
+STEPS_AN_EPOCH = 24  # at least, where the batch may be made smaller for it
+RATE, TUNING_RATE = 2e-3, 5e-4  # highest, at a batch of 128; it goes with the root of the batch
+SIZES_PX = (64, 96, 112, 128, 160, 192, 224)
+MAGNIFIED = 1.75  # an image is trained at this many times its side: the stem keeps one point of 16 x 16 pixels
+
+
+def auto_fields(seen: Look, from_weights: bool) -> dict[str, Any]:
+    """The fields of the recipe for these images, from scratch or from trained weights."""
+    if seen.train >= PAPER_IMAGES:
+        return dict(RECIPES["finetune" if from_weights else "paper"])
+    batch = 2 ** math.floor(math.log2(max(seen.train / STEPS_AN_EPOCH, 1)))
+    batch = min(max(batch, BATCHES[0]), BATCHES[1], max(2, seen.train // 2 * 2))
+    steps = seen.train // batch
+    epochs = math.ceil((TUNING_STEPS if from_weights else STEPS) / steps)
+    epochs = min(max(epochs, EPOCHS[0]), EPOCHS[1])
+    rate = (TUNING_RATE if from_weights else RATE) * math.sqrt(batch / 128)
+    return RECIPES["short"] | {
+        "epochs": epochs,
+        "batch_size": batch,
+        "learning_rate": float(f"{rate * RATE_BATCH / batch:.2g}"),
+        "warmup_epochs": min(5, epochs / 10),
+        "smallest_crop": 0.35,
+        "auto_augment": None if seen.grey else "rand-m7-mstd0.5-inc1",
+    }
+
+
+def auto_size(seen: Look, own_px: int) -> int:
+    """The side that a network of `own_px` is trained at: somewhat larger than the images, and not above its own."""
+    wanted = seen.side_px * MAGNIFIED
+    return min(own_px, next((size for size in SIZES_PX if size >= wanted), own_px))

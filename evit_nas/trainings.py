@@ -1,0 +1,345 @@
+"""The trainings of a command: what is asked for, what it takes, one after the other, shipped and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evit_nas.arch import PRESETS
+from evit_nas.commands import command_line
+from evit_nas.console import duration
+from evit_nas.data.look import Look, look
+from evit_nas.data.sources import open_source
+from evit_nas.errors import EvitNasError, Interrupted, MeasurementError, UsageError
+from evit_nas.lookup import find_arch
+from evit_nas.training.auto import auto_fields
+from evit_nas.training.folder import RECORD, holds_weights, read_record
+from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
+from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, load_recipe
+
+if TYPE_CHECKING:
+    from evit_nas.arch import ArchConfig
+    from evit_nas.shipping.shipped import Shipped
+    from evit_nas.trained import Trained
+    from evit_nas.training.loop import Hardware
+    from evit_nas.training.settings import TrainSettings
+    from evit_nas.training.status import TrainWatcher
+
+SHIPPED = "shipped"  # in a training folder
+FEW_IMAGES = 5000  # from scratch, a sentence is due
+LONGER = 4  # times the epochs, after a training in vain
+
+Plans = Sequence[tuple[Path, "TrainSettings"]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be trained, and how, in the words of `evit-nas train`."""
+
+    what: Sequence[str | Path]
+    """Presets, YAML files, RUN/NAME, runs (with `front` or `top`), training folders."""
+    data: str | None = None
+    recipe: str = AUTO
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of fields of the recipe."""
+    rate: float | None = None
+    """The highest learning rate itself, whatever the batch."""
+    time_s: float | None = None
+    """The epochs become fewer until all trainings take about this long."""
+    image_size: int | None = None
+    init: str = "scratch"
+    teacher: str | None = None
+    front: bool = False
+    top: int | None = None
+    baseline: str | None = None
+    seeds: Sequence[int] = (0,)
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Trainings that can begin."""
+
+    plans: Plans
+    baselines: Mapping[str, str]
+    """See `compare`."""
+    seen: Mapping[str, Look]
+    """What they are trained on, by what was given as data."""
+
+
+@dataclass
+class Outcome:
+    """What came of them."""
+
+    trained: dict[TrainSettings, Trained] = field(default_factory=dict)
+    folders: dict[TrainSettings, Path] = field(default_factory=dict)
+    shipped: dict[TrainSettings, Shipped] = field(default_factory=dict)
+    failed: bool = False
+    """Whether one of them could not be trained or shipped."""
+
+    def latencies_ms(self) -> dict[ArchConfig, float]:
+        """Of the networks as they were trained, on one thread of this processor: as shipped, or measured now.
+
+        What cannot be measured is left out.
+        """
+        from evit_nas.config import Conditions
+        from evit_nas.latency import Protocol, open_device
+
+        known = {settings.arch: shipped.fp32.latency.median_ms for settings, shipped in self.shipped.items()}
+        if rest := [settings.arch for settings in self.trained if settings.arch not in known]:
+            with suppress(MeasurementError), open_device(Conditions()) as device:
+                for arch in dict.fromkeys(rest):
+                    known[arch] = device.measure(arch, Protocol())[0].median_ms
+        return known
+
+    def doubts(self) -> dict[str, list[str]]:
+        """What speaks against the networks: each sentence, and the names of those that it is about."""
+        found: dict[str, list[str]] = {}
+        for settings, trained in self.trained.items():
+            for sentence in filter(None, (trained.no_good, *trained.doubts)):
+                names = found.setdefault(sentence, [])
+                names += [] if settings.name in names else [settings.name]
+        return found
+
+    def best(self) -> TrainSettings | None:
+        """The network that validated best, of those that are worth something."""
+        worth = {settings: trained.top1 for settings, trained in self.trained.items() if not trained.no_good}
+        return max(worth, key=lambda settings: worth[settings], default=None)
+
+    def next_command(self) -> str:
+        """What to do with the best of them; train for longer, if none is worth anything."""
+        if (best := self.best()) is not None:
+            folder = self.folders[best]
+            return (
+                command_line("predict", folder / SHIPPED, "IMAGE")
+                if best in self.shipped
+                else command_line("ship", folder)
+            )
+        settings = next(iter(self.trained))
+        network = settings.origin or (
+            settings.name if settings.name in PRESETS else self.folders[settings] / "arch.yaml"
+        )
+        longer = ("--epochs", LONGER * settings.recipe.epochs, "--out", "PATH")
+        return command_line("train", network, "--data", settings.data, *longer)
+
+
+def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Planned:
+    """Finds out what is asked for, looks at the data, and says what will be done and how long it takes.
+
+    Raises:
+        UsageError: networks, data or recipe cannot be used, or there is no time for one epoch.
+    """
+    folders = [Path(text) for text in asked.what if (Path(text) / RECORD).is_file()]
+    plans = [(folder, read_record(folder).settings) for folder in folders]
+    chosen = _chosen([str(text) for text in asked.what if Path(text) not in folders], asked)
+    known = [Chosen(settings.origin or settings.name, settings.arch) for _, settings in plans]
+    beside = baselines([*known, *chosen], asked.baseline) if asked.baseline else {}
+    new: Plans = []
+    if chosen or beside:
+        if asked.data is None:
+            raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
+        new = plan([*chosen, *beside.values()], _how(asked))
+    seen = {data: look(open_source(data, seed=0)) for data in {s.data: None for _, s in [*plans, *new]}}
+    for data, each in seen.items():
+        note(str(each))
+        if asked.data == data and asked.init == "scratch" and asked.teacher is None and each.train < FEW_IMAGES:
+            note(few(each))
+    return Planned(
+        _timed([*plans, *new], asked, hardware, note), {key: each.name for key, each in beside.items()}, seen
+    )
+
+
+def few(seen: Look) -> str:
+    """What can be expected of few images from scratch, and the best way from there."""
+    return (
+        f"{seen.train:,} images are few to learn from scratch: what helps most is to begin with trained weights "
+        "(--init with a training or shipped folder, a file of m0..m5, or timm:efficientvit_m1), then more images; see "
+        "docs/photographs.md"
+    )
+
+
+def _chosen(what: Sequence[str], asked: Asked) -> list[Chosen]:
+    chosen = []
+    for text in what:
+        path = Path(text)
+        if (path / "run.yaml").is_file():
+            if not asked.front and asked.top is None:
+                raise UsageError(f"{text} is a run: add --top 1 or --front, or name one member as {text}/NAME.")
+            chosen += front_of(path, asked.top)
+        else:
+            runs = [parent for parent in (path.parent, path.parent.parent) if (parent / "run.yaml").is_file()]
+            chosen.append(Chosen(path.name.removesuffix(".yaml"), find_arch(text), runs[0] if runs else None))
+    return chosen
+
+
+def _how(asked: Asked) -> How:
+    assert asked.data is not None
+    fresh = asked.init == "scratch"
+    if asked.recipe == "finetune" and fresh:
+        raise UsageError(
+            "the recipe finetune goes on from trained weights: add --init MODEL (a training or shipped folder, a file "
+            "of m0..m5, timm:efficientvit_m1), or take --recipe auto to begin from scratch."
+        )
+    seen = look(open_source(asked.data, seed=0)) if asked.recipe == AUTO else None
+    if seen is None:
+        recipe = load_recipe(asked.recipe, asked.changes)
+    else:
+        recipe = changed(auto_fields(seen, from_weights=not fresh), asked.changes, "--recipe auto")
+    if asked.rate is not None:
+        rate = asked.rate * RATE_BATCH / recipe.batch_size
+        recipe = changed(recipe.model_dump(), {"learning_rate": rate}, "--lr")
+    return How(
+        data=asked.data,
+        recipe_name=Path(asked.recipe).stem,
+        recipe=recipe,
+        image_size=asked.image_size,
+        seen=seen,
+        init=asked.init,
+        teacher=asked.teacher,
+        seeds=asked.seeds,
+        out=asked.out,
+    )
+
+
+def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Plans:
+    """The plans, with as many epochs as there is time for; says what each takes, from a few steps of those to come."""
+    from evit_nas.training.loop import several
+    from evit_nas.training.pace import pace_of
+
+    if several():  # which would all have to be timed together
+        if asked.time_s is not None:
+            raise UsageError("--time is for one process; say --epochs where several train together.")
+        return plans
+    fresh = [folder for folder, _ in plans if not holds_weights(folder)]
+    share_s = asked.time_s / max(len(fresh), 1) if asked.time_s is not None else None
+    timed, total_s = [], 0.0
+    for folder, settings in plans:
+        if folder not in fresh:
+            timed.append((folder, _as_begun(folder, settings) if asked.time_s is not None else settings))
+            continue
+        pace = pace_of(settings, hardware)
+        if share_s is not None:
+            settings = _within(settings, share_s, pace.epoch_s)
+        recipe = settings.recipe
+        total_s += recipe.epochs * pace.epoch_s
+        note(
+            f"{settings.name}: recipe {settings.recipe_name}, {recipe.epochs} epochs of {pace.steps} steps of "
+            f"{recipe.batch_size} images, {recipe.epochs * pace.steps:,} steps; {settings.arch.size_text}; about "
+            f"{duration(recipe.epochs * pace.epoch_s)} here"
+        )
+        timed.append((folder, settings))
+    if len(fresh) > 1:
+        note(f"{len(fresh)} trainings, about {duration(total_s)} in all")
+    return timed
+
+
+def _as_begun(folder: Path, settings: TrainSettings) -> TrainSettings:
+    """`settings` with the epochs that the training was begun with, which there was time for then."""
+    before = read_record(folder).settings.recipe
+    epochs = {"epochs": before.epochs, "warmup_epochs": before.warmup_epochs}
+    return settings.model_copy(update={"recipe": settings.recipe.model_copy(update=epochs)})
+
+
+def _within(settings: TrainSettings, seconds: float, epoch_s: float) -> TrainSettings:
+    """`settings` with as many epochs as fit, and no more than they have.
+
+    Raises:
+        UsageError: none does.
+    """
+    fitting = int(seconds / epoch_s)
+    if not fitting:
+        raise UsageError(
+            f"{settings.name}: one epoch takes about {duration(epoch_s)} here, and --time leaves {duration(seconds)} "
+            "for it: give more time, train fewer networks, or a smaller --image-size."
+        )
+    epochs = min(settings.recipe.epochs, fitting)
+    recipe = changed(settings.recipe.model_dump(), {"epochs": epochs}, settings.name)
+    return settings.model_copy(update={"recipe": recipe})
+
+
+def carry_out(
+    planned: Planned,
+    watch: TrainWatcher,
+    hardware: Hardware,
+    *,
+    command: str,
+    again: str,
+    resume: bool = False,
+    ship: bool = True,
+    raised: bool = False,
+) -> Outcome:
+    """Trains them one after the other; one that fails does not cost the others, unless it is the only one.
+
+    Args:
+        command: what the records say was typed.
+        again: the command that goes on after an interruption.
+        resume: allows to go on with trainings that were interrupted.
+        ship: makes a folder that deploys of each that is worth it.
+        raised: has the first error out instead.
+
+    Raises:
+        EvitNasError: what the only training raises, or one of several processes that has not trained.
+    """
+    from evit_nas.training.loop import meet, several, train
+
+    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
+    if first:
+        begin(planned.plans, command, resume)
+    meet()  # the others read the folders that the first has made
+    outcome = Outcome()
+    for folder, settings in planned.plans:
+        trained = None
+        try:
+            trained = outcome.trained[settings] = train(folder, watch, hardware)
+            outcome.folders[settings] = folder
+            watch.note(f"written: {folder}")
+            if first and ship:
+                shipped = _shipped(folder, trained, command, watch.note)
+                if shipped is not None:
+                    outcome.shipped[settings] = shipped
+        except Interrupted:
+            kept = any(holds_weights(place) for place, _ in planned.plans)
+            watch.note(
+                f"interrupted; go on from the last checkpoint with: {again}"
+                if kept
+                else "interrupted before anything was saved; the same command begins again"
+            )
+            raise
+        except Exception as error:  # of torch and ONNX Runtime, too: the next network may do without
+            if len(planned.plans) == 1 or raised:
+                raise
+            if several() and trained is None:  # the other processes wait for this one, whatever it does next
+                raise
+            outcome.failed = True
+            unexpected = "" if isinstance(error, EvitNasError) else f"unexpected {type(error).__name__}: "
+            watch.note(f"evit-nas: {folder}: {unexpected}{error}")
+    return outcome
+
+
+def _shipped(training: Path, trained: Trained, command: str, note: Callable[[str], None]) -> Shipped | None:
+    from evit_nas.shipping.shipped import Shipped
+
+    out = training / SHIPPED
+    if out.exists():
+        return Shipped.load(out)
+    if trained.no_good:
+        note(f"not shipped: {trained.no_good}; to ship it all the same: {command_line('ship', training, '--anyway')}")
+        return None
+    return shipped(training, out, note, command=command)
+
+
+def shipped(training: Path, out: Path, note: Callable[[str], None], **options: Any) -> Shipped:
+    """`ship`, with a word about what came of it."""
+    from evit_nas.shipping.package import ship
+
+    made = ship(training, out, note=note, **options)
+    note(f"written: {out}: top-1 {made.top1:.2f} % of {made.images} images, {made.fp32.latency}")
+    if made.int8_refusal:
+        note(f"no 8-bit file: {made.int8_refusal}")
+    elif made.int8 is not None:
+        note(f"in 8 bits: top-1 {made.int8.top1:.2f} %, {made.int8.latency}")
+    return made
