@@ -19,7 +19,7 @@ from evit_nas.lookup import find_arch
 from evit_nas.training.auto import auto_fields
 from evit_nas.training.folder import RECORD, holds_weights, read_record
 from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
-from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, load_recipe
+from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, load_recipe
 
 if TYPE_CHECKING:
     from evit_nas.arch import ArchConfig
@@ -69,6 +69,8 @@ class Planned:
     """See `compare`."""
     seen: Mapping[str, Look]
     """What they are trained on, by what was given as data."""
+    seconds: float
+    """How long those take that have not begun, about; 0 where several processes train together."""
 
 
 @dataclass
@@ -143,14 +145,15 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
         if asked.data is None:
             raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
         new = plan([*chosen, *beside.values()], _how(asked))
+    for _, settings in [*plans, *new]:
+        check_names(settings.recipe, hardware.trackers)
     seen = {data: look(open_source(data, seed=0)) for data in {s.data: None for _, s in [*plans, *new]}}
     for data, each in seen.items():
         note(str(each))
         if asked.data == data and asked.init == "scratch" and asked.teacher is None and each.train < FEW_IMAGES:
             note(few(each))
-    return Planned(
-        _timed([*plans, *new], asked, hardware, note), {key: each.name for key, each in beside.items()}, seen
-    )
+    timed, seconds = _timed([*plans, *new], asked, hardware, note)
+    return Planned(timed, {key: each.name for key, each in beside.items()}, seen, seconds)
 
 
 def few(seen: Look) -> str:
@@ -205,15 +208,18 @@ def _how(asked: Asked) -> How:
     )
 
 
-def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Plans:
-    """The plans, with as many epochs as there is time for; says what each takes, from a few steps of those to come."""
+def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> tuple[Plans, float]:
+    """The plans, with as many epochs as there is time for, and the seconds of those that have not begun.
+
+    Says what each takes, from a few steps of those to come.
+    """
     from evit_nas.training.loop import several
     from evit_nas.training.pace import pace_of
 
     if several():  # which would all have to be timed together
         if asked.time_s is not None:
             raise UsageError("--time is for one process; say --epochs where several train together.")
-        return plans
+        return plans, 0.0
     fresh = [folder for folder, _ in plans if not holds_weights(folder)]
     share_s = asked.time_s / max(len(fresh), 1) if asked.time_s is not None else None
     timed, total_s = [], 0.0
@@ -234,7 +240,7 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
         timed.append((folder, settings))
     if len(fresh) > 1:
         note(f"{len(fresh)} trainings, about {duration(total_s)} in all")
-    return timed
+    return timed, total_s
 
 
 def _as_begun(folder: Path, settings: TrainSettings) -> TrainSettings:

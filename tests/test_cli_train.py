@@ -171,13 +171,13 @@ def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch)
 def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_processes_either(
     call, asked, monkeypatch
 ):
-    from evit_nas.cli import train
+    from evit_nas import trainings
     from evit_nas.training import loop
 
     asked.append("")  # so that no training fails
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(loop, "meet", lambda: None)
-    monkeypatch.setattr(train, "_ship", lambda *args: 1 / 0)
+    monkeypatch.setattr(trainings, "_shipped", lambda *args: 1 / 0)
     result = call("train", "tiny.yaml", "other.yaml", *QUICK)
     assert (result.code, len(asked)) == (1, 3)
     assert result.err.count("unexpected ZeroDivisionError") == 2
@@ -206,10 +206,12 @@ def test_an_interruption_says_how_to_go_on(call, tiny, monkeypatch):
         raise Interrupted
 
     monkeypatch.setattr(loop, "train", interrupted)
-    for resume in ([], ["--resume"]):
-        result = call("train", tiny, *QUICK, "--no-ship", *resume)
-        assert result.code == 130
-        assert result.err.endswith(f"with: {shlex.join(['evit-nas', 'train', tiny, *QUICK, '--no-ship'])} --resume\n")
+    result = call("train", tiny, *QUICK, "--no-ship")
+    assert (result.code, "before anything was saved" in result.err, "checkpoint" in result.err) == (130, True, False)
+    Path("runs/train/tiny-shades-tiny-s0/checkpoint.pt").touch()
+    result = call("train", tiny, *QUICK, "--no-ship", "--resume")
+    assert result.code == 130
+    assert result.err.endswith(f"with: {shlex.join(['evit-nas', 'train', tiny, *QUICK, '--no-ship'])} --resume\n")
 
 
 def test_advice_on_a_training_that_could_not_begin_can_be_followed(call, tiny):

@@ -122,8 +122,8 @@ def run(new_run, monkeypatch):
 def test_each_member_is_compared_with_the_nearest_of_its_own(run):
     chosen = [Chosen("quick", tiny_arch(), run), Chosen("slow", tiny_arch(heads=1), run), Chosen("file", tiny_arch())]
     found = baselines(chosen, "nearest")
-    assert {name: baseline.name for name, baseline in found.items()} == {"quick": "m0", "slow": "m1"}
-    assert found["slow"].arch == tiny_arch(depth=3)
+    assert {key: baseline.name for key, baseline in found.items()} == {f"{run}/quick": "m0", f"{run}/slow": "m1"}
+    assert found[f"{run}/slow"].arch == tiny_arch(depth=3)
 
 
 def test_a_baseline_has_the_input_of_what_is_compared_with_it(new_run):
@@ -132,5 +132,5 @@ def test_a_baseline_has_the_input_of_what_is_compared_with_it(new_run):
     chosen = [Chosen("member", run.settings.space.smallest(), run.path), Chosen("m2", ArchConfig.preset("m2"))]
     found = baselines(chosen, "m1")
     m1 = ArchConfig.preset("m1")
-    assert found["member"].arch.model_copy(update={"num_classes": 10}) == run.settings.space.adapted(m1)
+    assert found[f"{run.path}/member"].arch.model_copy(update={"num_classes": 10}) == run.settings.space.adapted(m1)
     assert found["m2"].arch == m1

@@ -195,6 +195,8 @@ def search(
         return
     with new_run(settings, out, typed()) as run:
         say(f"run folder: {run.path}")
+        if data is not None:
+            _look_at(data, settings)
         if settings.accuracy.regime is not None and (images, classes, data) == (None, None, None):
             say(f"scored for {settings.accuracy.regime}; for yours add --images 5k --classes 10, or --data PATH")
         _search(run)
@@ -224,6 +226,18 @@ def resume(
         _search(opened)
 
 
+def _look_at(data: str, settings: SearchSettings) -> None:
+    """What the images are, and a word where networks of another size would fit them."""
+    from evit_nas.data import open_source
+    from evit_nas.data.look import look
+    from evit_nas.training.auto import auto_size
+
+    seen, own = look(open_source(data, seed=0)), settings.space.image_size
+    say(str(seen))
+    if isinstance(own, int) and (fitting := auto_size(seen, own)) < own:
+        say(f"the networks take {own} px; for images of this size --image-size {fitting} spends the budget better")
+
+
 def _search(run: Run) -> None:
     from evit_nas.report.page import write_report
     from evit_nas.searching.study import Search
@@ -234,12 +248,19 @@ def _search(run: Run) -> None:
     except Interrupted:
         say(f"interrupted; nothing that was evaluated is lost. Continue with: {command_line('resume', run.path)}")
         raise
-    report = write_report(run)
-    _print_front(run, found, Format.table)
+    write_report(run)
+    print_found(run, found)
     best = max(found.members, key=lambda member: member.score)
+    data = run.settings.accuracy.data or "PATH"
+    say(f"next:    {command_line('train', run.path / best.name, '--data', data)}")
+
+
+def print_found(run: Run, found: Front) -> None:
+    """The front of a search that has ended, and where it was written."""
+    _print_front(run, found, Format.table)
     say(f"score:   {found.origin}")
-    say(f"written: {run.front_folder}/ ({len(found.members)} YAML files), {run.path / 'front.csv'} and {report}")
-    say(f"next:    {command_line('train', run.path / best.name, '--data', 'PATH')}")
+    files = f"{run.front_folder}/ ({len(found.members)} YAML files), {run.path / 'front.csv'}"
+    say(f"written: {files} and {run.path / 'report.html'}")
 
 
 @app.command()

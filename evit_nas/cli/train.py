@@ -105,7 +105,6 @@ def train(
     from evit_nas.config import parse_duration
     from evit_nas.network.saved import fetch
     from evit_nas.training.loop import Hardware
-    from evit_nas.training.recipe import check_names
     from evit_nas.trainings import Asked, carry_out, prepare
 
     _check_options(context, what)
@@ -131,8 +130,6 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     hardware = Hardware(workers=loaders(workers), trackers=tuple(track or ()))
     planned = prepare(asked, hardware, say if first else lambda message: None)
-    for _, settings in planned.plans:
-        check_names(settings.recipe, track or ())
     with progress_view() if first else nullcontext(_Silence()) as view:
         outcome = carry_out(
             planned,
@@ -146,6 +143,7 @@ def train(
         )
     if first and outcome.trained:
         print_trained(planned, outcome, format_)
+        say(f"next:    {outcome.next_command()}")
     if outcome.failed:
         raise EvitNasError("not everything could be trained and shipped, see above; --resume does the rest")
 
@@ -207,7 +205,7 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def print_trained(planned: Planned, outcome: Outcome, format_: Format) -> None:
-    """The networks side by side, what speaks against them, and the one command that fits next."""
+    """The networks side by side, and what speaks against them."""
     from evit_nas.training.compare import compare
 
     rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms())
@@ -245,7 +243,6 @@ def print_trained(planned: Planned, outcome: Outcome, format_: Format) -> None:
             say(f"{row['name']} is {row['origin']}")
     for sentence, names in outcome.doubts().items():
         say(f"{', '.join(names)}: {sentence}")
-    say(f"next:    {outcome.next_command()}")
 
 
 def _top1(row: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +42,7 @@ def pace_of(settings: TrainSettings, hardware: Hardware) -> Pace:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = TrainRecord(evit_nas=__version__, created=created, command="", settings=settings, versions={})
     with TemporaryDirectory() as scratch:
-        return TrainingRun(Path(scratch), record, _Nobody(), hardware).pace()
+        return TrainingRun(Path(scratch), record, _Nobody(), replace(hardware, trackers=())).pace()
 
 
 class _Nobody:

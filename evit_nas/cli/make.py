@@ -1,0 +1,90 @@
+"""The verb that goes all the way: make."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evit_nas.cli.app import ImageSizeOption, SeedOption, app
+from evit_nas.cli.predict import print_answers
+from evit_nas.cli.search import print_found
+from evit_nas.cli.train import FROM, LoadersOption, loaders, print_trained
+from evit_nas.commands import command_line, typed
+from evit_nas.console import Format, progress_view, say
+
+if TYPE_CHECKING:
+    from evit_nas.runs import Run
+    from evit_nas.searching.record import Front
+    from evit_nas.shipping.answer import Answer
+    from evit_nas.trainings import Outcome, Planned
+
+
+@app.command()
+def make(
+    data: Annotated[str, typer.Argument(metavar="PHOTOS", help="A folder of images, or a name: see README.")],
+    budget: Annotated[str, typer.Option(help="Latency limit with its unit: 5ms.")],
+    time: Annotated[str, typer.Option(metavar="2h", help="How long it may take, about.")] = "2h",
+    device: Annotated[str, typer.Option(help="Where the model will run; see: evit-nas devices.")] = "cpu",
+    space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",
+    image_size: ImageSizeOption = None,
+    init: Annotated[str, typer.Option(metavar="MODEL", help=f"First weights. {FROM}")] = "scratch",
+    seed: SeedOption = 0,
+    workers: LoadersOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where everything goes.", show_default="runs/PHOTOS-DEVICE-BUDGET")
+    ] = None,
+) -> None:
+    """Make a model of a folder of photographs: search, train, ship, and show what it answers.
+
+    Each step is printed as the command that does it alone. The same command goes on after an interruption.
+    """
+    from evit_nas.config import parse_duration
+    from evit_nas.make import Order
+    from evit_nas.make import make as make_model
+    from evit_nas.training.loop import Hardware
+
+    order = Order(
+        data=data,
+        budget=budget,
+        time_s=parse_duration(time),
+        out=out or Path("runs") / f"{Path(data).resolve().name}-{device.replace(':', '-')}-{budget}",
+        device=device,
+        space=space,
+        image_size=image_size,
+        init=init,
+        seed=seed,
+    )
+    made = make_model(order, Hardware(workers=loaders(workers)), _Terminal(), typed())
+    say(f"made:    {made.folder}: {made.summary()}")
+    say(f"next:    {command_line('predict', made.folder, 'IMAGE')}")
+
+
+class _Terminal:
+    """Shows each step as its own command does."""
+
+    def note(self, message: str) -> None:
+        """See Viewer."""
+        say(message)
+
+    def step(self, command: str) -> None:
+        """See Viewer."""
+        say(f"\n$ {command}")
+
+    def progress(self) -> AbstractContextManager[Any]:
+        """See Viewer."""
+        return progress_view()
+
+    def found(self, run: Run, front: Front) -> None:
+        """See Viewer."""
+        print_found(run, front)
+
+    def trained(self, planned: Planned, outcome: Outcome) -> None:
+        """See Viewer."""
+        print_trained(planned, outcome, Format.table)
+
+    def answered(self, shipped: Path, answers: list[Answer], truth: dict[str, str]) -> None:
+        """See Viewer."""
+        print_answers(shipped, answers, truth)

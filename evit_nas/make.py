@@ -1,0 +1,247 @@
+"""From a folder of photographs to a model that answers: the steps of `evit-nas make`, each a command of its own.
+
+    OUT/search   the run of the search        evit-nas search --data PHOTOS ... --out OUT/search
+    OUT/train    the trainings                evit-nas train OUT/search --top 1 --data PHOTOS ... --out OUT/train
+    OUT/shipped  the best of them             evit-nas ship OUT/train/NAME --out OUT/shipped
+                 what it says to pictures     evit-nas predict OUT/shipped PICTURE...
+
+What is there is not made again, and what was begun is gone on with: the same words make what is missing.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from evit_nas.api import DEFAULT_SPACE, Result, Words, new_run, settings_from
+from evit_nas.commands import command_line
+from evit_nas.config import SearchSettings
+from evit_nas.data.images import Source
+from evit_nas.data.look import Look, look
+from evit_nas.data.sources import open_source
+from evit_nas.errors import EvitNasError, Interrupted, RunError, interruptions
+from evit_nas.runs import Run
+from evit_nas.space import SearchSpace
+from evit_nas.stats import binomial_error
+from evit_nas.training.auto import auto_size
+from evit_nas.training.folder import RECORD
+from evit_nas.trainings import FEW_IMAGES, SHIPPED, Asked, Outcome, Planned, carry_out, few, prepare, shipped
+
+if TYPE_CHECKING:
+    from evit_nas.searching.record import Front
+    from evit_nas.shipping.answer import Answer
+    from evit_nas.shipping.shipped import Shipped
+    from evit_nas.training.loop import Hardware
+
+SEARCH_SHARE, TRAIN_SHARE = 0.1, 0.8  # of the time; the rest is for certifying, shipping and answers
+SEARCH_S = (60.0, 600.0)  # least and most: a default search ends by itself within the latter
+NETWORKS = 3  # trained at most
+PICTURES = 10  # validation images that are answered in the end, at most one of a class
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made, in the words of `evit-nas make`."""
+
+    data: str
+    budget: str
+    time_s: float
+    out: Path
+    device: str = "cpu"
+    space: str = DEFAULT_SPACE
+    image_size: int | None = None
+    """None lets it follow from the photographs."""
+    init: str = "scratch"
+    seed: int = 0
+
+
+class Viewer(Protocol):
+    """Somebody who is shown what happens."""
+
+    def note(self, message: str) -> None:
+        """Something worth knowing."""
+
+    def step(self, command: str) -> None:
+        """A step begins, which `command` alone would do."""
+
+    def progress(self) -> AbstractContextManager[Any]:
+        """What watches a search or a training for as long as it is open."""
+
+    def found(self, run: Run, front: Front) -> None:
+        """The search has ended."""
+
+    def trained(self, planned: Planned, outcome: Outcome) -> None:
+        """The trainings have ended."""
+
+    def answered(self, shipped: Path, answers: list[Answer], truth: dict[str, str]) -> None:
+        """The model has answered validation images, whose classes are `truth`, by name."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made."""
+
+    run: Path
+    training: Path
+    folder: Path
+    """The shipped folder."""
+    shipped: Shipped
+
+    def summary(self) -> str:
+        """The model in a line."""
+        made, error = self.shipped, binomial_error(self.shipped.top1, self.shipped.images)
+        return (
+            f"top-1 {made.top1:.1f} ± {error:.1f} % of {made.images} validation images, {made.fp32.latency}, "
+            f"{made.params / 1e6:.1f}M parameters"
+        )
+
+
+def make(order: Order, hardware: Hardware, view: Viewer, command: str) -> Made:
+    """Searches for the photographs, trains what there is time for, ships the best and has it answer some of them.
+
+    Args:
+        command: what was typed; it goes on after an interruption, too.
+
+    Raises:
+        UsageError: the photographs or a word cannot be used.
+        RunError: the folder was made with other words.
+        Infeasible: no architecture keeps the budget.
+        EvitNasError: nothing that was trained is worth shipping.
+    """
+    source = open_source(order.data, seed=0)
+    seen = look(source)
+    view.note(str(seen))
+    if seen.train < FEW_IMAGES and order.init == "scratch":
+        view.note(few(seen))
+    try:
+        run, front = _search(order, seen, view, command)
+        outcome = _train(order, run, front, hardware, view, command)
+        training, shipped = _ship(order, outcome, view)
+        _answer(order, source, view)
+    except Interrupted:
+        view.note(f"interrupted; nothing that was done is lost. Go on with: {command}")
+        raise
+    return Made(run.path, training, order.out / SHIPPED, shipped)
+
+
+def _words(order: Order, seen: Look) -> Words:
+    """The words of the search."""
+    words: Words = {"data": order.data, "budget": order.budget, "device": order.device, "space": order.space}
+    own = SearchSpace.load(order.space).image_size
+    if order.image_size is not None or isinstance(own, int):  # other spaces are for images of one shape
+        words["image_size"] = order.image_size or auto_size(seen, own if isinstance(own, int) else max(own))
+    least, most = SEARCH_S
+    words["time"] = f"{min(max(SEARCH_SHARE * order.time_s, least), most):.0f}s"
+    words["seed"] = order.seed
+    return words
+
+
+def _search(order: Order, seen: Look, view: Viewer, command: str) -> tuple[Run, Front]:
+    from evit_nas.report.page import write_report
+    from evit_nas.searching.study import Search
+
+    words = _words(order, seen)
+    settings, folder = settings_from(**words), order.out / "search"
+    options = [part for word, value in words.items() for part in (f"--{word.replace('_', '-')}", value)]
+    view.step(command_line("search", *options, "--out", folder))
+    if (folder / "run.yaml").exists():
+        _check_words(order.out, Run.open(folder), settings)
+        if (result := Result(folder)).state == "done":
+            view.found(result.run, result.found)
+            return result.run, result.found
+        run = Run.open(folder).lock()
+    else:
+        run = new_run(settings, folder, command)
+    with run:
+        with view.progress() as watch, interruptions():
+            front = Search(run, watch).run()
+        write_report(run)
+        view.found(run, front)
+    return run, front
+
+
+def _check_words(out: Path, run: Run, settings: SearchSettings) -> None:
+    """
+    Raises:
+        RunError: the run was begun with others.
+    """
+    names = {
+        "targets": "--budget or --device",
+        "space": "--space or --image-size",
+        "accuracy": "PHOTOS",
+        "seed": "--seed",
+    }
+    differ = [name for field, name in names.items() if getattr(run.settings, field) != getattr(settings, field)]
+    if differ:
+        raise RunError(
+            f"{out} was made with another {' and '.join(differ)}, by: {run.record['command']}. Choose another --out."
+        )
+
+
+def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewer, command: str) -> Outcome:
+    """Trains the best by score, as many as there is time to train whole; the one best for as long as there is time."""
+    out, train_s = order.out / "train", TRAIN_SHARE * order.time_s
+    asked = Asked(
+        what=[run.path],
+        data=order.data,
+        image_size=front.members[0].arch.input_size[0],
+        init=order.init,
+        seeds=(order.seed,),
+        top=1,
+        out=out,
+    )
+    begun = len(list(out.glob(f"*/{RECORD}")))
+    whole_s = prepare(asked, hardware, lambda message: None).seconds if not begun else 0.0
+    top = begun or min(max(int(train_s / whole_s), 1), NETWORKS, len(front.members))
+    asked = replace(asked, top=top, time_s=train_s)
+    options = [
+        "--image-size",
+        asked.image_size,
+        "--init",
+        order.init,
+        "--seed",
+        order.seed,
+        "--time",
+        f"{train_s:.0f}s",
+    ]
+    line = command_line("train", run.path, "--top", top, "--data", order.data, *options, "--no-ship", "--out", out)
+    view.step(line)
+    planned = prepare(asked, hardware, view.note)
+    with view.progress() as watch:
+        outcome = carry_out(planned, watch, hardware, command=command, again=command, resume=True, ship=False)
+    view.trained(planned, outcome)
+    return outcome
+
+
+def _ship(order: Order, outcome: Outcome, view: Viewer) -> tuple[Path, Shipped]:
+    from evit_nas.shipping.shipped import Shipped
+
+    best, out = outcome.best(), order.out / SHIPPED
+    if best is None:
+        reasons = "; ".join(outcome.doubts())
+        raise EvitNasError(f"nothing is shipped: {reasons}. Give more time (--time) or more photographs.")
+    training = outcome.folders[best]
+    line = command_line("ship", training, "--out", out)
+    view.step(line)
+    if out.exists():
+        return training, Shipped.load(out)
+    with view.progress() as watch:
+        return training, shipped(training, out, watch.note, command=line)
+
+
+def _answer(order: Order, source: Source, view: Viewer) -> None:
+    """Has the model answer a validation image of each of the first classes, if images are files."""
+    from evit_nas.shipping.answer import answers, find_pictures
+
+    firsts = [int(np.flatnonzero(source.val.labels == label)[0]) for label in np.unique(source.val.labels)[:PICTURES]]
+    files = {
+        str(file): source.classes[source.val.labels[index]] for index in firsts if (file := source.val.file(index))
+    }
+    if not files:
+        return
+    view.step(command_line("predict", order.out / SHIPPED, *files))
+    view.answered(order.out / SHIPPED, answers(order.out / SHIPPED, find_pictures([*files])), files)
