@@ -253,12 +253,13 @@ def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> R
     """
     from evit_nas.latency.machine import probe
 
-    names = [f"{_file_name(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
+    names = [f"{file_name(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
     path = Path(out) if out else new_run_path(Path("runs"), "-".join([Path(settings.space_name).stem, *names]))
     return Run.create(path, settings, probe().model_dump(), command).lock()
 
 
-def _file_name(device: str) -> str:
+def file_name(device: str) -> str:
+    """A device as a part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", device.removeprefix("remote:")).strip("-")
 
 

@@ -171,13 +171,12 @@ def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch)
 def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_processes_either(
     call, asked, monkeypatch
 ):
-    from evit_nas import trainings
-    from evit_nas.training import loop
+    from evit_nas.training import loop, session
 
     asked.append("")  # so that no training fails
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(loop, "meet", lambda: None)
-    monkeypatch.setattr(trainings, "_shipped", lambda *args: 1 / 0)
+    monkeypatch.setattr(session, "_shipped", lambda *args: 1 / 0)
     result = call("train", "tiny.yaml", "other.yaml", *QUICK)
     assert (result.code, len(asked)) == (1, 3)
     assert result.err.count("unexpected ZeroDivisionError") == 2

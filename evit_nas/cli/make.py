@@ -11,7 +11,7 @@ import typer
 from evit_nas.cli.app import ImageSizeOption, SeedOption, app
 from evit_nas.cli.predict import print_answers
 from evit_nas.cli.search import print_found
-from evit_nas.cli.train import FROM, LoadersOption, loaders, print_trained
+from evit_nas.cli.train import FROM, LoadersOption, print_trained
 from evit_nas.commands import command_line, typed
 from evit_nas.console import Format, progress_view, say
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from evit_nas.runs import Run
     from evit_nas.searching.record import Front
     from evit_nas.shipping.answer import Answer
-    from evit_nas.trainings import Outcome, Planned
+    from evit_nas.training.session import Outcome, Planned
 
 
 @app.command()
@@ -28,7 +28,9 @@ def make(
     budget: Annotated[str, typer.Option(help="Latency limit with its unit: 5ms.")],
     time: Annotated[str, typer.Option(metavar="2h", help="How long it may take, about.")] = "2h",
     device: Annotated[str, typer.Option(help="Where the model will run; see: evit-nas devices.")] = "cpu",
-    space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",
+    space: Annotated[
+        str | None, typer.Option(help="A shipped search space, or a YAML file.", show_default="efficientvit-224")
+    ] = None,
     image_size: ImageSizeOption = None,
     init: Annotated[str, typer.Option(metavar="MODEL", help=f"First weights. {FROM}")] = "scratch",
     seed: SeedOption = 0,
@@ -41,24 +43,12 @@ def make(
 
     Each step is printed as the command that does it alone. The same command goes on after an interruption.
     """
-    from evit_nas.config import parse_duration
-    from evit_nas.make import Order
-    from evit_nas.make import make as make_model
-    from evit_nas.training.loop import Hardware
+    from evit_nas.making import made_of, order_of
+    from evit_nas.training.loop import Hardware, loaders
 
-    order = Order(
-        data=data,
-        budget=budget,
-        time_s=parse_duration(time),
-        out=out or Path("runs") / f"{Path(data).resolve().name}-{device.replace(':', '-')}-{budget}",
-        device=device,
-        space=space,
-        image_size=image_size,
-        init=init,
-        seed=seed,
-    )
-    made = make_model(order, Hardware(workers=loaders(workers)), _Terminal(), typed())
-    say(f"made:    {made.folder}: {made.summary()}")
+    order = order_of(data, budget, time, device, space, image_size, init, seed, out)
+    made = made_of(order, Hardware(workers=loaders(workers)), _Terminal(), typed())
+    say(f"made:    {made.folder}: {made.shipped.summary()}")
     say(f"next:    {command_line('predict', made.folder, 'IMAGE')}")
 
 

@@ -29,7 +29,7 @@ from evit_nas.console import Format, emit, make_table, millions, progress_view, 
 from evit_nas.errors import EvitNasError, UsageError
 
 if TYPE_CHECKING:
-    from evit_nas.trainings import Outcome, Planned
+    from evit_nas.training.session import Outcome, Planned
 
 FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
 OF_NEW_TRAININGS = frozenset(  # what a training that was begun has in its train.yaml
@@ -104,8 +104,8 @@ def train(
     """Train architectures on your images, and compare them."""
     from evit_nas.config import parse_duration
     from evit_nas.network.saved import fetch
-    from evit_nas.training.loop import Hardware
-    from evit_nas.trainings import Asked, carry_out, prepare
+    from evit_nas.training.loop import Hardware, loaders
+    from evit_nas.training.session import Asked, carry_out, prepare
 
     _check_options(context, what)
     for model in (init, teacher or "") if download else ():
@@ -166,13 +166,6 @@ def _check_options(context: typer.Context, what: Sequence[str]) -> None:
             f"a training goes on as its train.yaml says, {', '.join(idle)} cannot change {begun[0]}. For another "
             "training name the network (m0..m5, a YAML file, RUN/NAME) instead of the folder."
         )
-
-
-def loaders(asked: int | None) -> int:
-    """So many processes, or half the cores."""
-    from evit_nas.latency.machine import usable_cores
-
-    return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
 
 
 class _Silence:
@@ -269,7 +262,7 @@ def ship(
     anyway: Annotated[bool, typer.Option("--anyway", help="Even a network that is worth nothing.")] = False,
 ) -> None:
     """Make a folder that deploys of a training: ONNX in 32 and 8 bits, timm's files, a model card; all checked."""
-    from evit_nas.trainings import SHIPPED, shipped
+    from evit_nas.training.session import SHIPPED, shipped
 
     conditions = conditions_of(device, threads, 1, None, session)
     folder = out or training / SHIPPED
@@ -317,6 +310,7 @@ def evaluate_(
 ) -> None:
     """Accuracy, confusions and calibration of trained networks; torch, ONNX and int8 side by side."""
     from evit_nas.evaluation import class_cells, confusion_cells, evaluate, rows, summary_cells
+    from evit_nas.training.loop import loaders
 
     with progress_view() as view:
         found = evaluate(

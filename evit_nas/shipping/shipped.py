@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evit_nas.errors import UsageError
 from evit_nas.latency import Latency
+from evit_nas.stats import binomial_error
 from evit_nas.trained import Trained
 from evit_nas.yamlio import validate
 
@@ -78,6 +79,14 @@ class Shipped(BaseModel):
     """What was typed."""
     versions: dict[str, str]
     """Of evit_nas and the libraries."""
+
+    def summary(self) -> str:
+        """The network in a line."""
+        error = binomial_error(self.top1, self.images)
+        return (
+            f"top-1 {self.top1:.1f} ± {error:.1f} % of {self.images} validation images, {self.fp32.latency}, "
+            f"{self.params / 1e6:.1f}M parameters"
+        )
 
     @property
     def graphs(self) -> dict[str, Graph]:

@@ -71,6 +71,11 @@ class Hardware:
     """Names that accelerate knows: tensorboard, wandb, mlflow, ..."""
 
 
+def loaders(asked: int | None) -> int:
+    """So many processes that load images; half the cores, at most 8, where nobody asks."""
+    return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
+
+
 def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) -> Trained:
     """Takes the training in `folder` from wherever it stands to its end; one that is finished costs nothing.
 

@@ -4,19 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from evit_nas import trainings
 from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.network import saved
 from evit_nas.shipping.package import ship
 from evit_nas.trained import Trained
-from evit_nas.training import pace
+from evit_nas.training import pace, session
 from evit_nas.training.folder import read_record
 from evit_nas.training.loop import Hardware
 from evit_nas.training.pace import Pace
 from evit_nas.training.plan import Chosen
 from evit_nas.training.recipe import RECIPES, load_recipe
-from evit_nas.trainings import Asked, Outcome, carry_out, prepare
+from evit_nas.training.session import Asked, Outcome, carry_out, prepare
 from tests.networks import tiny_arch
 from tests.test_train import Watch
 from tests.trainings import FILES, FileDevice, finished, write_shades
@@ -133,7 +132,7 @@ def test_no_time_for_one_epoch_is_refused_with_ways_out(shades, paced):
 def test_a_training_that_was_begun_keeps_its_epochs_on_a_slower_day(shades, paced):
     planned, _ = prepared(shades, time_s=60.0)
     folder = planned.plans[0][0]
-    trainings.begin(planned.plans, "evit-nas train", resume=False)
+    session.begin(planned.plans, "evit-nas train", resume=False)
     (folder / "checkpoint.pt").touch()
     paced[0] = Pace(steps=10, step_s=5.0, validation_s=0.0)
     again, _ = prepared(shades, time_s=60.0)

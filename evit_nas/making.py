@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from evit_nas.api import DEFAULT_SPACE, Result, Words, new_run, settings_from
+from evit_nas.api import DEFAULT_SPACE, Result, Words, file_name, new_run, settings_from
 from evit_nas.commands import command_line
-from evit_nas.config import SearchSettings
+from evit_nas.config import SearchSettings, parse_duration
 from evit_nas.data.images import Source
 from evit_nas.data.look import Look, look
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, Interrupted, RunError, interruptions
 from evit_nas.runs import Run
 from evit_nas.space import SearchSpace
-from evit_nas.stats import binomial_error
 from evit_nas.training.auto import auto_size
 from evit_nas.training.folder import RECORD
-from evit_nas.trainings import FEW_IMAGES, SHIPPED, Asked, Outcome, Planned, carry_out, few, prepare, shipped
+from evit_nas.training.session import FEW_IMAGES, SHIPPED, Asked, Outcome, Planned, carry_out, few, prepare, shipped
 
 if TYPE_CHECKING:
     from evit_nas.searching.record import Front
@@ -91,16 +90,38 @@ class Made:
     """The shipped folder."""
     shipped: Shipped
 
-    def summary(self) -> str:
-        """The model in a line."""
-        made, error = self.shipped, binomial_error(self.shipped.top1, self.shipped.images)
-        return (
-            f"top-1 {made.top1:.1f} ± {error:.1f} % of {made.images} validation images, {made.fp32.latency}, "
-            f"{made.params / 1e6:.1f}M parameters"
-        )
+
+def order_of(
+    data: str,
+    budget: str,
+    time: str,
+    device: str,
+    space: str | Path | None,
+    image_size: int | None,
+    init: str,
+    seed: int,
+    out: str | Path | None,
+) -> Order:
+    """The order that these words describe; `out` is runs/PHOTOS-DEVICE-BUDGET where it is not said.
+
+    Raises:
+        UsageError: the time is no length of time.
+    """
+    name = f"{Path(data).resolve().name}-{file_name(device)}-{budget}"
+    return Order(
+        data=data,
+        budget=budget,
+        time_s=parse_duration(time),
+        out=Path("runs") / name if out is None else Path(out),
+        device=device,
+        space=str(space or DEFAULT_SPACE),
+        image_size=image_size,
+        init=init,
+        seed=seed,
+    )
 
 
-def make(order: Order, hardware: Hardware, view: Viewer, command: str) -> Made:
+def made_of(order: Order, hardware: Hardware, view: Viewer, command: str) -> Made:
     """Searches for the photographs, trains what there is time for, ships the best and has it answer some of them.
 
     Args:

@@ -1,0 +1,328 @@
+"""From Python: train, evaluate, ship, predict and make, in the words of the command line.
+
+    model = evit_nas.make("photos", budget="5ms", time="1h")
+    print(model.predict("cat.jpg"))
+
+Each step shows how far it is on a terminal and in a notebook; elsewhere the logger `evit_nas` is told. Results print as
+tables, and have them as pandas frames.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from evit_nas.commands import said_in_python
+from evit_nas.errors import EvitNasError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evit_nas.evaluation import Evaluation
+    from evit_nas.shipping.answer import Answer
+    from evit_nas.shipping.shipped import Shipped
+    from evit_nas.trained import Trained
+    from evit_nas.training.session import Outcome, Planned
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class Listing(list[T], Generic[T]):
+    """Results that print as a table.
+
+    Args:
+        items: the results.
+        rows: what the table shows, with the same keys in each row.
+    """
+
+    def __init__(self, items: Iterable[T], rows: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(items)
+        self.rows = rows
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table, for pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def __repr__(self) -> str:
+        return str(self.frame.to_string(index=False))
+
+    def _repr_html_(self) -> str:
+        return str(self.frame.to_html(index=False))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A shipped folder."""
+
+    folder: Path
+    shipped: Shipped
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Model:
+        """The one in `folder`.
+
+        Raises:
+            UsageError: it is no shipped folder.
+        """
+        from evit_nas.shipping.shipped import Shipped
+
+        with said_in_python():
+            return cls(Path(folder), Shipped.load(Path(folder)))
+
+    def predict(self, *images: str | Path, top: int = 1, int8: bool = False) -> Listing[Answer]:
+        """What the model says to pictures; see `predict`."""
+        return predict(self.folder, *images, top=top, int8=int8)
+
+    def __repr__(self) -> str:
+        return f"{self.folder}: {self.shipped.summary()}"
+
+
+def train(
+    *what: str | Path,
+    data: str | Path | None = None,
+    recipe: str = "auto",
+    epochs: int | None = None,
+    time: str | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    changes: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    init: str | Path = "scratch",
+    teacher: str | Path | None = None,
+    front: bool = False,
+    top: int | None = None,
+    baseline: str | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    out: str | Path | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    ship: bool = True,
+) -> Listing[Trained]:
+    """Trains architectures on images and compares them, as `evit-nas train` does; its help says what the words mean.
+
+    Args:
+        what: presets, YAML files, run/name, runs (with `front` or `top`), training folders.
+        changes: fields of the recipe.
+
+    Returns:
+        What was trained; `rows` compare the networks, with seeds together and the folder of each.
+
+    Raises:
+        UsageError: a wrong word or value.
+        RunError: a folder holds another training, or an unfinished one and `resume` is not said.
+        EvitNasError: something could not be trained or shipped.
+    """
+    from evit_nas.config import parse_duration
+    from evit_nas.training.compare import compare
+    from evit_nas.training.loop import Hardware, loaders
+    from evit_nas.training.session import Asked, carry_out, prepare
+
+    direct = {"epochs": epochs, "batch_size": batch_size}
+    with said_in_python():
+        asked = Asked(
+            what=what,
+            data=None if data is None else str(data),
+            recipe=recipe,
+            changes={**(changes or {}), **{name: value for name, value in direct.items() if value is not None}},
+            rate=lr,
+            time_s=None if time is None else parse_duration(time),
+            image_size=image_size,
+            init=str(init),
+            teacher=None if teacher is None else str(teacher),
+            front=front,
+            top=top,
+            baseline=baseline,
+            seeds=range(seed, seed + seeds),
+            out=None if out is None else Path(out),
+        )
+        hardware = Hardware(workers=loaders(workers))
+        planned = prepare(asked, hardware, _note)
+        command = called("train", *what, data=data, recipe=recipe, epochs=epochs, time=time)
+        with progress() as watch:
+            outcome = carry_out(planned, watch, hardware, command=command, again=command, resume=resume, ship=ship)
+        if outcome.failed:
+            raise EvitNasError("not everything could be trained and shipped, see above; resume=True does the rest")
+        rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms())
+    return Listing(outcome.trained.values(), rows)
+
+
+def evaluate(
+    *models: str | Path,
+    data: str | Path,
+    split: str = "val",
+    batch: int = 64,
+    workers: int | None = None,
+    like: str | Path | None = None,
+) -> Listing[Evaluation]:
+    """Accuracy, confusions and calibration of trained networks, as `evit-nas eval` has them.
+
+    Args:
+        models: training or shipped folders, .onnx files, timm:NAME@FILE.
+        split: "val" or "train".
+        like: a folder whose classes and preprocessing a lone .onnx file has.
+
+    Raises:
+        UsageError: a network or the data cannot be used, or their classes differ.
+    """
+    from evit_nas.evaluation import evaluate as judged
+    from evit_nas.evaluation import rows
+    from evit_nas.training.loop import loaders
+
+    if split not in ("val", "train"):
+        from evit_nas.errors import UsageError
+
+        raise UsageError(f"split must be 'val' or 'train', got '{split}'.")
+    with said_in_python(), progress() as watch:
+        found = judged(
+            [str(model) for model in models],
+            str(data),
+            split="train" if split == "train" else "val",
+            batch=batch,
+            workers=loaders(workers),
+            like=None if like is None else str(like),
+            note=watch.note,
+            step=lambda done, total: watch.step("batches", done, total),
+        )
+    return Listing(found, rows(found))
+
+
+def ship(training: str | Path, out: str | Path | None = None, **options: Any) -> Model:
+    """Makes a folder that deploys of a finished training; see `evit_nas.shipping.package.ship` for the options.
+
+    Raises:
+        UsageError: the training or its data cannot be used, or `out` exists.
+        EvitNasError: the network is worth nothing, or its files do not compute what it does.
+    """
+    from evit_nas.training.session import SHIPPED, shipped
+
+    folder = Path(training) / SHIPPED if out is None else Path(out)
+    with said_in_python(), progress() as watch:
+        made = shipped(Path(training), folder, watch.note, **({"command": called("ship", training, out=out)} | options))
+    return Model(folder, made)
+
+
+def predict(folder: str | Path, *images: str | Path, top: int = 1, int8: bool = False) -> Listing[Answer]:
+    """What the network in a shipped folder says to pictures, which are files or folders of them.
+
+    Args:
+        top: how many classes to name.
+        int8: whether the file in 8 bits answers.
+
+    Raises:
+        UsageError: no such folder or picture.
+    """
+    from evit_nas.shipping.answer import answers, find_pictures, rows
+
+    with said_in_python():
+        found = answers(Path(folder), find_pictures([str(image) for image in images]), top=top, int8=int8, skip=_note)
+    return Listing(found, rows(found))
+
+
+def make(
+    data: str | Path,
+    budget: str,
+    *,
+    time: str = "2h",
+    device: str = "cpu",
+    space: str | Path | None = None,
+    image_size: int | None = None,
+    init: str | Path = "scratch",
+    seed: int = 0,
+    out: str | Path | None = None,
+    workers: int | None = None,
+) -> Model:
+    """Searches for a folder of photographs, trains, and ships the best, as `evit-nas make` does.
+
+    The same call goes on after an interruption.
+
+    Raises:
+        UsageError: the photographs or a word cannot be used.
+        Infeasible: no architecture keeps the budget.
+        EvitNasError: nothing that was trained is worth shipping.
+    """
+    from evit_nas.making import made_of, order_of
+    from evit_nas.training.loop import Hardware, loaders
+
+    with said_in_python():
+        order = order_of(str(data), budget, time, device, space, image_size, str(init), seed, out)
+        command = called("make", data, budget, time=time, device=device, out=out)
+        made = made_of(order, Hardware(workers=loaders(workers)), _Onlooker(), command)
+    return Model(made.folder, made.shipped)
+
+
+def called(name: str, *arguments: object, **words: object) -> str:
+    """What records say was typed, for example evit_nas.ship('runs/a')."""
+    given = [repr(str(argument)) for argument in arguments]
+    given += [f"{word}={value!r}" for word, value in words.items() if value is not None]
+    return f"evit_nas.{name}({', '.join(given)})"
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """What watches: shown on a terminal and in a notebook, else told to the logger."""
+    from evit_nas.console import progress_view
+
+    if sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        with progress_view() as view:
+            yield view
+    else:
+        yield Logged()
+
+
+class Logged:
+    """Watches a search or a training that nobody looks at."""
+
+    def note(self, message: str) -> None:
+        """See Watcher."""
+        _log.info(message)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """See Watcher."""
+        _log.debug("%s: %d/%d", what, done, total)
+
+    def update(self, status: Any) -> None:
+        """See Watcher."""
+        _log.debug("%d/%d", status.done, status.total)
+
+    def trained(self, status: Any) -> None:
+        """See TrainWatcher."""
+        _log.debug("%s: epoch %d/%d, loss %.3f", status.name, status.epoch, status.epochs, status.loss)
+
+
+def _note(message: str) -> None:
+    with progress() as watch:
+        watch.note(message)
+
+
+class _Onlooker:
+    """Views `make`."""
+
+    def note(self, message: str) -> None:
+        _note(message)
+
+    def step(self, command: str) -> None:
+        _note(f"$ {command}")
+
+    def progress(self) -> AbstractContextManager[Any]:
+        return progress()
+
+    def found(self, run: Any, front: Any) -> None:
+        _note(f"{len(front.members)} on the front of {run.path}")
+
+    def trained(self, planned: Planned, outcome: Outcome) -> None:
+        for settings, trained in outcome.trained.items():
+            _note(f"{settings.name}: top-1 {trained.top1:.2f} %")
+
+    def answered(self, shipped: Path, answers: list[Answer], truth: dict[str, str]) -> None:
+        right = sum(answer.classes[0] == truth[answer.image] for answer in answers)
+        _note(f"{right} of {len(answers)} validation images answered right")
