@@ -646,15 +646,6 @@ def test_other_layouts_are_refused_with_what_to_do(layout, message, tmp_path):
     assert re.search(message, refusal(tmp_path / "mine"))
 
 
-def test_only_a_folder_that_was_not_split_for_training_is_judged_on_as_a_whole(tmp_path):
-    whole, split = class_folders(tmp_path / "mine", 12), split_folder(tmp_path / "split")
-    source = open_source(str(whole), 0)
-    assert len(source.unseen([])) == len(source.unseen(["other"])) == 36
-    assert source.unseen(["other", "mine"]) is source.val
-    assert len(open_source(str(split), 0).unseen([])) == 6
-    assert len(open_source("digits", 0).unseen([])) == 176
-
-
 # ---- the cache
 
 

@@ -5,6 +5,7 @@ config.json         how timm and the Hugging Face hub build the network and prep
 arch.yaml           the architecture
 model.onnx          the deploy graph, "input" (1, C, H, W) to "logits" (1, classes)
 model-int8.onnx     the same in 8 bits, where that is faster and as accurate
+predict.py          what model.onnx says to pictures, with ONNX Runtime, numpy and Pillow alone
 README.md           the model card
 shipped.json        every figure, and how it came to be: this file's `Shipped`
 SHA256SUMS          of all the others, as `sha256sum --check` reads it
@@ -25,10 +26,11 @@ from evit_nas.stats import binomial_error
 from evit_nas.trained import Trained
 from evit_nas.yamlio import validate
 
-CONFIG, FP32, INT8, CARD, RECORD, SUMS = (
+CONFIG, FP32, INT8, PREDICT, CARD, RECORD, SUMS = (
     "config.json",
     "model.onnx",
     "model-int8.onnx",
+    "predict.py",
     "README.md",
     "shipped.json",
     "SHA256SUMS",
@@ -102,7 +104,9 @@ class Shipped(BaseModel):
         """
         path = folder / RECORD
         if not path.is_file():
-            raise UsageError(f"{folder} is not a shipped folder (it has no {RECORD}). Make one with evit-nas ship.")
+            inside = folder / "shipped"  # of a training
+            hint = f"Did you mean {inside}?" if (inside / RECORD).is_file() else "Make one with evit-nas ship."
+            raise UsageError(f"{folder} is not a shipped folder (it has no {RECORD}). {hint}")
         return validate(cls, read_json(path), str(path))
 
 

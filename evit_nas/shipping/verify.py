@@ -13,11 +13,24 @@ from evit_nas.data.images import Source
 from evit_nas.data.sources import open_source
 from evit_nas.doctor import Finding
 from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.evaluation.unseen import unseen
 from evit_nas.exporting import TOLERANCE, open_onnx, relative_error
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.shipping.accuracy import TORCH, compare, difference, probes, some
 from evit_nas.shipping.package import source_of, timm_config
-from evit_nas.shipping.shipped import CARD, CONFIG, FP32, INT8, RECORD, SUMS, Shipped, read_json, read_sums, sha256
+from evit_nas.shipping.shipped import (
+    CARD,
+    CONFIG,
+    FP32,
+    INT8,
+    PREDICT,
+    RECORD,
+    SUMS,
+    Shipped,
+    read_json,
+    read_sums,
+    sha256,
+)
 from evit_nas.trained import ARCH, WEIGHTS
 
 if TYPE_CHECKING:
@@ -77,7 +90,8 @@ def _examined(name: str, check: Callable[[], str]) -> Finding:
 def _files(folder: Path) -> str:
     """Check sums, of the list itself as well: a changed byte in it no longer fits a file or its name."""
     sums = read_sums(folder)
-    needed = {WEIGHTS, CONFIG, ARCH, FP32, CARD, RECORD} | {INT8 for path in [folder / INT8] if path.exists()}
+    needed = {WEIGHTS, CONFIG, ARCH, FP32, CARD, RECORD}
+    needed |= {name for name in (INT8, PREDICT) if (folder / name).exists()}  # which not every folder has
     faults = [f"{name} is not in {SUMS}" for name in sorted(needed - sums.keys())]
     for name, digest in sums.items():
         if not (folder / name).is_file():
@@ -148,8 +162,8 @@ def _accuracy(folder: Path, source: Source) -> str:
     shipped = Shipped.load(folder)
     trained = shipped.trained
     sessions = {name: open_onnx(folder / name) for name in shipped.graphs}
-    unseen = source.unseen({trained.data_name})
-    images = some(unseen, len(unseen), trained.seed)  # the first of them that can be read were shipped with
+    taken, _ = unseen(source, [trained])
+    images = some(taken, len(taken), trained.seed)  # the first of them that can be read were shipped with
     found = compare(_network(folder), sessions, images, trained.preprocessing, most=shipped.images)
     stated = {TORCH: shipped.top1} | {name: graph.top1 for name, graph in shipped.graphs.items()}
     shown = [f"{name} {top1:.2f} % (stated: {stated[name]:.2f} %)" for name, top1 in found.top1s.items()]
