@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from evit_nas.api import search as search
     from evit_nas.arch import ArchConfig as ArchConfig
     from evit_nas.network.model import build as build
+    from evit_nas.products import Model as Model
+    from evit_nas.products import evaluate as evaluate
+    from evit_nas.products import make as make
+    from evit_nas.products import predict as predict
+    from evit_nas.products import ship as ship
+    from evit_nas.products import train as train
     from evit_nas.space import SearchSpace as SearchSpace
 
 __version__ = "0.3.0"
@@ -24,11 +30,17 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PLACES = {  # of what is offered here; each is imported when it is first asked for, since torch takes seconds
     "ArchConfig": "evit_nas.arch",
+    "Model": "evit_nas.products",
     "Result": "evit_nas.api",
     "SearchSpace": "evit_nas.space",
     "build": "evit_nas.network.model",
+    "evaluate": "evit_nas.products",
+    "make": "evit_nas.products",
+    "predict": "evit_nas.products",
     "resume": "evit_nas.api",
     "search": "evit_nas.api",
+    "ship": "evit_nas.products",
+    "train": "evit_nas.products",
 }
 __all__ = [*_PLACES]
 

@@ -10,6 +10,7 @@ What is there is not made again, and what was begun is gone on with: the same wo
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from evit_nas.runs import Run
 from evit_nas.space import SearchSpace
 from evit_nas.training.auto import auto_size
 from evit_nas.training.folder import RECORD
-from evit_nas.training.session import FEW_IMAGES, SHIPPED, Asked, Outcome, Planned, carry_out, few, prepare, shipped
+from evit_nas.training.session import SHIPPED, Asked, Outcome, Planned, carry_out, prepare, shipped
 
 if TYPE_CHECKING:
     from evit_nas.searching.record import Front
@@ -136,8 +137,6 @@ def made_of(order: Order, hardware: Hardware, view: Viewer, command: str) -> Mad
     source = open_source(order.data, seed=0)
     seen = look(source)
     view.note(str(seen))
-    if seen.train < FEW_IMAGES and order.init == "scratch":
-        view.note(few(seen))
     try:
         run, front = _search(order, seen, view, command)
         outcome = _train(order, run, front, hardware, view, command)
@@ -266,3 +265,8 @@ def _answer(order: Order, source: Source, view: Viewer) -> None:
         return
     view.step(command_line("predict", order.out / SHIPPED, *files))
     view.answered(order.out / SHIPPED, answers(order.out / SHIPPED, find_pictures([*files])), files)
+
+
+def _from_here(file: Path) -> str:
+    """The shorter way to it."""
+    return min(str(file), os.path.relpath(file), key=len)

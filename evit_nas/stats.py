@@ -128,11 +128,6 @@ def top_regret(scores: np.ndarray, truth: np.ndarray, k: int, latency_ms: np.nda
     return float(np.mean(losses)) if losses else math.nan
 
 
-def binomial_error(percent: float, n: int) -> float:
-    """Standard error in percent points of an accuracy of `percent` that was counted on n images."""
-    return math.sqrt(percent * (100 - percent) / n)
-
-
 def noise_ceiling(arch_sd: float, label_sd: float) -> float:
     """The tau that a perfect score is expected to reach against noisy labels, both normally distributed.
 

@@ -77,4 +77,4 @@ class _Terminal:
 
     def answered(self, shipped: Path, answers: list[Answer], truth: dict[str, str]) -> None:
         """See Viewer."""
-        print_answers(shipped, answers, truth)
+        print_answers(shipped, answers, Format.table, truth)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evit_nas.cli.app import FormatOption, app
 from evit_nas.console import Format, emit, make_table, progress_view, say
 from evit_nas.errors import EvitNasError
+
+if TYPE_CHECKING:
+    from evit_nas.shipping.answer import Answer
 
 
 @app.command()
@@ -40,19 +45,30 @@ def predict(
             skip=skip,
             step=lambda done, total: view.step("pictures", done, total),
         )
-    each = [
-        (one, rank, name, probability)
-        for one in found
-        for rank, (name, probability) in enumerate(zip(one.classes, one.probabilities, strict=True), start=1)
-    ]
-    rows = [
-        {"image": one.image, "rank": rank, "class": name, "probability": probability, "ms": one.ms}
-        for one, rank, name, probability in each
-    ]
-    cells = [[one.image, name, f"{100 * probability:.1f}", f"{one.ms:.2f}"] for one, _, name, probability in each]
     if found or format_ is not Format.table:
-        emit(rows, format_, make_table(str(shipped), ["image", "class", "probability %", "ms"], cells))
-    if found and format_ is Format.table:
-        say("ms: of this one inference in this run, no certified latency")
+        print_answers(shipped, found, format_)
     if skipped:
         raise EvitNasError(f"{len(skipped)} of {len(pictures)} pictures could not be read, see above.")
+
+
+def print_answers(
+    shipped: Path, answers: Sequence[Answer], format_: Format, truth: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """What a network says to pictures; with the classes that are right, by picture, where they are known."""
+    from evit_nas.shipping.answer import rows
+
+    found = rows(answers)
+    cells = [
+        [
+            row["image"],
+            *([truth[row["image"]]] if truth else []),
+            row["class"],
+            f"{100 * row['probability']:.1f}",
+            f"{row['ms']:.2f}",
+        ]
+        for row in found
+    ]
+    header = ["image", *(["is"] if truth else []), "class", "probability %", "ms"]
+    emit(found, format_, make_table(str(shipped), header, cells, text=["image", "is", "class"]))
+    if format_ is Format.table:
+        say("ms: of this one inference in this run, no certified latency")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ from evit_nas.console import Format, emit, make_table, millions, progress_view, 
 from evit_nas.errors import EvitNasError, UsageError
 
 if TYPE_CHECKING:
+    from evit_nas.arch import ArchConfig
     from evit_nas.training.session import Outcome, Planned
 
 FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
@@ -142,7 +144,7 @@ def train(
             raised="--debug" in sys.argv,
         )
     if first and outcome.trained:
-        print_trained(planned, outcome, format_)
+        print_trained(planned, outcome, format_, outcome.latencies_ms())
         say(f"next:    {outcome.next_command()}")
     if outcome.failed:
         raise EvitNasError("not everything could be trained and shipped, see above; --resume does the rest")
@@ -197,11 +199,13 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def print_trained(planned: Planned, outcome: Outcome, format_: Format) -> None:
-    """The networks side by side, and what speaks against them."""
+def print_trained(
+    planned: Planned, outcome: Outcome, format_: Format, latencies_ms: Mapping[ArchConfig, float] = MappingProxyType({})
+) -> None:
+    """The networks side by side, with their latencies where these are known, and what speaks against them."""
     from evit_nas.training.compare import compare
 
-    rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms())
+    rows = compare(outcome.trained, planned.baselines, latencies_ms)
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row["baseline"]))
     varied = [name for name in ("data", "recipe", "init", "teacher") if len({row[name] for row in rows}) > 1]
     varied += ["baseline"] if len(baselines) > 1 else []
@@ -214,20 +218,22 @@ def print_trained(planned: Planned, outcome: Outcome, format_: Format) -> None:
             _top1(row),
             *(["" if row["top5"] is None else f"{row['top5']:.2f}"] if top5 else []),
             *([_gain(row)] if baselines else []),
-            "" if row["latency_ms"] is None else f"{row['latency_ms']:.2f}",
+            *(["" if row["latency_ms"] is None else f"{row['latency_ms']:.2f}"] if latencies_ms else []),
             millions(row["params"]),
             millions(row["macs"]),
         ]
         for row in rows
     ]
     header = ["network", *varied, *(["seeds"] if seeds else []), "top-1 %", *(["top-5 %"] if top5 else [])]
-    header += [*(["gain"] if baselines else []), "ms", "params", "MACs"]
+    header += [*(["gain"] if baselines else []), *(["ms"] if latencies_ms else []), "params", "MACs"]
     data = ", ".join(dict.fromkeys(row["data"] for row in rows))
     sizes = ", ".join(dict.fromkeys(row["image_size"] for row in rows))
     emit(rows, format_, make_table(f"validated on {data}, {sizes}", header, cells, text=["network", *varied]))
     if format_ is not Format.table:
         return
-    say(f"top-1: ± its standard error on so many images{' and over seeds' if seeds else ''}; ms: one image, one thread")
+    say(f"top-1: ± its standard error on so many images{' and over seeds' if seeds else ''}")
+    if latencies_ms:
+        say("ms: one image, one thread of this processor")
     if baselines:
         above = baselines[0] if len(baselines) == 1 else "the baseline"
         say(f"gain: points of top-1 above {above}, ± the standard error of the difference where there are seeds")

@@ -122,6 +122,15 @@ def answers(
     return found
 
 
+def rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """A row for each class that an answer names: image, rank (1 is the likeliest), class, probability, ms."""
+    return [
+        {"image": answer.image, "rank": rank, "class": name, "probability": probability, "ms": answer.ms}
+        for answer in answers
+        for rank, (name, probability) in enumerate(zip(answer.classes, answer.probabilities, strict=True), start=1)
+    ]
+
+
 def _session(folder: Path, shipped: Shipped, file: str) -> Any:
     from evit_nas.shipping.predict import opened
 
