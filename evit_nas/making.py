@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from evit_nas.accuracy.coverage import default_method
 from evit_nas.api import DEFAULT_SPACE, Result, Words, file_name, new_run, settings_from
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings, parse_duration
@@ -150,8 +151,11 @@ def made_of(order: Order, hardware: Hardware, view: Viewer, command: str) -> Mad
 
 def _words(order: Order, seen: Look) -> Words:
     """The words of the search."""
-    words: Words = {"data": order.data, "budget": order.budget, "device": order.device, "space": order.space}
-    own = SearchSpace.load(order.space).image_size
+    words: Words = {"budget": order.budget, "device": order.device, "space": order.space}
+    space = SearchSpace.load(order.space)
+    own, words["accuracy"] = space.image_size, default_method(space, None)
+    if words["accuracy"] == "table":  # for so many images and classes; zero-cost proxies look at no image
+        words["data"] = order.data
     if order.image_size is not None or isinstance(own, int):  # other spaces are for images of one shape
         words["image_size"] = order.image_size or auto_size(seen, own if isinstance(own, int) else max(own))
     least, most = SEARCH_S
@@ -190,10 +194,10 @@ def _check_words(out: Path, run: Run, settings: SearchSettings) -> None:
         RunError: the run was begun with others.
     """
     names = {
-        "targets": "--budget or --device",
-        "space": "--space or --image-size",
-        "accuracy": "PHOTOS",
-        "seed": "--seed",
+        "targets": "budget or device",
+        "space": "space or image size",
+        "accuracy": "data",
+        "seed": "seed",
     }
     differ = [name for field, name in names.items() if getattr(run.settings, field) != getattr(settings, field)]
     if differ:
@@ -223,7 +227,7 @@ def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewe
         asked.image_size,
         "--init",
         order.init,
-        "--seed",
+        "seed",
         order.seed,
         "--time",
         f"{train_s:.0f}s",
@@ -258,9 +262,8 @@ def _answer(order: Order, source: Source, view: Viewer) -> None:
     from evit_nas.shipping.answer import answers, find_pictures
 
     firsts = [int(np.flatnonzero(source.val.labels == label)[0]) for label in np.unique(source.val.labels)[:PICTURES]]
-    files = {
-        str(file): source.classes[source.val.labels[index]] for index in firsts if (file := source.val.file(index))
-    }
+    labels = {source.val.file(index): source.classes[source.val.labels[index]] for index in firsts}
+    files = {_from_here(file): label for file, label in labels.items() if file is not None}
     if not files:
         return
     view.step(command_line("predict", order.out / SHIPPED, *files))

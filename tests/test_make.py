@@ -1,0 +1,172 @@
+"""From a folder of photographs to a model that answers: every step, its command, and going on after an interruption."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import evit_nas
+from evit_nas import making
+from evit_nas.api import Result
+from evit_nas.cli import app
+from evit_nas.errors import Interrupted
+from evit_nas.latency import DEVICES
+from evit_nas.searching.study import Search
+from evit_nas.shipping import answer, package
+from evit_nas.shipping.shipped import Shipped
+from evit_nas.training import loop, pace
+from evit_nas.training.pace import Pace
+from tests.trainings import SHADES, FileDevice, finished, write_shades
+
+MAKE = ("make", "shades", "--budget", "1.2ms", "--device", "fake", "--space", "efficientvit-tiny", "--time", "100s")
+OUT = Path("runs/shades-fake-1.2ms")
+
+
+@pytest.fixture
+def photographs(call, monkeypatch):
+    """Shades to make a model of; a search takes two seconds, and an epoch is said to take ten."""
+    write_shades(Path("shades"))
+    monkeypatch.setattr(making, "SEARCH_S", (2.0, 2.0))
+    monkeypatch.setitem(DEVICES, "cpu", FileDevice)
+    monkeypatch.setattr(pace, "pace_of", lambda settings, hardware: Pace(steps=4, step_s=2.0, validation_s=2.0))
+
+
+@pytest.fixture
+def learned(monkeypatch):
+    """Trainings that cost nothing: of three shades, known by a network that was trained before; counts them."""
+    trained = []
+
+    def known(folder, watch, hardware):
+        from evit_nas.network.model import build
+        from evit_nas.trained import Trained
+        from evit_nas.training.checkpoint import save_weights
+        from evit_nas.training.folder import read_record
+
+        settings = read_record(folder).settings
+        trained.append(folder)
+        if not (folder / "model.safetensors").exists():
+            save_weights(folder / "model.safetensors", build(settings.arch, 0).state_dict(), {})
+            before = Trained.load(finished(folder / "known"))
+            shutil.rmtree(folder / "known")
+            fields = {"name": settings.name, "arch": settings.arch, "data": settings.data, "data_name": "shades"}
+            fields |= {"classes": SHADES, "preprocessing": settings.preprocessing, "origin": settings.origin}
+            before.model_copy(update=fields | {"validation_images": 18}).save(folder)
+        return Trained.load(folder)
+
+    monkeypatch.setattr(loop, "train", known)
+    return trained
+
+
+def steps(err):
+    """The commands that were printed as steps."""
+    return [shlex.split(line.removeprefix("$ ")) for line in err.splitlines() if line.startswith("$ ")]
+
+
+def test_every_step_is_a_command_that_does_it_alone(call, photographs, learned):
+    result = call(*MAKE)
+    assert result.code == 0, result.err
+    assert result.err.startswith("shades: 72 training and 18 validation images; 3 classes")
+    commands = steps(result.err)
+    assert [words[:2] for words in commands] == [["evit-nas", verb] for verb in ("search", "train", "ship", "predict")]
+    for words in commands:
+        get_command(app).commands[words[1]].make_context("evit-nas", words[2:])
+    search, train, ship, predict = (words[2:] for words in commands)
+    assert search[search.index("--image-size") + 1] == "64"
+    assert search[search.index("--out") + 1] == train[0] == str(OUT / "search")
+    assert ship[0].startswith(str(OUT / "train"))
+    assert predict == [str(OUT / "shipped"), *(f"shades/val/{name}/0.png" for name in SHADES)]
+    assert Shipped.load(OUT / "shipped").trained.classes == SHADES
+    assert Result(OUT / "search").state == "done"
+    assert (OUT / "search" / "report.html").is_file()
+    assert f"next:    evit-nas predict {OUT / 'shipped'} IMAGE" in result.err
+    assert all(name in result.out for name in SHADES)
+
+
+def test_what_is_there_is_not_made_again(call, photographs, learned, monkeypatch):
+    assert call(*MAKE).code == 0
+    for module, name in ((Search, "run"), (package, "ship")):
+        monkeypatch.setattr(module, name, None)
+    again = call(*MAKE)
+    assert again.code == 0, again.err
+    assert len(steps(again.err)) == 4
+
+
+def test_the_same_command_goes_on_after_each_interruption(call, photographs, learned, monkeypatch):
+    def interrupted(*args, **words):
+        raise Interrupted
+
+    for place, name in (
+        *((Search, "run"), (making, "prepare"), (loop, "train"), (package, "ship"), (answer, "answers")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, interrupted)
+            result = call(*MAKE)
+        assert (name, result.code) == (name, 130)
+        assert result.err.endswith(f"Go on with: {shlex.join(['evit-nas', *MAKE])}\n")
+    assert call(*MAKE).code == 0
+    assert len(set(learned)) == 1
+    assert Shipped.load(OUT / "shipped").trained.classes == SHADES
+
+
+def test_other_words_do_not_take_the_folder(call, photographs, learned):
+    assert call(*MAKE, "--out", "here").code == 0
+    other = list(MAKE)
+    other[other.index("1.2ms")] = "1.1ms"
+    result = call(*other, "--out", "here")
+    assert result.code == 2
+    said = " ".join(result.err.split())
+    assert "here was made with another budget or device" in said
+    assert "Choose another --out" in said
+
+
+@pytest.mark.parametrize(("epoch_s", "networks"), [(1e6, 1), (0.4, 2), (0.01, 3)])
+def test_as_many_are_trained_as_there_is_time_to_train_whole(
+    call, photographs, learned, monkeypatch, epoch_s, networks
+):
+    """80 s of 100 for trainings of at most 400 epochs; at least one is trained, in as many epochs as fit."""
+    monkeypatch.setattr(pace, "pace_of", lambda settings, hardware: Pace(4, min(epoch_s, 40.0) / 4, 0.0))
+    recipe = {"epochs": 100}
+    monkeypatch.setattr("evit_nas.training.session.auto_fields", lambda seen, from_weights: recipe | {"batch_size": 16})
+    result = call(*MAKE)
+    assert result.code == 0, result.err
+    assert len(set(learned)) == networks
+
+
+def test_nothing_is_shipped_that_is_worth_nothing(call, photographs, learned, monkeypatch):
+    known = loop.train
+
+    def in_vain(folder, watch, hardware):
+        return known(folder, watch, hardware).model_copy(update={"no_good": "it guesses"})
+
+    monkeypatch.setattr(loop, "train", in_vain)
+    result = call(*MAKE)
+    assert result.code == 1
+    assert "nothing is shipped: it guesses. Give more time" in result.err
+    assert not (OUT / "shipped").exists()
+
+
+def test_data_that_are_wrong_leave_nothing(call):
+    result = call("make", "nowhere", "--budget", "1ms")
+    assert (result.code, "no such data" in result.err, Path("runs").exists()) == (2, True, False)
+
+
+def test_python_makes_the_same(call, photographs, learned, capsys):
+    model = evit_nas.make("shades", "1.2ms", device="fake", space="efficientvit-tiny", time="100s")
+    assert model.folder == OUT / "shipped"
+    assert repr(model).startswith(f"{OUT / 'shipped'}: top-1 ")
+    answers = model.predict("shades/val/dark", top=2)
+    assert len(answers) == 6
+    assert list(answers.frame.columns) == ["image", "rank", "class", "probability", "ms"]
+    assert "shades/val/dark/0.png" in repr(answers)
+    assert model.shipped == evit_nas.Model.load(model.folder).shipped
+
+
+@pytest.mark.slow
+def test_shades_are_learned_in_earnest(call, monkeypatch):
+    write_shades(Path("shades"))
+    monkeypatch.setattr(making, "SEARCH_S", (2.0, 2.0))
+    result = call(*MAKE)
+    assert result.code == 0, result.err
+    assert Shipped.load(OUT / "shipped").top1 > 90
