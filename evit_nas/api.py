@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -22,7 +23,7 @@ from evit_nas.config import (
     parse_energy,
     parse_quantity,
 )
-from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
@@ -245,8 +246,12 @@ def _cluster(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return before | {word: given[word] for word in _of_cluster if word in given}
 
 
-def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> Run:
+@contextmanager
+def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> Iterator[Run]:
     """A new run folder, locked: `out`, or one in runs/ named after space, devices and budgets.
+
+    Of a search that ends inside before it has evaluated anything, because it was refused or interrupted, nothing is
+    left. An error of the folder itself leaves it: it can be resumed once that is put right.
 
     Raises:
         RunError: there is a run already, or the folder cannot be written.
@@ -255,7 +260,26 @@ def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> R
 
     names = [f"{_file_name(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
     path = Path(out) if out else new_run_path(Path("runs"), "-".join([Path(settings.space_name).stem, *names]))
-    return Run.create(path, settings, probe().model_dump(), command).lock()
+    run = Run.create(path, settings, probe().model_dump(), command).lock()
+    try:
+        with run:
+            yield run
+    except RunError:
+        raise
+    except BaseException:
+        if leaves_nothing(run):
+            from evit_nas.searching.storage import forget
+
+            forget(run)
+            run.discard()
+        raise
+
+
+def leaves_nothing(run: Run) -> bool:
+    """Whether a search that is refused or interrupted now takes its folder with it: it is new and holds nothing yet."""
+    from evit_nas.searching.record import evaluated
+
+    return run.new and not evaluated(run)
 
 
 def _file_name(device: str) -> str:

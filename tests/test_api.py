@@ -227,8 +227,8 @@ def test_a_run_is_named_after_what_it_searches(monkeypatch, tmp_path):
     for name in ("efficientvit-tiny-fake-9ms-fake-3-3ms", "efficientvit-tiny-fake-9ms-fake-3-3ms-2"):
         with new_run(settings, None, "") as run:
             assert run.path == Path("runs") / name
-    with pytest.raises(RunError, match="evit-nas resume"):
-        new_run(settings, run.path, "")
+    with pytest.raises(RunError, match=r"choose another folder with --out. Continue it with: evit-nas resume"):
+        new_run(settings, run.path, "").__enter__()
 
 
 def test_a_record_of_another_version_is_said_so(result, tmp_path):

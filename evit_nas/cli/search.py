@@ -193,10 +193,9 @@ def search(
     if dry_run:
         _dry_run(settings)
         return
+    if settings.accuracy.regime is not None and (images, classes, data) == (None, None, None):
+        say(f"scored for {settings.accuracy.regime}; for yours add --images 5k --classes 10, or --data PATH")
     with new_run(settings, out, typed()) as run:
-        say(f"run folder: {run.path}")
-        if settings.accuracy.regime is not None and (images, classes, data) == (None, None, None):
-            say(f"scored for {settings.accuracy.regime}; for yours add --images 5k --classes 10, or --data PATH")
         _search(run)
 
 
@@ -225,6 +224,7 @@ def resume(
 
 
 def _search(run: Run) -> None:
+    from evit_nas.api import leaves_nothing
     from evit_nas.report.page import write_report
     from evit_nas.searching.study import Search
 
@@ -232,7 +232,10 @@ def _search(run: Run) -> None:
         with progress_view() as view, interruptions():
             found = Search(run, view).run()
     except Interrupted:
-        say(f"interrupted; nothing that was evaluated is lost. Continue with: {command_line('resume', run.path)}")
+        if leaves_nothing(run):
+            say(f"interrupted before anything was evaluated: nothing is left of {run.path}")
+        else:
+            say(f"interrupted; nothing that was evaluated is lost. Continue with: {command_line('resume', run.path)}")
         raise
     report = write_report(run)
     _print_front(run, found, Format.table)
@@ -334,11 +337,13 @@ def _dry_run(settings: SearchSettings) -> None:
     from evit_nas.runs import Journal
     from evit_nas.searching.evaluate import Evaluator
     from evit_nas.searching.feasibility import feasibility
+    from evit_nas.searching.judges import check_sources
     from evit_nas.searching.study import open_devices
 
     space = settings.space
     say(f"space {settings.space_name}: {len(space.dimensions())} dimensions, {space.size:.3g} points")
     with tempfile.TemporaryDirectory() as scratch, open_devices(settings) as devices:
+        check_sources(settings, Path(scratch) / "labels", say)
         evaluator = Evaluator(devices, Journal(Path(scratch) / "measurements.jsonl"), settings.seed)
         found = feasibility(evaluator, settings, say)
         rng, start = random.Random(settings.seed), time.monotonic()
