@@ -22,12 +22,13 @@ from evit_nas.config import (
     parse_duration,
     parse_energy,
     parse_quantity,
+    resolved_device,
 )
 from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
-from evit_nas.space import SearchSpace
+from evit_nas.space import SearchSpace, resolved_space
 from evit_nas.yamlio import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
     fields: dict[str, Any] = dict(base) if base else {"workers": usable_cores() - 1}
     fields |= {word: given[word] for word in _as_they_are if word in given}
     if base is None or "space" in given:
-        name = str(given.get("space", DEFAULT_SPACE))
+        name = resolved_space(str(given.get("space", DEFAULT_SPACE)))
         fields |= {"space_name": name, "space": SearchSpace.load(name)}
     if "image_size" in given:
         resized = fields["space"].model_dump(mode="json") | {"image_size": given["image_size"]}
@@ -156,7 +157,7 @@ def _targets(given: dict[str, Any], before: Sequence[Target]) -> list[dict[str, 
     devices = given.get("device") or [target.device for target in before] or ["cpu"]
     known = {target.device: target for target in before}
     conditions = [
-        _conditions(name, given, known[name].conditions if name in known else None)
+        _conditions(name, given, known[resolved].conditions if (resolved := resolved_device(name)) in known else None)
         for name in ([devices] if isinstance(devices, str) else devices)
     ]
     names = [one.device for one in conditions]

@@ -121,6 +121,12 @@ def test_wrong_use_is_one_message_and_exit_2(run, arguments, words):
     assert result.out == ""
 
 
+def test_what_another_name_for_a_device_means_is_said(run):
+    result = run("config", "--device", "gpu:1", "--budget", "5ms", "--space", "tiny")
+    assert (result.code, result.err) == (0, "--device gpu:1 is cuda:1\n")
+    assert "efficientvit-tiny: 64 px" in run("space", "tiny").out
+
+
 def test_a_wrong_yaml_names_file_and_field(run, tmp_path):
     (tmp_path / "net.yaml").write_text(tiny_arch().to_yaml().replace("depth: 1", "depth: none", 1))
     result = run("describe", "net.yaml")

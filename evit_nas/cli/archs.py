@@ -103,11 +103,12 @@ def space(
     format_: FormatOption = Format.table,
 ) -> None:
     """List the shipped search spaces, or show, sample or dump one."""
-    from evit_nas.space import SearchSpace, space_path
+    from evit_nas.space import SearchSpace, resolved_space, space_path
 
     if name is None:
         _list_spaces(format_)
         return
+    name = resolved_space(name)
     found = SearchSpace.load(name)
     if dump:
         put(space_path(name).read_text(encoding="utf-8"))
