@@ -46,7 +46,7 @@ def measure(
     quick: Annotated[bool, typer.Option("--quick", help="As a search measures, instead of strictly.")] = False,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Measure latency, memory and energy of networks side by side, on this machine or on a board."""
+    """Measure latency, memory and energy of networks side by side."""
     from evit_nas.arch import ArchConfig
     from evit_nas.latency import STRICT, Protocol, open_device
     from evit_nas.latency.predictor import Table
@@ -172,7 +172,7 @@ def profile(
     session: SessionOption = None,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Show where the time of networks goes, by operator and by block, side by side."""
+    """Show where the time of networks goes, by operator and by block."""
     from evit_nas.latency.profile import block_cells, operator_cells, rows
     from evit_nas.latency.profile import profile as profile_one
 
@@ -188,7 +188,7 @@ def profile(
 
 @app.command()
 def doctor(device: DeviceOption = "cpu", threads: ThreadsOption = None, format_: FormatOption = Format.table) -> None:
-    """Check this machine: versions, what can measure, and whether it is quiet enough."""
+    """Check this machine: versions, devices, and whether it is quiet."""
     from evit_nas.doctor import examine
 
     report_findings(examine(conditions_of(device, threads, 1, None, None)), "this machine", format_)

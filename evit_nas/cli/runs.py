@@ -18,7 +18,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the run folders lie.")] = Path("runs"),
     format_: FormatOption = Format.table,
 ) -> None:
-    """List runs: what state they are in, and the best score within the budget."""
+    """List runs: their states, and the best score within the budget."""
     from evit_nas.runs import run_folders
 
     if not folder.is_dir():
@@ -74,7 +74,10 @@ def replay(
     trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="Its number, as in the front's YAML files.")],
     format_: FormatOption = Format.table,
 ) -> None:
-    """Evaluate one trial of a run again, and compare each number with the record; exit 1 if one has changed."""
+    """Evaluate a trial of a run again, and compare it with the record.
+
+    Exit 1 if a number has changed.
+    """
     from evit_nas.runs import Run
     from evit_nas.searching.replay import replay
 
@@ -112,7 +115,10 @@ def report(
     run: RunPath,
     plot: Annotated[Path | None, typer.Option(help="Also draw the front, as PNG, SVG or PDF.")] = None,
 ) -> None:
-    """Write a run as one page for people: report.html in its folder; works while the search goes on."""
+    """Write a run as one page for people: report.html in its folder.
+
+    It works while the search goes on, too.
+    """
     from evit_nas.report.page import write_report
     from evit_nas.report.plot import write_plot
     from evit_nas.runs import Run, explained
@@ -130,9 +136,9 @@ def report(
     options_metavar="[RUN] [OPTIONS OF search]",
 )
 def config(context: typer.Context) -> None:
-    """Print the settings of RUN, of a search with these options, or of RUN with these changes: YAML for --config.
+    """Print the settings of a run or of a search, for --config.
 
-    evit-nas config --budget 5ms > mine.yaml; evit-nas config runs/efficientvit-224-cpu-5ms --seed 1
+    They are those of RUN, of a search with these options, or of RUN with these changes, as YAML.
     """
     from evit_nas.api import settings_from
     from evit_nas.runs import to_yaml
