@@ -94,7 +94,7 @@ def score(
         rows.append({"arch": text, **scores, **({"score": aggregate.score(scores)} if aggregate else {})})
     names = [name for name in rows[0] if name != "arch"]
     cells = [[name, *(f"{row[name]:,.6g}" for row in rows)] for name in names]
-    emit(rows, format_, make_table("proxies, higher is better", ["", *archs], cells))
+    emit(rows, format_, make_table("proxies, higher is better", ["", *archs], cells, block=1))
 
 
 @app.command()

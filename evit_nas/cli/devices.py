@@ -25,9 +25,11 @@ def devices(format_: FormatOption = Format.table) -> None:
     remote = "remote:HOST", "a board that runs evit-nas worker"
     rows.append({"device": remote[0], "what": remote[1], "precisions": [], "version": None, "missing": None})
     cells = [[i.name, f"{i.what}, {'/'.join(i.precisions)}", i.version or f"no: {i.missing}"] for i in infos]
-    cells.append([*remote, "try: evit-nas device check remote:HOST"])
+    cells.append([*remote, ""])
     columns = ["device", "what", "here"]
     emit(rows, format_, make_table("--device", columns, cells, text=columns))
+    if format_ is Format.table:
+        say("one device is proved, a board too, by: evit-nas device check NAME")
 
 
 device = typer.Typer(help="One device, proved before a search.", no_args_is_help=True)

@@ -12,6 +12,8 @@ from evit_nas.cli.app import FormatOption, RunPath, app, given
 from evit_nas.console import Format, emit, make_table, progress_view, put, say
 from evit_nas.errors import EvitNasError, UsageError
 
+SPARE = ("begun", "device", "budget", "best")  # a run is named after its device and budget, as a rule
+
 
 @app.command()
 def runs(
@@ -37,7 +39,7 @@ def runs(
         for row in rows
     ]
     header = ["run", "state", "trials", "device", "budget", "best", "begun"]
-    emit(rows, format_, make_table(f"runs in {folder}", header, cells, text=["run", "state", "device"]))
+    emit(rows, format_, make_table(f"runs in {folder}", header, cells, ["run", "state", "device"], SPARE))
     if format_ is Format.table:
         for row in rows:
             if row["why"]:

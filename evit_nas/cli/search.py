@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from evit_nas.searching.record import Front
 
 
+SPARE = ("MACs", "params", "MB", "mJ", "spread")  # columns of a front
 CERTIFYING_S = 40.0  # the strict measurements at the end
 
 
@@ -349,7 +350,7 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
     title = f"{run.path.name}: {len(found.members)} on the front, budget {budgets}"
     header = ["name", *columns, *(["p90 ms"] if p90 else []), "spread", "score", "params", "MACs"]
     header += [title for title, had in (("MB", memory), ("mJ", energy)) if had]
-    emit(rows(found.members), format_, make_table(title, header, cells))
+    emit(rows(found.members), format_, make_table(title, header, cells, spare=SPARE))
     if format_ is Format.table:
         if any(latency.noisy for c in shown for latency in c.latencies):
             say(NOISY_NOTE)
