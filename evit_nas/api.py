@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -21,12 +22,13 @@ from evit_nas.config import (
     parse_duration,
     parse_energy,
     parse_quantity,
+    resolved_device,
 )
-from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
-from evit_nas.space import SearchSpace
+from evit_nas.space import SearchSpace, resolved_space
 from evit_nas.yamlio import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
     fields: dict[str, Any] = dict(base) if base else {"workers": usable_cores() - 1}
     fields |= {word: given[word] for word in _as_they_are if word in given}
     if base is None or "space" in given:
-        name = str(given.get("space", DEFAULT_SPACE))
+        name = resolved_space(str(given.get("space", DEFAULT_SPACE)))
         fields |= {"space_name": name, "space": SearchSpace.load(name)}
     if "image_size" in given:
         resized = fields["space"].model_dump(mode="json") | {"image_size": given["image_size"]}
@@ -155,7 +157,7 @@ def _targets(given: dict[str, Any], before: Sequence[Target]) -> list[dict[str, 
     devices = given.get("device") or [target.device for target in before] or ["cpu"]
     known = {target.device: target for target in before}
     conditions = [
-        _conditions(name, given, known[name].conditions if name in known else None)
+        _conditions(name, given, known[resolved].conditions if (resolved := resolved_device(name)) in known else None)
         for name in ([devices] if isinstance(devices, str) else devices)
     ]
     names = [one.device for one in conditions]
@@ -245,8 +247,12 @@ def _cluster(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return before | {word: given[word] for word in _of_cluster if word in given}
 
 
-def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> Run:
+@contextmanager
+def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> Iterator[Run]:
     """A new run folder, locked: `out`, or one in runs/ named after space, devices and budgets.
+
+    Of a search that ends inside before it has evaluated anything, because it was refused or interrupted, nothing is
+    left. An error of the folder itself leaves it: it can be resumed once that is put right.
 
     Raises:
         RunError: there is a run already, or the folder cannot be written.
@@ -255,7 +261,26 @@ def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> R
 
     names = [f"{file_name(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
     path = Path(out) if out else new_run_path(Path("runs"), "-".join([Path(settings.space_name).stem, *names]))
-    return Run.create(path, settings, probe().model_dump(), command).lock()
+    run = Run.create(path, settings, probe().model_dump(), command).lock()
+    try:
+        with run:
+            yield run
+    except RunError:
+        raise
+    except BaseException:
+        if leaves_nothing(run):
+            from evit_nas.searching.storage import forget
+
+            forget(run)
+            run.discard()
+        raise
+
+
+def leaves_nothing(run: Run) -> bool:
+    """Whether a search that is refused or interrupted now takes its folder with it: it is new and holds nothing yet."""
+    from evit_nas.searching.record import evaluated
+
+    return run.new and not evaluated(run)
 
 
 def file_name(device: str) -> str:

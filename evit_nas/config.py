@@ -41,10 +41,19 @@ def parse_latency(text: str, option: str = "--budget", example: str = "5ms") -> 
     return value
 
 
+_ALIASES = {"gpu": "cuda", "int8": "cpu-int8"}
+
+
+def resolved_device(text: str) -> str:
+    """A device as it is called here: cuda:1 where somebody says gpu:1."""
+    family, colon, argument = text.partition(":")
+    return f"{_ALIASES.get(family, family)}{colon}{argument}"
+
+
 def parse_budgets(text: str, devices: Sequence[str]) -> list[float]:
     """The budget of each device in milliseconds: "5ms" for one device, "cpu=5ms,pi=40ms" for several.
 
-    A remote device may be called by its host alone: pi for remote:pi.
+    A remote device may be called by its host alone (pi for remote:pi), others as `resolved_device` knows them.
 
     Raises:
         UsageError: a device without a budget, a budget without a device, or not a positive number with a unit.
@@ -59,6 +68,7 @@ def parse_budgets(text: str, devices: Sequence[str]) -> list[float]:
         name, _, limit = part.partition("=")
         hosts = [device for device in devices if name.strip() == device.removeprefix("remote:").split(":")[0]]
         found = [device for device in devices if name.strip() == device] or hosts
+        found = found or [device for device in devices if resolved_device(name.strip()) == device]
         if not found:
             raise UsageError(f"--budget names the device '{name.strip()}', but --device has {', '.join(devices)}.")
         if found[0] in budgets:

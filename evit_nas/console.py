@@ -162,26 +162,69 @@ class Sheet:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: Sequence[str]
+    spare: Sequence[str] = ()
+    """Columns that may go, the first one first; which ones did is said."""
+    block: int = 0
+    """Columns after the first that belong together, as those of one network do: blocks for which there is no room
+    beside each other stand one below the other."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.title, style="bold", overflow="ignore")
-        for padding in (1, 0):
-            if widths := self._widths(options.max_width - (2 * padding + 1) * (len(self.columns) - 1) - 2):
-                yield self._table(widths, padding)
+        spare = [column for column in self.spare if column in self.columns]
+        for count in range(len(spare) + 1):
+            gone = spare[:count]
+            if table := self._table([i for i, name in enumerate(self.columns) if name not in gone], options.max_width):
+                yield table
+                if gone:
+                    yield f"no room for {', '.join(map(_flat, gone))}: --format csv has all"
                 return
+        if tables := self._blocks(options.max_width):
+            yield from tables
+            return
         longest = max(cell_len(_flat(column)) for column in self.columns)
         yield ""
         for row in self.rows:
             for column, cell in zip(self.columns, row, strict=True):
                 label = _flat(column)
-                yield Text(f"{label}{' ' * (longest - cell_len(label))}  {cell}", no_wrap=True, overflow="ignore")
+                if cell:
+                    line = f"{label}{' ' * (longest - cell_len(label))}  {cell}"
+                    yield Text(line, no_wrap=True, overflow="ignore")
             yield ""
 
-    def _widths(self, room: int) -> list[int] | None:
+    def _blocks(self, width: int) -> list[Table]:
+        """As few tables as `width` allows, each with the first column and some of the blocks; none if one is wider."""
+        tables: list[Table] = []
+        shown: list[int] = []
+        for first in range(1, len(self.columns), self.block) if self.block else ():
+            block = [*range(first, first + self.block)]
+            if shown and (table := self._table([*shown, *block], width)):
+                tables[-1], shown = table, [*shown, *block]
+            elif table := self._table([0, *block], width):
+                tables, shown = [*tables, table], [0, *block]
+            else:
+                return []
+        return tables
+
+    def _table(self, shown: Sequence[int], width: int) -> Table | None:
+        """The columns with these indices, in no more than `width`; None if they do not fit."""
+        for padding in (1, 0):
+            if widths := self._widths(shown, width - (2 * padding + 1) * (len(shown) - 1) - 2):
+                break
+        else:
+            return None
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, padding))
+        for index, width in zip(shown, widths, strict=True):
+            column = self.columns[index]
+            table.add_column(escape(column), justify="left" if column in self.text else "right", width=width)
+        for row in self.rows:
+            table.add_row(*(escape(row[index]) for index in shown))
+        return table
+
+    def _widths(self, shown: Sequence[int], room: int) -> list[int] | None:
         """Of each column, `room` in all: the widest that can be broken gives way first; None if they do not fit."""
         widths, least = [], []
-        for index, column in enumerate(self.columns):
-            cells = [row[index] for row in self.rows]
+        for index in shown:
+            column, cells = self.columns[index], [row[index] for row in self.rows]
             whole = max(map(_longest_line, [column, *cells]))
             words = [*column.split(), *(cells if index == 0 or column not in self.text else " ".join(cells).split())]
             widths.append(whole)
@@ -192,18 +235,17 @@ class Sheet:
             widths[max((w, i) for i, w in enumerate(widths) if w > least[i])[1]] -= 1
         return widths
 
-    def _table(self, widths: Sequence[int], padding: int) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, padding))
-        for column, width in zip(self.columns, widths, strict=True):
-            table.add_column(escape(column), justify="left" if column in self.text else "right", width=width)
-        for row in self.rows:
-            table.add_row(*(escape(cell) for cell in row))
-        return table
 
-
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()) -> Sheet:
-    """A table; the columns in `text` (by default the first) are flush left, the others are numbers."""
-    return Sheet(title, columns, rows, text or columns[:1])
+def make_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    text: Sequence[str] = (),
+    spare: Sequence[str] = (),
+    block: int = 0,
+) -> Sheet:
+    """A table; the columns in `text` (by default the first) are flush left, the others are numbers. See Sheet."""
+    return Sheet(title, columns, rows, text or columns[:1], spare, block)
 
 
 def _longest_line(text: str) -> int:

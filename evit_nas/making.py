@@ -177,10 +177,10 @@ def _search(order: Order, seen: Look, view: Viewer, command: str) -> tuple[Run, 
         if (result := Result(folder)).state == "done":
             view.found(result.run, result.found)
             return result.run, result.found
-        run = Run.open(folder).lock()
+        opening: AbstractContextManager[Run] = Run.open(folder).lock()
     else:
-        run = new_run(settings, folder, command)
-    with run:
+        opening = new_run(settings, folder, command)
+    with opening as run:
         with view.progress() as watch, interruptions():
             front = Search(run, watch).run()
         write_report(run)

@@ -22,6 +22,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,6 +61,7 @@ class Run:
     def __init__(self, path: Path, record: RunRecord) -> None:
         self.path, self._record, self.settings = path, record, record.settings
         self._lock: IO[str] | None = None
+        self._before: _Before | None = None
 
     @classmethod
     def create(cls, path: Path, settings: SearchSettings, machine: dict[str, Any], command: str) -> Run:
@@ -69,7 +71,10 @@ class Run:
             RunError: there is a run already, or the folder cannot be written.
         """
         if (path / "run.yaml").exists():
-            raise RunError(f"{path} holds a run already. Continue it with: {command_line('resume', path)}")
+            raise RunError(
+                f"{path} holds a run already: choose another folder with --out. "
+                f"Continue it with: {command_line('resume', path)}"
+            )
         record = RunRecord(
             evit_nas=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,6 +85,7 @@ class Run:
             versions=installed_versions(),
             machine=machine,
         )
+        before = _Before.of(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(path / "run.yaml", to_yaml(record))
@@ -87,7 +93,9 @@ class Run:
             raise RunError(
                 f"cannot write the run folder {path}: {error.strerror}. Choose another with --out."
             ) from None
-        return cls(path, record)
+        run = cls(path, record)
+        run._before = before
+        return run
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -121,6 +129,11 @@ class Run:
         return self._lock is not None
 
     @property
+    def new(self) -> bool:
+        """Whether this object made the folder, rather than finding it."""
+        return self._before is not None
+
+    @property
     def front_folder(self) -> Path:
         """Where the front's YAML files lie."""
         return self.path / "front"
@@ -148,6 +161,12 @@ class Run:
             self._lock.close()
             self._lock = None
 
+    def discard(self) -> None:
+        """Removes a new run again, with the folders that were made for it; what lay there before stays."""
+        self.close()
+        if self._before is not None:
+            self._before.restore(self.path)
+
     def __enter__(self) -> Run:
         return self
 
@@ -155,6 +174,31 @@ class Run:
         self.close()
         if error is not None and (refusal := _refusal(self.path, error)):
             raise RunError(refusal) from error
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What there was where a run folder was made."""
+
+    entries: frozenset[Path]
+    """In the folder."""
+    missing: tuple[Path, ...]
+    """The folder, if there was none, and those around it that were missing too, the innermost first."""
+
+    @classmethod
+    def of(cls, path: Path) -> _Before:
+        missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+        return cls(frozenset(path.iterdir() if path.is_dir() else ()), missing)
+
+    def restore(self, path: Path) -> None:
+        with suppress(OSError):  # somebody else may use a folder by now
+            for entry in frozenset(path.iterdir()) - self.entries:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+            for folder in self.missing:
+                folder.rmdir()
 
 
 class Journal:

@@ -392,6 +392,9 @@ def describe_choices(choices: Sequence[Value]) -> str:
     return ", ".join(str(_label(choice)) for choice in choices)
 
 
+_PREFIX = "efficientvit-"  # of what a shipped space is called
+
+
 def shipped_spaces() -> dict[str, Path]:
     """Name and path of every search space that comes with the package."""
     here = Path(__file__).parent
@@ -400,15 +403,21 @@ def shipped_spaces() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def resolved_space(name: str) -> str:
+    """The shipped space that `name` is the end of (tiny, 224), in full, unless that is a file; else `name` itself."""
+    full = f"{_PREFIX}{name}"
+    return full if full in shipped_spaces() and not Path(name).is_file() else name
+
+
 def space_path(name: str | Path) -> Path:
-    """Where a space is: a shipped one by name, else the path itself.
+    """Where a space is: a shipped one by name, in full or as `resolved_space` knows it, else the path itself.
 
     Raises:
         UsageError: it is neither.
     """
-    shipped = shipped_spaces()
-    if str(name) in shipped:
-        return shipped[str(name)]
+    shipped, resolved = shipped_spaces(), resolved_space(str(name))
+    if resolved in shipped:
+        return shipped[resolved]
     path = Path(name)
     if not path.exists() and path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"no search space is called '{name}'. {did_you_mean(str(name), shipped)} Or give a YAML file.")

@@ -140,6 +140,14 @@ def test_a_score_that_has_images_of_its_own_keeps_no_regime_of_the_settings_befo
     assert settings_from(config=path, **words).accuracy.regime is None
 
 
+def test_short_names_are_recorded_in_full(tmp_path):
+    settings = settings_from(device=["gpu", "int8"], budget="gpu=2ms,int8=9ms", space="tiny")
+    assert settings.space_name == "efficientvit-tiny"
+    assert [(target.device, target.budget_ms) for target in settings.targets] == [("cuda", 2), ("cpu-int8", 9)]
+    (tmp_path / "mine.yaml").write_text(to_yaml(settings))
+    assert settings_from(config=tmp_path / "mine.yaml", device="gpu").targets == settings.targets[:1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -227,8 +235,8 @@ def test_a_run_is_named_after_what_it_searches(monkeypatch, tmp_path):
     for name in ("efficientvit-tiny-fake-9ms-fake-3-3ms", "efficientvit-tiny-fake-9ms-fake-3-3ms-2"):
         with new_run(settings, None, "") as run:
             assert run.path == Path("runs") / name
-    with pytest.raises(RunError, match="evit-nas resume"):
-        new_run(settings, run.path, "")
+    with pytest.raises(RunError, match=r"choose another folder with --out. Continue it with: evit-nas resume"):
+        new_run(settings, run.path, "").__enter__()
 
 
 def test_a_record_of_another_version_is_said_so(result, tmp_path):

@@ -121,6 +121,12 @@ def test_wrong_use_is_one_message_and_exit_2(run, arguments, words):
     assert result.out == ""
 
 
+def test_what_another_name_for_a_device_means_is_said(run):
+    result = run("config", "--device", "gpu:1", "--budget", "5ms", "--space", "tiny")
+    assert (result.code, result.err) == (0, "--device gpu:1 is cuda:1\n")
+    assert "efficientvit-tiny: 64 px" in run("space", "tiny").out
+
+
 def test_a_wrong_yaml_names_file_and_field(run, tmp_path):
     (tmp_path / "net.yaml").write_text(tiny_arch().to_yaml().replace("depth: 1", "depth: none", 1))
     result = run("describe", "net.yaml")
@@ -257,16 +263,28 @@ def test_a_current_folder_that_was_removed_is_one_message(run, tmp_path):
     assert (result.code, "change to one that exists" in result.err) == (2, True)
 
 
+def after_three(stop):
+    """Scores that come until three networks have one."""
+    left = iter(range(3))
+
+    def score(arch, *, seed=0, names=None):
+        if next(left, None) is None:
+            stop()
+        return fake_proxies(arch)
+
+    return score
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_search_that_is_asked_to_end_names_the_resume_command(run, monkeypatch, number, code):
     """Ctrl-C, `docker stop` or a batch system, and a terminal that closes."""
 
-    def stop(arch, *, seed=0, names=None):
+    def stop():
         os.kill(os.getpid(), number)
         time.sleep(60)
 
     with monkeypatch.context() as patch:
-        patch.setattr(zero_cost, "score_all", stop)
+        patch.setattr(zero_cost, "score_all", after_three(stop))
         result = run(*SEARCH, "--out", "r")
     assert result.code == code
     assert "evit-nas resume r" in result.err
@@ -276,10 +294,10 @@ def test_a_search_that_is_asked_to_end_names_the_resume_command(run, monkeypatch
 def test_an_interruption_that_c_code_met_is_one_all_the_same(run, monkeypatch):
     """Whatever it returns with an exception set becomes a SystemError, as if there were a fault."""
 
-    def stop(arch, *, seed=0, names=None):
+    def stop():
         raise SystemError("returned a result with an exception set") from Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(zero_cost, "score_all", stop)
+    monkeypatch.setattr(zero_cost, "score_all", after_three(stop))
     result = run(*SEARCH, "--out", "r")
     assert (result.code, "evit-nas resume r" in result.err) == (143, True)
 

@@ -31,6 +31,8 @@ def test_a_length_of_time_without_number_or_unit_is_refused_with_an_example(text
         ("5ms", ["cpu"], [5]),
         ("cpu:4=3ms,cpu=5ms", ["cpu", "cpu:4"], [5, 3]),
         ("owl=40ms,cpu=5ms", ["cpu", "remote:owl:8642"], [5, 40]),
+        ("gpu:1=2ms,int8=5ms", ["cpu-int8", "cuda:1"], [5, 2]),
+        ("gpu=40ms,cuda=2ms", ["cuda", "remote:gpu"], [2, 40]),
     ],
 )
 def test_a_budget_belongs_to_the_device_of_its_name_or_else_of_its_host(text, devices, budgets):

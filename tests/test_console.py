@@ -66,6 +66,38 @@ def test_a_table_without_a_width_is_one_line_a_row():
         assert len(lines) - len(sheet.rows) in (3, 4)  # the title, one or two lines of header, and a rule
 
 
+def test_columns_that_may_go_do_so_in_turn_and_are_named():
+    rows = [["a-long-run-name", "done", "30/30", "cpu remote:localhost", "2026-01-01"]]
+    columns = ["run", "state", "trials", "device\nname", "begun"]
+    sheet = make_table(
+        "runs", columns, rows, ["run", "state", "device\nname"], spare=["absent", "begun", "device\nname"]
+    )
+    gone = {width: " ".join(shown(sheet, width).split()).partition("no room for ")[2] for width in (80, 50, 34)}
+    assert gone == {80: "", 50: "begun: --format csv has all", 34: "begun, device name: --format csv has all"}
+    assert "2026-01-01" not in shown(sheet, 50)
+    assert "remote:localhost" in shown(sheet, 50)
+    record = shown(sheet, 20)
+    assert all(cell in record for cell in rows[0])
+    assert "no room" not in record
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_blocks_without_room_beside_each_other_stand_below_with_the_names(width):
+    columns = ["operator", *(f"{'' if i else network}\n{name}" for network in "123456" for i, name in enumerate("ab"))]
+    rows = [[kind, *(f"{place}.{len(kind):03}" for place in range(12))] for kind in ("Conv", "GlobalAveragePool")]
+    text = shown(make_table("Operators", columns, rows, block=2), width)
+    tables = text.count("──\n") + text.count("── \n")
+    assert max(map(len, text.splitlines())) <= width
+    assert tables == {40: 6, 60: 2, 80: 2, 120: 1, 200: 1}[width]
+    assert text.count("GlobalAveragePool") == tables
+    assert all(text.count(f" {cell} ") == 1 for cell in rows[1][1:])
+
+
+def test_a_record_has_no_line_for_what_is_empty():
+    text = shown(make_table("doctor", ["check", "result", ""], [["a" * 30, "b" * 30, ""], ["c", "d", "ok"]]), 40)
+    assert [line.split()[-1] for line in text.splitlines()[1:] if line] == ["a" * 30, "b" * 30, "c", "d", "ok"]
+
+
 def command_line(*arguments: str, **streams) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "COLUMNS")}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])

@@ -62,16 +62,41 @@ def test_as_many_threads_as_cores_are_taken(on):
 
 
 @pytest.mark.parametrize(("device", "threads"), [("cpu:64", None), ("cpu", 64), ("cpu-int8:3", None), ("torch", 3)])
-def test_more_are_refused_with_the_number_that_there_is(on, device, threads):
+def test_more_are_refused_by_name(on, device, threads):
     on(2, {GROUP: "0::/", f"{V2}/cpu.max": "200000 100000"})
     conditions = parse_conditions(device, threads=threads)
-    with pytest.raises(UsageError, match=rf"'{conditions.device}' with .* has 2 of the machine's 16 .*for 2 at most"):
+    with pytest.raises(
+        UsageError, match=rf"'{conditions.device}' with {conditions.threads} threads needs .*for 2 at most"
+    ):
         open_device(conditions)
+
+
+@pytest.mark.parametrize(
+    ("cores", "of", "files", "words"),
+    [
+        ({0, 1}, 2, {}, "and this machine has cores 0 and 1: ask for 2"),
+        ({0}, 1, {}, "and this machine has core 0: ask for 1"),
+        (set(range(16)), 16, {}, "and this machine has cores 0 to 15: ask for 16"),
+        ({1, 2, 5}, 16, {}, "and this process may use, of 16, cores 1, 2 and 5: ask for 3"),
+        (
+            set(range(16)),
+            16,
+            {GROUP: "0::/", f"{V2}/cpu.max": "200000 100000"},
+            "and this machine has cores 0 to 15, with a CPU quota of 2: ask for 2",
+        ),
+    ],
+)
+def test_the_cores_that_there_are_are_named(on, monkeypatch, cores, of, files, words):
+    on(0, files)
+    monkeypatch.setattr(os, "cpu_count", lambda: of)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
+    with pytest.raises(UsageError, match=words):
+        machine.check_threads(parse_conditions("cpu:99"))
 
 
 def test_a_profile_refuses_them_too(on):
     on(1)
-    with pytest.raises(UsageError, match="has 1 of"):
+    with pytest.raises(UsageError, match="may use, of 16, core 0: ask for 1"):
         profile(tiny_arch(), parse_conditions("cpu:2"))
 
 
@@ -81,8 +106,18 @@ def test_a_device_elsewhere_has_other_cores(on):
         assert device.conditions.threads == 4
 
 
-@pytest.mark.parametrize("verb", [["measure", "m0"], ["profile", "m0"], ["search", "--budget", "5ms"], ["doctor"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["measure", "m0", "--device"],
+        ["profile", "m0", "--device"],
+        ["search", "--budget", "5ms", "--device"],
+        ["doctor", "--device"],
+        ["device", "check"],
+        ["latency", "fit", "--device"],
+    ],
+)
 def test_the_command_line_says_so_before_anything_is_measured(call, verb):
-    refused = call(*verb, "--device", f"cpu:{10 * (os.cpu_count() or 1)}")
+    refused = call(*verb, f"cpu:{10 * (os.cpu_count() or 1)}")
     assert (refused.code, refused.out) == (2, "")
-    assert f"Ask for {machine.usable_cores()} at most." in refused.err
+    assert f"ask for {machine.usable_cores()} at most." in refused.err

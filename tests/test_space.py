@@ -7,7 +7,7 @@ import pytest
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError
-from evit_nas.space import FixedTrial, SearchSpace, shipped_spaces
+from evit_nas.space import FixedTrial, SearchSpace, resolved_space, shipped_spaces
 from evit_nas.yamlio import validate
 
 STAGE = {"width": {"from": 32, "to": 96, "step": 16}, "depth": [1, 2], "heads": [1, 2, 3], "q_kernels": 3}
@@ -99,6 +99,17 @@ def test_a_wrong_space_is_refused_with_path_value_and_way_out(top, words):
 def test_unknown_space_name_lists_the_shipped_ones():
     with pytest.raises(UsageError, match=r"Did you mean 'efficientvit-224'\?.*efficientvit-tiny"):
         SearchSpace.load("efficientvit-244")
+
+
+def test_a_shipped_space_is_known_by_the_end_of_its_name_unless_that_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert [resolved_space(name) for name in ("tiny", "224")] == ["efficientvit-tiny", "efficientvit-224"]
+    assert SearchSpace.load("tiny") == SearchSpace.load("efficientvit-tiny")
+    (tmp_path / "96").write_text(shipped_spaces()["efficientvit-tiny"].read_text())
+    assert resolved_space("96") == "96"
+    assert SearchSpace.load("96") == SearchSpace.load("tiny")
+    assert [resolved_space(name) for name in ("iny", "mine.yaml", "")] == ["iny", "mine.yaml", ""]
 
 
 def test_widths_snap_to_sixteen_and_heads_within_the_range():

@@ -104,8 +104,10 @@ def test_a_front_is_not_looked_for_where_nothing_has_begun(new_run, storage):
 )
 def test_a_storage_that_does_not_serve_is_one_message_with_the_way_out(new_run, storage):
     run = new_run(storage=storage)
-    with pytest.raises(RunError, match=rf"the storage {storage} does not serve: .+evit-nas resume {run.path}"):
+    with pytest.raises(UsageError, match=rf"the storage {storage} does not serve: .+another --storage"):
         Search(run, Silent()).run()
+    with pytest.raises(RunError, match=rf"the storage {storage} does not serve: .+evit-nas resume {run.path}"):
+        Search(Run.open(run.path), Silent()).run()
 
 
 def test_a_database_of_another_optuna_is_named_with_the_way_out(new_run, tmp_path):
@@ -115,7 +117,10 @@ def test_a_database_of_another_optuna_is_named_with_the_way_out(new_run, tmp_pat
         database.execute("UPDATE alembic_version SET version_num = 'v2.4.0.a'")
         database.execute("UPDATE version_info SET library_version = '2.10.1'")
     run = new_run(storage=f"sqlite:///{file}")
-    with pytest.raises(RunError, match=rf"the storage sqlite:///{file} does not serve: .*optuna storage upgrade"), run:
+    with (
+        pytest.raises(UsageError, match=rf"the storage sqlite:///{file} does not serve: .*optuna storage upgrade"),
+        run,
+    ):
         Search(run, Silent()).run()
 
 
@@ -123,13 +128,13 @@ def test_what_another_storage_has_is_not_blamed_on_the_run_folder(new_run, tmp_p
     """It says itself what is wrong, to whoever uses the run with `with` too."""
     run = new_run(storage=f"sqlite:///{tmp_path / 'shared.db'}")
     (tmp_path / "shared.db").write_bytes(b"no database" * 100)
-    with pytest.raises(RunError, match=rf"^the storage sqlite:///{tmp_path / 'shared.db'} does not serve"), run:
+    with pytest.raises(UsageError, match=rf"^the storage sqlite:///{tmp_path / 'shared.db'} does not serve"), run:
         Search(run, Silent()).run()
 
 
 def test_a_journal_that_cannot_be_had_is_one_message_too(new_run, tmp_path):
     nowhere = tmp_path / "no" / "such.log"
-    with pytest.raises(RunError, match=rf"the storage {nowhere} does not serve: .*No such file"):
+    with pytest.raises(UsageError, match=rf"the storage {nowhere} does not serve: .*No such file"):
         Search(new_run(storage=str(nowhere)), Silent()).run()
 
 

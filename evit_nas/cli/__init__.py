@@ -18,8 +18,11 @@ from evit_nas.cli import make, search, train, predict, analyze, runs, archs, pro
 
 # isort: on
 from evit_nas.cli.app import app
+from evit_nas.cli.help import arrange
 from evit_nas.console import adapt_streams, delivered, say
 from evit_nas.errors import EvitNasError, Interrupted, UsageError
+
+arrange(app)
 
 
 def _interrupt(number: int, _: object) -> None:

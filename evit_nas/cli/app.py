@@ -34,17 +34,26 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How to print the
 Networks = Annotated[
     list[str], typer.Argument(metavar="NETWORK...", help="m0..m5, YAML files, RUN/NAME, timm:NAME, .onnx files.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where latency is measured; see: evit-nas devices.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads for one inference.", show_default="1")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images per inference.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="fp32, fp16, bf16 or int8.", show_default="the device's")]
+DeviceOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Where latency is measured: cpu, cpu:4, cuda, remote:HOST, ...")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads for one inference.", show_default="1")
+]
+BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Images per inference.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="fp32, fp16, bf16 or int8.", show_default="the device's")
+]
 SessionOption = Annotated[
     list[str] | None, typer.Option("--session", metavar="NAME=VALUE", help="A setting for the runtime as it is.")
 ]
 ImageSizeOption = Annotated[
-    int | None, typer.Option(min=32, help="Input side in pixels instead of the network's own.", show_default="its own")
+    int | None,
+    typer.Option(
+        min=32, metavar="PX", help="Input side in pixels instead of the network's own.", show_default="its own"
+    ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")]
 
 
 def _version(value: bool) -> None:

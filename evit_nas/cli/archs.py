@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def describe(arch: Arch, format_: FormatOption = Format.table) -> None:
-    """Show an architecture: its stages, resolutions, parameters and MACs."""
+    """Show an architecture: its stages, maps, parameters and MACs."""
     from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.network.cost import cost, stage_costs
 
@@ -77,7 +77,10 @@ def score(
     seed: SeedOption = 0,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Zero-cost proxies of architectures, side by side; higher is better, and weak evidence."""
+    """Zero-cost proxies of architectures, side by side.
+
+    Higher is better, and weak evidence: see evit-nas proxies bench.
+    """
     from evit_nas.accuracy.zero_cost import score_all
     from evit_nas.runs import Run
     from evit_nas.searching.record import load_aggregate
@@ -91,7 +94,7 @@ def score(
         rows.append({"arch": text, **scores, **({"score": aggregate.score(scores)} if aggregate else {})})
     names = [name for name in rows[0] if name != "arch"]
     cells = [[name, *(f"{row[name]:,.6g}" for row in rows)] for name in names]
-    emit(rows, format_, make_table("proxies, higher is better", ["", *archs], cells))
+    emit(rows, format_, make_table("proxies, higher is better", ["", *archs], cells, block=1))
 
 
 @app.command()
@@ -102,12 +105,13 @@ def space(
     seed: SeedOption = 0,
     format_: FormatOption = Format.table,
 ) -> None:
-    """List the shipped search spaces, or show, sample or dump one."""
-    from evit_nas.space import SearchSpace, space_path
+    """List the search spaces, or show, sample or dump one."""
+    from evit_nas.space import SearchSpace, resolved_space, space_path
 
     if name is None:
         _list_spaces(format_)
         return
+    name = resolved_space(name)
     found = SearchSpace.load(name)
     if dump:
         put(space_path(name).read_text(encoding="utf-8"))
@@ -170,7 +174,10 @@ def export(
     batch: Annotated[int, typer.Option(min=0, help="Images per inference; 0 for a dynamic batch size.")] = 1,
     seed: SeedOption = 0,
 ) -> None:
-    """Write an architecture as YAML, or its deploy form as ONNX, TorchScript or an exported program of torch."""
+    """Write the deploy form of a network, or an architecture as YAML.
+
+    The deploy form, as ONNX, TorchScript or an exported program of torch, is checked before it is written.
+    """
     from evit_nas.exporting import EXPORTERS, SUFFIXES, checkpoint
 
     config = find_arch(arch)
@@ -206,7 +213,7 @@ def _writing(path: Path) -> Iterator[None]:
 def schema(
     of: Annotated[str, typer.Argument(metavar="arch|space", help="What the YAML file describes.")] = "arch",
 ) -> None:
-    """Print the JSON schema of a config file, so that editors complete and check it."""
+    """Print the JSON schema of a YAML file, for editors."""
     import json
 
     from evit_nas.space import SearchSpace

@@ -14,7 +14,7 @@ from evit_nas.console import Format, emit, make_table, say
 
 @app.command()
 def devices(format_: FormatOption = Format.table) -> None:
-    """List what latency can be measured on here, and why not on the others."""
+    """List what can measure here, and why the others cannot."""
     from evit_nas.latency.runtimes import list_runtimes
 
     infos = list_runtimes()
@@ -25,12 +25,14 @@ def devices(format_: FormatOption = Format.table) -> None:
     remote = "remote:HOST", "a board that runs evit-nas worker"
     rows.append({"device": remote[0], "what": remote[1], "precisions": [], "version": None, "missing": None})
     cells = [[i.name, f"{i.what}, {'/'.join(i.precisions)}", i.version or f"no: {i.missing}"] for i in infos]
-    cells.append([*remote, "try: evit-nas device check remote:HOST"])
+    cells.append([*remote, ""])
     columns = ["device", "what", "here"]
     emit(rows, format_, make_table("--device", columns, cells, text=columns))
+    if format_ is Format.table:
+        say("one device is proved, a board too, by: evit-nas device check NAME")
 
 
-device = typer.Typer(help="One device.", no_args_is_help=True)
+device = typer.Typer(help="One device, proved before a search.", no_args_is_help=True)
 app.add_typer(device, name="device")
 
 
@@ -44,7 +46,10 @@ def check(
     name: Annotated[str, typer.Argument(metavar="DEVICE", help="As given to --device: remote:pi, cpu, cuda:1.")],
     format_: FormatOption = Format.table,
 ) -> None:
-    """Prove a device before a search: link, versions, load, and the canary measured against itself."""
+    """Prove a device before a search.
+
+    Shown are the link, versions, the load, and the canary measured against itself.
+    """
     conditions = conditions_of(name, None, 1, None, None)
     if conditions.family != "remote":
         from evit_nas.doctor import examine
@@ -59,14 +64,16 @@ def check(
 
 @app.command()
 def worker(
-    device: Annotated[str, typer.Option(help="What measures here; see: evit-nas devices.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="What measures here: cpu, cpu-int8, cuda, ...")] = "cpu",
     bind: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8642,
 ) -> None:
     """Measure here for searches on other machines, until Ctrl-C.
 
-    On the board: evit-nas worker. On the workstation: ssh -N -L 8642:127.0.0.1:8642 BOARD, and then
-    --device remote:localhost. A token, if you need one, goes into EVIT_NAS_TOKEN on both sides.
+    There, this tunnel makes it --device remote:localhost:
+      ssh -N -L 8642:127.0.0.1:8642 BOARD
+
+    A token, if you need one, goes into EVIT_NAS_TOKEN on both sides.
     """
     import logging
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,11 @@ from evit_nas.cli.app import (
 from evit_nas.console import Format, emit, make_table, say
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 
+if TYPE_CHECKING:
+    from evit_nas.latency.profile import Profile
+
+LONGEST_HEADER = 12
+SPARE = ("p90 ms", "peak MB", "mJ", "ratio", "published", "spread")  # columns of a measurement
 UNRELIABLE = "latency cannot be measured here reliably"
 
 
@@ -46,7 +51,7 @@ def measure(
     quick: Annotated[bool, typer.Option("--quick", help="As a search measures, instead of strictly.")] = False,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Measure latency, memory and energy of networks side by side, on this machine or on a board."""
+    """Measure latency, memory and energy of networks side by side."""
     from evit_nas.arch import ArchConfig
     from evit_nas.latency import STRICT, Protocol, open_device
     from evit_nas.latency.predictor import Table
@@ -142,7 +147,7 @@ def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
     titles = {"memory_mb": "peak MB", "energy_mj": "mJ", "published_top1": "published"}
     columns = ["network", "ms", "spread", "p90 ms", "ratio", *(titles[name] for name in titles if shown[name])]
     machine = rows[0]["latency"]
-    table = make_table(f"{machine.conditions}; {machine.runtime}", columns, cells)
+    table = make_table(f"{machine.conditions}; {machine.runtime}", columns, cells, spare=SPARE)
     plain_rows = [
         {
             "network": row["network"],
@@ -172,23 +177,33 @@ def profile(
     session: SessionOption = None,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Show where the time of networks goes, by operator and by block, side by side."""
+    """Show where the time of networks goes, by operator and by block."""
     from evit_nas.latency.profile import block_cells, operator_cells, rows
     from evit_nas.latency.profile import profile as profile_one
 
     conditions = conditions_of(device, threads, batch, None, session)
     subjects = {text: find_subject(text, image_size) for text in networks}
     profiles = {text: profile_one(subject, conditions) for text, subject in subjects.items()}
-    emit(rows(profiles), format_, make_table("Operators (* = memory-bound)", *operator_cells(profiles)))
+    short, legend = _numbered(profiles)
+    title = "\n".join(["Operators (* = memory-bound)", *legend])
+    emit(rows(profiles), format_, make_table(title, *operator_cells(short), block=3))
     if format_ is Format.table:
-        emit([], format_, make_table("Blocks", *block_cells(profiles)))
+        emit([], format_, make_table("\n".join(["Blocks", *legend]), *block_cells(short), block=3))
         for text, found in profiles.items():
             say(f"{text}: {found}")
 
 
+def _numbered(profiles: Mapping[str, Profile]) -> tuple[Mapping[str, Profile], list[str]]:
+    """The same under numbers where names are too long to stand above columns of figures, and whose numbers they are."""
+    if max(map(len, profiles)) <= LONGEST_HEADER:
+        return profiles, []
+    numbers = {name: str(number) for number, name in enumerate(profiles, start=1)}
+    return {numbers[name]: each for name, each in profiles.items()}, [f"{n}: {name}" for name, n in numbers.items()]
+
+
 @app.command()
 def doctor(device: DeviceOption = "cpu", threads: ThreadsOption = None, format_: FormatOption = Format.table) -> None:
-    """Check this machine: versions, what can measure, and whether it is quiet enough."""
+    """Check this machine: versions, devices, and whether it is quiet."""
     from evit_nas.doctor import examine
 
     report_findings(examine(conditions_of(device, threads, 1, None, None)), "this machine", format_)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evit_nas.accuracy.scorecard import Card
     from evit_nas.accuracy.table import LabelTable
 
-proxies = typer.Typer(help="Scores of untrained networks: what there is, and what it is worth.", no_args_is_help=True)
+proxies = typer.Typer(help="Scores of untrained networks, and what they are worth.", no_args_is_help=True)
 app.add_typer(proxies, name="proxies")
 
 TIMED = 3  # networks of the table on which the cost of a proxy is measured
@@ -59,10 +59,10 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Folder of the pool.", show_default="runs/pool-DATA")] = None,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Train networks of about equal latency, and judge every score by how well it ranks them.
+    """Judge every score by how well it ranks trained networks.
 
-    It takes hours and can be stopped at any time: the same command goes on. Shipped networks answer within minutes:
-    evit-nas proxies bench --from-table fashion-mnist-64
+    With --data it trains networks of about equal latency, which takes hours and can be stopped at any time: the same
+    command goes on. Shipped networks (--from-table) answer within minutes.
     """
     from evit_nas.accuracy.scorecard import score_card
     from evit_nas.accuracy.table import LabelTable

@@ -12,13 +12,15 @@ from evit_nas.cli.app import FormatOption, RunPath, app, given
 from evit_nas.console import Format, emit, make_table, progress_view, put, say
 from evit_nas.errors import EvitNasError, UsageError
 
+SPARE = ("begun", "device", "budget", "best")  # a run is named after its device and budget, as a rule
+
 
 @app.command()
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the run folders lie.")] = Path("runs"),
     format_: FormatOption = Format.table,
 ) -> None:
-    """List runs: what state they are in, and the best score within the budget."""
+    """List runs: their states, and the best score within the budget."""
     from evit_nas.runs import run_folders
 
     if not folder.is_dir():
@@ -37,7 +39,7 @@ def runs(
         for row in rows
     ]
     header = ["run", "state", "trials", "device", "budget", "best", "begun"]
-    emit(rows, format_, make_table(f"runs in {folder}", header, cells, text=["run", "state", "device"]))
+    emit(rows, format_, make_table(f"runs in {folder}", header, cells, ["run", "state", "device"], SPARE))
     if format_ is Format.table:
         for row in rows:
             if row["why"]:
@@ -74,7 +76,10 @@ def replay(
     trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="Its number, as in the front's YAML files.")],
     format_: FormatOption = Format.table,
 ) -> None:
-    """Evaluate one trial of a run again, and compare each number with the record; exit 1 if one has changed."""
+    """Evaluate a trial of a run again, and compare it with the record.
+
+    Exit 1 if a number has changed.
+    """
     from evit_nas.runs import Run
     from evit_nas.searching.replay import replay
 
@@ -112,7 +117,10 @@ def report(
     run: RunPath,
     plot: Annotated[Path | None, typer.Option(help="Also draw the front, as PNG, SVG or PDF.")] = None,
 ) -> None:
-    """Write a run as one page for people: report.html in its folder; works while the search goes on."""
+    """Write a run as one page for people: report.html in its folder.
+
+    It works while the search goes on, too.
+    """
     from evit_nas.report.page import write_report
     from evit_nas.report.plot import write_plot
     from evit_nas.runs import Run, explained
@@ -130,9 +138,9 @@ def report(
     options_metavar="[RUN] [OPTIONS OF search]",
 )
 def config(context: typer.Context) -> None:
-    """Print the settings of RUN, of a search with these options, or of RUN with these changes: YAML for --config.
+    """Print the settings of a run or of a search, for --config.
 
-    evit-nas config --budget 5ms > mine.yaml; evit-nas config runs/efficientvit-224-cpu-5ms --seed 1
+    They are those of RUN, of a search with these options, or of RUN with these changes, as YAML.
     """
     from evit_nas.api import settings_from
     from evit_nas.runs import to_yaml

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from evit_nas.searching.record import Front
 
 
+SPARE = ("MACs", "params", "MB", "mJ", "spread")  # columns of a front
 CERTIFYING_S = 40.0  # the strict measurements at the end
 
 
@@ -67,11 +68,15 @@ CpusOption = Annotated[float | None, typer.Option(help="Cores of a trial on Ray,
 GpusOption = Annotated[float | None, typer.Option(help="GPUs of a trial on Ray, if any.", show_default=False)]
 ConcurrentOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Trials at a time on Ray, if not as many as it has room for.", show_default=False),
+    typer.Option(
+        min=1, metavar="N", help="Trials at a time on Ray, if not as many as it has room for.", show_default=False
+    ),
 ]
 FailuresOption = Annotated[
     int | None,
-    typer.Option(min=0, help="Deaths of a worker that a trial on Ray survives, if not 3.", show_default=False),
+    typer.Option(
+        min=0, metavar="N", help="Deaths of a worker that a trial on Ray survives, if not 3.", show_default=False
+    ),
 ]
 StorageOption = Annotated[
     str | None,
@@ -82,7 +87,9 @@ StorageOption = Annotated[
 ImagesOption = Annotated[
     str | None, typer.Option(metavar="5k", help="Score for so many training images.", show_default="ImageNet's")
 ]
-ClassesOption = Annotated[int | None, typer.Option(min=2, help="Classes of these images.", show_default="the space's")]
+ClassesOption = Annotated[
+    int | None, typer.Option(min=2, metavar="N", help="Classes of these images.", show_default="the space's")
+]
 
 
 class ObjectiveName(StrEnum):
@@ -108,7 +115,9 @@ def search(
     context: typer.Context,
     budget: Annotated[
         str | None,
-        typer.Option(help="Latency limit with its unit: 5ms. Several devices: cpu=5ms,pi=40ms.", show_default=False),
+        typer.Option(
+            metavar="5ms", help="Latency limit with its unit; for several devices cpu=5ms,pi=40ms.", show_default=False
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -116,19 +125,27 @@ def search(
     ] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="Where latency is measured; may be given several times.", show_default="cpu"),
+        typer.Option(
+            metavar="NAME", help="cpu, cpu:4, cuda, remote:HOST, ...; may be given several times.", show_default="cpu"
+        ),
     ] = None,
     budget_stat: Annotated[BudgetStat, typer.Option(help="What has to keep the budget.")] = BudgetStat.median,
     objective: Annotated[
         list[ObjectiveName] | None,
-        typer.Option(help="What is optimised; given several times.", show_default="score and latency"),
+        typer.Option(
+            metavar="WHAT",
+            help="What is optimised, given several times: score, latency, params, macs, memory, energy.",
+            show_default="score and latency",
+        ),
     ] = None,
     min_score: Annotated[float | None, typer.Option(help="Lowest score.")] = None,
     max_params: Annotated[str | None, typer.Option(metavar="10M", help="Limit on parameters.")] = None,
     max_macs: Annotated[str | None, typer.Option(metavar="300M", help="Limit on MACs for one image.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="64MB", help="Limit on peak resident memory.")] = None,
     max_energy: Annotated[str | None, typer.Option(metavar="40mJ", help="Limit on energy per inference.")] = None,
-    space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",
+    space: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="A shipped search space, or a YAML file.")
+    ] = "efficientvit-224",
     image_size: ImageSizeOption = None,
     threads: ThreadsOption = None,
     batch: BatchOption = 1,
@@ -141,33 +158,41 @@ def search(
     images: ImagesOption = None,
     classes: ClassesOption = None,
     data: Annotated[
-        str | None, typer.Option(help="Your images: counted for the score, or trained on by predictor and short.")
+        str | None,
+        typer.Option(metavar="DATA", help="Your images: counted for the score, or trained on by predictor and short."),
     ] = None,
-    labels: Annotated[int, typer.Option(min=8, help="Networks that --accuracy predictor trains.")] = 30,
+    labels: Annotated[int, typer.Option(min=8, metavar="N", help="Networks that --accuracy predictor trains.")] = 30,
     labels_from: Annotated[
         list[Path] | None, typer.Option(metavar="RUN", help="Take over the trained networks of another run.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option(help="Networks you trained: score for their images.", show_default=False)
+        str | None,
+        typer.Option(metavar="TABLE", help="Networks you trained: score for their images.", show_default=False),
     ] = None,
     scheduler: Annotated[
         Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")
     ] = Scheduler.none,
-    sampler: Annotated[str, typer.Option(help="auto, tpe, nsga2, nsga3, gp, evolution, qmc or random.")] = "auto",
+    sampler: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, tpe, nsga2, nsga3, gp, evolution, qmc or random.")
+    ] = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that score or train candidates.", show_default="cores - 1")
+        int | None,
+        typer.Option(min=0, metavar="N", help="Processes that score or train candidates.", show_default="cores - 1"),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Distinct architectures to evaluate.")] = 200,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Distinct architectures to evaluate.")] = 200,
     time: Annotated[str | None, typer.Option(metavar="10m", help="Begin no new candidate after this time.")] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="End after so many architectures without a better front.")
+        int | None, typer.Option(min=1, metavar="N", help="End after so many architectures without a better front.")
     ] = None,
-    front_size: Annotated[int, typer.Option(min=1, help="Most members of the front.")] = 16,
-    pool: Annotated[int, typer.Option(min=4, help="Random ones among them that the others are ranked against.")] = 40,
+    front_size: Annotated[int, typer.Option(min=1, metavar="N", help="Most members of the front.")] = 16,
+    pool: Annotated[
+        int, typer.Option(min=4, metavar="N", help="Random ones among them that the others are ranked against.")
+    ] = 40,
     seed: SeedOption = 0,
     engine: EngineOption = None,
     together: Annotated[
-        int | None, typer.Option(min=1, help="Candidates in a round: about --concurrent.", show_default="4")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Candidates in a round: about --concurrent.", show_default="4"),
     ] = None,
     address: AddressOption = None,
     cpus_per_trial: CpusOption = None,
@@ -186,19 +211,18 @@ def search(
         bool, typer.Option("--dry-run", help="Only say what would happen, and how long it takes.")
     ] = False,
 ) -> None:
-    """Find the architectures with the best score within a latency budget."""
+    """Find the architectures that score best within a latency budget."""
     from evit_nas.api import new_run, settings_from
 
     settings = settings_from(**given(context))
     if dry_run:
         _dry_run(settings)
         return
+    if data is not None:
+        _look_at(data, settings)
+    elif settings.accuracy.regime is not None and (images, classes) == (None, None):
+        say(f"scored for {settings.accuracy.regime}; for yours add --images 5k --classes 10, or --data PATH")
     with new_run(settings, out, typed()) as run:
-        say(f"run folder: {run.path}")
-        if data is not None:
-            _look_at(data, settings)
-        if settings.accuracy.regime is not None and (images, classes, data) == (None, None, None):
-            say(f"scored for {settings.accuracy.regime}; for yours add --images 5k --classes 10, or --data PATH")
         _search(run)
 
 
@@ -207,7 +231,7 @@ def resume(
     context: typer.Context,
     run: RunPath,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that score candidates.", show_default="as before")
+        int | None, typer.Option(min=0, metavar="N", help="Processes that score candidates.", show_default="as before")
     ] = None,
     engine: EngineOption = None,
     address: AddressOption = None,
@@ -217,7 +241,10 @@ def resume(
     max_failures: FailuresOption = None,
     storage_path: StorageOption = None,
 ) -> None:
-    """Continue a search that was interrupted, to the same total of trials; here, or on another cluster."""
+    """Continue an interrupted search, here or on another cluster.
+
+    It goes on to the same total of trials, and comes to what an uninterrupted search comes to.
+    """
     from evit_nas.api import elsewhere
     from evit_nas.runs import Run
 
@@ -239,6 +266,7 @@ def _look_at(data: str, settings: SearchSettings) -> None:
 
 
 def _search(run: Run) -> None:
+    from evit_nas.api import leaves_nothing
     from evit_nas.report.page import write_report
     from evit_nas.searching.study import Search
 
@@ -246,7 +274,10 @@ def _search(run: Run) -> None:
         with progress_view() as view, interruptions():
             found = Search(run, view).run()
     except Interrupted:
-        say(f"interrupted; nothing that was evaluated is lost. Continue with: {command_line('resume', run.path)}")
+        if leaves_nothing(run):
+            say(f"interrupted before anything was evaluated: nothing is left of {run.path}")
+        else:
+            say(f"interrupted; nothing that was evaluated is lost. Continue with: {command_line('resume', run.path)}")
         raise
     write_report(run)
     print_found(run, found)
@@ -271,10 +302,12 @@ def front(
     ] = None,
     images: ImagesOption = None,
     classes: ClassesOption = None,
-    data: Annotated[str | None, typer.Option(help="Score for as many images and classes as these.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Score for as many images and classes as these.")
+    ] = None,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Show the Pareto front of a run, with the paper's networks measured in the same run.
+    """Show the Pareto front of a run beside the paper's networks.
 
     With --images, --classes or --data: the front that the same measured networks would make under another regime.
     """
@@ -338,7 +371,7 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
     title = f"{run.path.name}: {len(found.members)} on the front, budget {budgets}"
     header = ["name", *columns, *(["p90 ms"] if p90 else []), "spread", "score", "params", "MACs"]
     header += [title for title, had in (("MB", memory), ("mJ", energy)) if had]
-    emit(rows(found.members), format_, make_table(title, header, cells))
+    emit(rows(found.members), format_, make_table(title, header, cells, spare=SPARE))
     if format_ is Format.table:
         if any(latency.noisy for c in shown for latency in c.latencies):
             say(NOISY_NOTE)
@@ -355,11 +388,13 @@ def _dry_run(settings: SearchSettings) -> None:
     from evit_nas.runs import Journal
     from evit_nas.searching.evaluate import Evaluator
     from evit_nas.searching.feasibility import feasibility
+    from evit_nas.searching.judges import check_sources
     from evit_nas.searching.study import open_devices
 
     space = settings.space
     say(f"space {settings.space_name}: {len(space.dimensions())} dimensions, {space.size:.3g} points")
     with tempfile.TemporaryDirectory() as scratch, open_devices(settings) as devices:
+        check_sources(settings, Path(scratch) / "labels", say)
         evaluator = Evaluator(devices, Journal(Path(scratch) / "measurements.jsonl"), settings.seed)
         found = feasibility(evaluator, settings, say)
         rng, start = random.Random(settings.seed), time.monotonic()

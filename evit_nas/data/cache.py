@@ -67,7 +67,7 @@ def load_dataset(
                 note(f"decoding {opened.name} to {image_size} px: {total} images, this once")
                 if repeated := said_copies(opened):
                     note(f"{opened.name}: {repeated}")
-                _write(entry, opened, image_size, stamp)
+                _write(entry, opened, image_size, stamp, channels)
                 dataset = _read(entry, opened, image_size, stamp)
     except OSError as error:
         raise UsageError(
@@ -135,12 +135,14 @@ def _map(entry: Path, split: str, image_size: int, classes: int) -> Split:
     return Split(images, labels)
 
 
-def _write(entry: Path, source: Source, image_size: int, stamp: str) -> None:
-    """Decodes `source` into `entry`."""
+def _write(entry: Path, source: Source, image_size: int, stamp: str, channels: int | None) -> None:
+    """Decodes `source` into `entry`, if it fits networks of so many `channels`."""
+    mode = _mode(source)
+    if channels is not None:
+        check_channels(len(mode), channels)
     scratch = entry.with_name(f"{entry.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed: the lock is ours
     scratch.mkdir()
-    mode = _mode(source)
     digest = hashlib.blake2b(os.fsencode("\0".join(source.classes)), digest_size=6)
     skipped: dict[str, str] = {}
     for split, images in (("train", source.train), ("val", source.val)):

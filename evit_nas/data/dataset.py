@@ -29,19 +29,27 @@ class Split:
         keep their order and are copied into memory; with the same seed a smaller subset is part of a larger one.
 
         Raises:
-            UsageError: fewer images than classes are asked for, or more than there are.
+            UsageError: see `check_subset`.
         """
+        self.check_subset(count)
         sizes = np.bincount(self.labels)
-        if not np.count_nonzero(sizes) <= count <= len(self):
-            raise UsageError(
-                f"a subset must have at least one image of each of the {np.count_nonzero(sizes)} classes and at most "
-                f"all {len(self)} images, got {count}."
-            )
         shuffled = np.random.default_rng(seed).permutation(len(self))
         by_class = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
         turn = np.concatenate([np.arange(size) for size in sizes])  # the first of its class, the second, ...
         chosen = np.sort(by_class[np.argsort(turn, kind="stable")[:count]])
         return Split(np.asarray(self.images[chosen]), self.labels[chosen])
+
+    def check_subset(self, count: int) -> None:
+        """
+        Raises:
+            UsageError: a subset of `count` images would have fewer than there are classes, or more than all.
+        """
+        classes = len(np.unique(self.labels))
+        if not classes <= count <= len(self):
+            raise UsageError(
+                f"a subset must have at least one image of each of the {classes} classes and at most all {len(self)} "
+                f"images, got {count}."
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ the first word a user gives to `--device` to what measures there; `runtimes.py` 
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evit_nas.arch import ArchConfig
-from evit_nas.config import Conditions
+from evit_nas.config import Conditions, resolved_device
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.latency.runtimes import RUNTIMES, Runtime
 from evit_nas.yamlio import validate
+
+_log = logging.getLogger(__name__)
 
 
 class Latency(BaseModel):
@@ -162,7 +165,7 @@ def parse_conditions(
     """The conditions that a user's words describe; what is left out takes the device's default.
 
     Args:
-        device: a name in DEVICES, and after a colon what that device takes: cpu:4, cuda:1, remote:HOST.
+        device: a name in DEVICES (or gpu, or int8), and after a colon what it takes: cpu:4, cuda:1, remote:HOST.
         threads: for one inference; the same as the number in cpu:4.
         batch: images per inference.
         precision: one of those the device has.
@@ -171,6 +174,9 @@ def parse_conditions(
     Raises:
         UsageError: no such device, or it does not take what follows its name, or not that precision.
     """
+    if (resolved := resolved_device(device)) != device:
+        _log.warning("--device %s is %s", device, resolved)
+        device = resolved
     family, _, argument = device.partition(":")
     if family not in DEVICES:
         raise UsageError(f"no device is called '{family}'. {did_you_mean(family, DEVICES)}")

@@ -97,15 +97,25 @@ def check_threads(conditions: Conditions) -> None:
     """Refuses threads that would wait for each other's core: their figures belong to no machine.
 
     Raises:
-        UsageError: `conditions` ask for more threads than there are cores; says how many there are.
+        UsageError: `conditions` ask for more threads than there are cores; says which there are.
     """
-    cores = usable_cores()
-    if conditions.threads > cores:
-        limited = "" if cores == os.cpu_count() else f" of the machine's {os.cpu_count()} (its affinity or CPU quota)"
+    most = usable_cores()
+    if conditions.threads > most:
         raise UsageError(
-            f"device '{conditions.device}' with {conditions.threads} threads needs as many cores, and this process has "
-            f"{cores}{limited}. Ask for {cores} at most."
+            f"device '{conditions.device}' with {conditions.threads} threads needs a core for each, and {_cores()}: "
+            f"ask for {most} at most."
         )
+
+
+def _cores() -> str:
+    """Those that this process may use, by number, and how much of them."""
+    own = sorted(os.sched_getaffinity(0))
+    listed = ", ".join(map(str, own[:-1])) + (" and " if own[1:] else "") + str(own[-1])
+    if len(own) > 2 and own[-1] - own[0] == len(own) - 1:
+        listed = f"{own[0]} to {own[-1]}"
+    who = "this machine has" if len(own) == os.cpu_count() else f"this process may use, of {os.cpu_count()},"
+    quota = "" if usable_cores() == len(own) else f", with a CPU quota of {usable_cores()}"
+    return f"{who} core{'s' if own[1:] else ''} {listed}{quota}"
 
 
 def _quotas() -> Iterator[float]:

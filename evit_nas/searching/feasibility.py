@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evit_nas.arch import PRESETS, ArchConfig
@@ -12,7 +11,6 @@ from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.latency import Latency
 from evit_nas.network.cost import cost
 from evit_nas.searching.evaluate import Evaluator
-from evit_nas.searching.front import numbers_of
 from evit_nas.searching.objectives import OBJECTIVES, asked, limit_excess
 
 UNITS = {"latency_ms": "ms", "memory_mb": "MB", "energy_mj": "mJ"}
@@ -42,24 +40,12 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
         MeasurementError: memory or energy is asked for and cannot be had on the first device, the smallest
             architecture cannot be measured, or the link to a device was lost.
     """
+    check_sizes(settings)
     space = settings.space
     smallest = space.smallest()
     memory_mb = evaluator.memory_mb(smallest) if asked("memory", settings) else None
     energy_mj = evaluator.energy_mj(smallest) if asked("energy", settings) else None
-    fewest = {
-        "params": [cost(space.cheapest(lambda arch: cost(arch).params)).params],
-        "macs": [cost(space.cheapest(lambda arch: cost(arch).macs)).macs],
-    }
-    numbers = {**numbers_of(smallest, math.inf, [], memory_mb, energy_mj), **fewest}
-    beyond = limit_excess(numbers, settings)
-    for objective in OBJECTIVES.values():
-        if beyond.get(objective.metric, 0) > 0:
-            limit = getattr(settings.limits, objective.metric)
-            raise Infeasible(
-                f"nothing keeps {objective.limit}: the smallest architecture of the space has "
-                f"{plainly(numbers[objective.metric][0], objective.metric)}, the limit is "
-                f"{plainly(limit, objective.metric)}. Raise it, or use a smaller --space."
-            )
+    _check_limits({"memory_mb": memory_mb, "energy_mj": energy_mj}, settings)
     latencies = evaluator.latencies(smallest)
     for latency, target in zip(latencies, settings.targets, strict=True):
         if latency.stat_ms(settings.budget_stat) > target.budget_ms:
@@ -77,6 +63,31 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
     found = {name: measured(name, space.adapted(ArchConfig.preset(name))) for name in PRESETS}
     presets = {name: ms for name, ms in found.items() if ms is not None}
     return Feasibility(latencies, measured("the largest network of the space", space.largest()), presets)
+
+
+def check_sizes(settings: SearchSettings) -> None:
+    """
+    Raises:
+        Infeasible: even the network with the fewest parameters, or MACs, has more than the limit.
+    """
+    smallest, lightest = (
+        cost(settings.space.cheapest(key)) for key in (lambda arch: cost(arch).params, lambda arch: cost(arch).macs)
+    )
+    _check_limits({"params": smallest.params, "macs": lightest.macs}, settings)
+
+
+def _check_limits(least: Mapping[str, float | None], settings: SearchSettings) -> None:
+    """`least`: metric -> the least that a network of the space has of it; None for what nobody asks for."""
+    numbers = {metric: [value] for metric, value in least.items() if value is not None}
+    beyond = limit_excess(numbers, settings)
+    for objective in OBJECTIVES.values():
+        if beyond.get(objective.metric, 0) > 0:
+            limit = getattr(settings.limits, objective.metric)
+            raise Infeasible(
+                f"nothing keeps {objective.limit}: the smallest architecture of the space has "
+                f"{plainly(numbers[objective.metric][0], objective.metric)}, the limit is "
+                f"{plainly(limit, objective.metric)}. Raise it, or use a smaller --space."
+            )
 
 
 def plainly(value: float, metric: str) -> str:

@@ -66,9 +66,7 @@ class ShortTrainings(Judge):
         self._evaluator, self._seed, self._targets = desk.evaluator, settings.seed, settings.targets
         wish = settings.accuracy
         assert wish.data is not None
-        data = load_dataset(
-            wish.data, wish.recipe.image_size, channels=settings.space.in_channels, note=desk.watch.note
-        )
+        data = load_dataset(wish.data, wish.recipe.image_size)
         place = cluster.checkpoints if cluster else None
         self._labels = Labels(desk.labels, wish.data, data.digest, wish.recipe, place)
         self._labels.open()

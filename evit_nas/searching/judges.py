@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import ArchConfig
+from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, RunError
 from evit_nas.regime import default_regime
 from evit_nas.runs import Run
@@ -162,6 +163,35 @@ def judge_of(
             f"be {judge.origin}. Start a new search instead; the front that was found stays as it is."
         )
     return judge
+
+
+def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], None]) -> None:
+    """Reads what the judge will need, so that it is refused before anything is measured; images are decoded here.
+
+    Args:
+        settings: which judge, and what from.
+        labels: the folder of what it has trained; what needs no images any more is not asked for them.
+        note: told about the images.
+
+    Raises:
+        UsageError: the table, the images or a run with trained networks cannot be used.
+    """
+    wish = settings.accuracy
+    if wish.table is not None:
+        from evit_nas.accuracy.table import LabelTable
+
+        LabelTable.load(wish.table)
+    if wish.method in ("predictor", "short"):
+        from evit_nas.data import load_dataset
+        from evit_nas.searching.labelling import PLAN, TABLE, labels_of
+
+        if not (labels / PLAN).exists():
+            for run in wish.labels_from:
+                labels_of(Path(run))
+        if wish.data is not None and not (labels / TABLE).exists():
+            channels = settings.space.in_channels
+            train = load_dataset(wish.data, wish.recipe.image_size, channels=channels, note=note).train
+            train.check_subset(min(wish.recipe.images, len(train)))
 
 
 def _table(desk: Desk) -> Judge:

@@ -37,6 +37,7 @@ from evit_nas.searching.status import Watcher
 if TYPE_CHECKING:
     from evit_nas.searching.parallel import Cluster
 
+PLAN, TABLE = "candidates.json", "table.json"  # which networks to train, and what came of it
 SLICES = (0.45, 0.7, 0.9)  # middles, as shares of the budget
 RANGE = (0.25, 0.55, 0.85)  # the lowest they may be, as shares of the way from the fastest network to the budget
 START = 0.6  # share of the labels that is spread over the slices
@@ -59,14 +60,14 @@ def collect_labels(
         cluster: trains them, instead of processes of this machine.
 
     Raises:
-        UsageError: the data cannot be used, or a run in `labels_from` has no labels.
+        UsageError: the data cannot be used, or a run in `labels_from` has no labels; see `check_sources`.
         EvitNasError: a training process died, or too few networks could be trained.
     """
-    path, wish = folder / "table.json", settings.accuracy
+    path, wish = folder / TABLE, settings.accuracy
     if path.exists():
         return LabelTable.load(path)
     assert wish.data is not None
-    data = load_dataset(wish.data, wish.recipe.image_size, channels=settings.space.in_channels, note=watch.note)
+    data = load_dataset(wish.data, wish.recipe.image_size)
     way = f"go on with: {command_line('resume', folder.parent)}"
     labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
     stopwatch = _Stopwatch(folder, device, settings, watch)
@@ -212,7 +213,7 @@ def _plan(
 
     What other runs have trained comes first, and counts.
     """
-    path = labels.folder / "candidates.json"
+    path = labels.folder / PLAN
     if not path.exists():
         labels.open()
         start = _adopted(labels, settings, stopwatch, watch)
@@ -263,7 +264,7 @@ def _plan(
 def _adopted(labels: Labels, settings: SearchSettings, stopwatch: _Stopwatch, watch: Watcher) -> list[Timed]:
     """The networks of this space that other runs have trained and that keep the budget here, measured."""
     for name in settings.accuracy.labels_from:
-        labels.adopt(_journal_of(Path(name)))
+        labels.adopt(labels_of(Path(name)))
     archs = {key: label.arch for (key, _), label in labels.known().items() if label.arch in settings.space}
     found: list[Timed] = []
     for done, arch in enumerate(archs.values(), start=1):
@@ -310,7 +311,12 @@ def _plain(archs: Sequence[Timed]) -> list[list[Any]]:
     return [[arch.model_dump(mode="json"), ms] for arch, ms in archs]
 
 
-def _journal_of(run: Path) -> Journal:
+def labels_of(run: Path) -> Journal:
+    """The networks that a run has trained.
+
+    Raises:
+        UsageError: it has none.
+    """
     path = run / "labels" / "labels.jsonl"
     if not path.exists():
         raise UsageError(f"{run} has no trained networks (no {path}); labels come from runs with --accuracy predictor.")

@@ -20,13 +20,14 @@ from evit_nas.errors import RunError, UsageError
 from evit_nas.latency import Latency
 from evit_nas.regime import Regime
 from evit_nas.runs import Journal, Run
-from evit_nas.searching.evaluate import recorded_latencies
+from evit_nas.searching.evaluate import recorded, recorded_latencies
 from evit_nas.searching.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
 from evit_nas.searching.picks import thin
 from evit_nas.searching.storage import begun, open_study
 
 ENDED = "ended"  # attribute of the study: why nothing more is evaluated; empty while the search goes on
 GIVEN_UP = "given up"  # attribute of the study: key of the network -> why
+TRAININGS = ("labels", "ray/checkpoints")  # where judges keep what they train
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,24 @@ def load_aggregate(run: Run) -> RankAggregate:
 def journal_of(run: Run) -> Journal:
     """Everything measured in the run."""
     return Journal(run.path / "measurements.jsonl")
+
+
+def evaluated(run: Run) -> bool:
+    """Whether a search has something to go on from: a trial, the proxies of a network, or one that is being trained.
+
+    What it measures to know whether anything keeps the limits is not enough.
+    """
+    if any(path.is_file() for place in TRAININGS for path in (run.path / place).rglob("*")):
+        return True
+    if not journal_of(run).path.exists():
+        return False
+    if recorded(journal_of(run), "proxies"):
+        return True
+    try:
+        with open_study(run) as study:
+            return bool(study.get_trials(deepcopy=False))
+    except RunError:  # nobody can tell
+        return True
 
 
 class Known:

@@ -29,7 +29,7 @@ from evit_nas import __version__
 from evit_nas.accuracy import Estimate
 from evit_nas.commands import command_line
 from evit_nas.config import storage_url
-from evit_nas.errors import RunError
+from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.runs import Journal, Run, anew, explained
 from evit_nas.searching.objectives import directions, metric_names
 
@@ -54,7 +54,8 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
     """The run's Optuna study, made if there is none; its database is closed at the end.
 
     Raises:
-        RunError: the storage does not answer, or what it holds of the run is damaged; says the way out.
+        UsageError: the storage that a new run names does not serve.
+        RunError: it does not answer any more, or what it holds of the run is damaged; says the way out.
     """
     with discreet(), _opened(run) as storage:
         with _undamaged(run):
@@ -92,6 +93,14 @@ def begun(run: Run) -> bool:
         return run.database.exists()
     with _opened(run) as storage:
         return run.study in optuna.get_all_study_names(storage)
+
+
+def forget(run: Run) -> None:
+    """Takes the run's study out of a storage that it shares with others."""
+    if run.settings.storage is not None:
+        with suppress(EvitNasError), discreet(), _opened(run) as storage:
+            if run.study in optuna.get_all_study_names(storage):
+                optuna.delete_study(study_name=run.study, storage=storage)
 
 
 def for_dashboards(trial: FrozenTrial) -> FrozenTrial:
@@ -209,9 +218,11 @@ def _refused(run: Run, named: str, kinds: tuple[type[Exception], ...]) -> Iterat
     try:
         yield
     except kinds as error:
+        refusal = f"the storage {named} does not serve: {' '.join(str(_root(error)).split()):.300}."
+        if run.new and not (run.path / "measurements.jsonl").exists():
+            raise UsageError(f"{refusal} Put that right, or give another --storage.") from error
         raise RunError(
-            f"the storage {named} does not serve: {' '.join(str(_root(error)).split()):.300}. Nothing that was "
-            f"evaluated is lost; when it answers again: {command_line('resume', run.path)}"
+            f"{refusal} Nothing that was evaluated is lost; when it answers again: {command_line('resume', run.path)}"
         ) from error
 
 

@@ -20,9 +20,9 @@ from evit_nas.latency import Device, open_device
 from evit_nas.runs import Run
 from evit_nas.searching.certify import certify
 from evit_nas.searching.evaluate import Evaluator
-from evit_nas.searching.feasibility import Feasibility, feasibility
+from evit_nas.searching.feasibility import Feasibility, check_sizes, feasibility
 from evit_nas.searching.forecast import Forecasts
-from evit_nas.searching.judges import Judge, judge_of
+from evit_nas.searching.judges import Judge, check_sources, judge_of
 from evit_nas.searching.progress import Progress
 from evit_nas.searching.record import ENDED, Front, check_same_conditions, journal_of, load_front
 from evit_nas.searching.rounds import Pool, Rounds, pool_of
@@ -45,6 +45,7 @@ class Search:
         """Searches to the total of trials and writes the certified front.
 
         Raises:
+            UsageError: a device cannot be had, or what the score is taken from cannot be used.
             Infeasible: no architecture of the space keeps the budget on the device.
             RunError: the run was begun under conditions, or with a judge, that this one would not compare with.
         """
@@ -57,7 +58,12 @@ class Search:
         ):
             evaluator.repair()
             check_same_conditions(record, [device.context() for device in devices], self._run)
-            self._announce(feasibility(evaluator, settings, self._watch.note))
+            check_sizes(settings)
+            check_sources(settings, self._run.path / "labels", self._watch.note)
+            found = feasibility(evaluator, settings, self._watch.note)
+            if self._run.new:  # from here on there is something to go on with
+                self._watch.note(f"run folder: {self._run.path}")
+            self._announce(found)
             pool = pool_of(settings)
             judge = judge_of(self._run, evaluator, record, pool, self._watch, cluster)
             forecasts = Forecasts(devices, settings, self._run.path, self._watch.note)
