@@ -194,6 +194,7 @@ def test_a_report_takes_the_latency_of_what_was_stopped_early_too(tmp_path, trai
     search(run)
     found = find(run)
     assert len(found.measured) < len(found.forecasts[0].measured_ms) == 20
+    assert len(found.measured) + len(found.predicted) + found.stopped == found.front.done  # each is counted once
 
 
 def test_without_a_scheduler_every_candidate_is_trained_to_the_end_at_once(tmp_path, trained):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-
-import jinja2
-import plotly.offline
 
 from evit_nas.analysis.figures import BAND, figures
 from evit_nas.analysis.proportion import Proportion
 from evit_nas.analysis.results import Analysis
 from evit_nas.analysis.suggest import CUT, Suggestion
 from evit_nas.errors import UsageError
+from evit_nas.report.template import render
 from evit_nas.runs import write_atomically
 
 
@@ -36,24 +33,15 @@ def write_page(
     """
     if not analyses and proportion is None:
         raise UsageError("a page needs an analysis or a study of attention's share.")
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("evit_nas.analysis"), jinja2.PackageLoader("evit_nas.report")]  # its style and script
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    drawn = figures(analyses, proportion, cut)
-    text = environment.get_template("analysis.html").render(
+    text = render(
+        "analysis.html",
+        ["evit_nas.analysis", "evit_nas.report"],  # the second for its style and script
         analyses=analyses,
         proportion=proportion,
         suggestion=suggestion,
         cut=cut,
         band=BAND,
-        charts={place: json.loads(figure.to_json()) for place, figure in drawn.items()},
-        plotlyjs=plotly.offline.get_plotlyjs(),
+        charts=figures(analyses, proportion, cut),
     )
     try:
         write_atomically(path, text)

@@ -16,12 +16,14 @@ from optuna.trial import FrozenTrial, TrialState
 from evit_nas.arch import PRESETS, ArchConfig, StageConfig
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Latency
-from evit_nas.latency.references import MeasuredReference, known_references
+from evit_nas.latency.references import PUBLISHED_TOP1, MeasuredReference, known_references
 from evit_nas.pareto import Growth
+from evit_nas.regime import IMAGENET
 from evit_nas.runs import Run
 from evit_nas.searching.evaluate import recorded_latencies
 from evit_nas.searching.front import Candidate, keeps_limits, points
 from evit_nas.searching.objectives import worst
+from evit_nas.searching.picks import pick
 from evit_nas.searching.record import Front, Known, certified, journal_of, load_front
 from evit_nas.searching.storage import discreet, open_study
 
@@ -58,6 +60,10 @@ class Findings:
     measured: list[Candidate]
     predicted: list[Predicted]
     failed: int
+    stopped: int
+    """Measured networks whose training was stopped early: they have no score to compare."""
+    given_up: int
+    """Measured networks that could not be measured strictly."""
     forecasts: list[Forecast]
     """One for each device; empty lists where nothing was predicted."""
     convergence: list[tuple[int, float]]
@@ -84,17 +90,20 @@ def find(run: Run) -> Findings:
         contexts: list[dict[str, str]] = study.user_attrs.get("conditions", [])
     complete = [trial for trial in known.by_key.values() if trial.state is TrialState.COMPLETE]
     measured = certified(known.candidates, recorded_latencies(journal_of(run), "strict"), settings)
-    within = [trial for trial in complete if trial.user_attrs["latencies"] and _feasible(trial)]
+    seen = [trial for trial in complete if trial.user_attrs["latencies"]]
+    stopped = sum(trial.constraints.get("unfinished", 0) > 0 for trial in seen)
     return Findings(
         settings=settings,
         front=front,
         measured=measured,
         predicted=[_predicted(trial) for trial in complete if not trial.user_attrs["latencies"]],
-        failed=known.failed,
+        failed=sum(trial.state is TrialState.FAIL for trial in known.by_key.values()),
+        stopped=stopped,
+        given_up=len(seen) - len(known.candidates) - stopped,
         forecasts=[_forecast(index, complete) for index in range(len(settings.targets))],
         convergence=_convergence(known, settings),
         pool=sum(trial.user_attrs.get("origin") in ("random", *PRESETS) for trial in known.by_key.values()),
-        importance=_importance(within, directions),
+        importance=_importance([trial for trial in seen if _feasible(trial)], directions),
         params={key: trial.params for key, trial in known.by_key.items()},
         references=[known_references(context) for context in contexts],
     )
@@ -104,6 +113,31 @@ def nearest(found: Findings) -> Candidate | None:
     """The measured network that is fastest on the first device: what to name when none keeps the budget."""
     stat = found.settings.budget_stat
     return min(found.measured, key=lambda c: c.latency.stat_ms(stat), default=None)
+
+
+def picks(found: Findings) -> list[tuple[list[str], Candidate]]:
+    """What to look at first, with what it is: best, knee, fastest; one member may be several of them."""
+    members = found.front.members
+    titles: dict[str, list[str]] = {}
+    for what in ("best", "knee", "fastest") if members else ():
+        titles.setdefault(pick(members, what, found.settings).name, []).append(what)
+    return [(what, next(member for member in members if member.name == name)) for name, what in titles.items()]
+
+
+def published_top1(reference: Candidate, found: Findings) -> float | None:
+    """What a network of the paper reached on ImageNet, in percent; None where that and the score are two scales.
+
+    They are one where the score is for ImageNet, and the network takes the images and has the classes of the paper's.
+    """
+    if found.settings.accuracy.regime != IMAGENET or reference.name not in PRESETS:
+        return None
+    own = reference.arch.key == ArchConfig.preset(reference.name).key
+    return PUBLISHED_TOP1[reference.name] if own else None
+
+
+def spread_text(latency: Latency) -> str:
+    """The uncertainty of a latency, for example ± 1.2 %."""
+    return f"± {100 * max(latency.rel_error, 0.001):.1f} %"
 
 
 def in_budget(found: Findings) -> int:

@@ -1,35 +1,43 @@
 """report.html: a run on one page that opens anywhere, offline, with everything it needs inside.
 
-The page says what was found, how certain it is, and what it is not. Whatever came from a user (names, commands) is
-escaped; the page's own policy forbids it to load anything. The same record gives the same bytes.
+The page says what was searched and found, how certain it is, and what it is not. Whatever came from a user (names,
+commands) is escaped; the page's own policy forbids it to load anything. The same record gives the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
-import plotly.offline
-
-from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.latency import Latency
 from evit_nas.latency.predictor import compare
-from evit_nas.latency.references import PUBLISHED_TOP1
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.report.figures import figures
-from evit_nas.report.findings import Findings, find, in_budget, nearest, sketch
+from evit_nas.report.findings import (
+    Findings,
+    find,
+    in_budget,
+    nearest,
+    picks,
+    published_top1,
+    sketch,
+    spread_text,
+)
+from evit_nas.report.repeat import limits, repeat
+from evit_nas.report.template import render
 from evit_nas.report.worth import worth_of
 from evit_nas.runs import Run, write_atomically
+from evit_nas.searching.feasibility import enough
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.objectives import asked
-from evit_nas.searching.picks import pick
+from evit_nas.searching.picks import beside
 from evit_nas.searching.record import load_front
 
 FEW_PHOTOGRAPHS = Regime(images=5000, classes=10)  # as many as a team photographs and sorts by itself
+
+FAR = 1.5  # times as slow, or as fast: no rival any more
 
 EVIDENCE = {
     "zero-cost": "No network was trained for it: it is weak evidence of accuracy, weakest between networks of about "
@@ -44,6 +52,19 @@ EVIDENCE = {
 """What kind of evidence each accuracy method gives."""
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A network that a reader might take instead."""
+
+    label: str
+    note: str
+    latency: Latency
+    top1: float | None
+    """As published on ImageNet, in percent; None where this run's score is for something else."""
+    ours: Candidate | None
+    """The member with the highest score among those that are no slower."""
+
+
 def write_report(run: Run) -> Path:
     """Writes report.html into the run folder and returns its path; the search may still be going on.
 
@@ -56,46 +77,50 @@ def write_report(run: Run) -> Path:
 
 
 def _page(run: Run, found: Findings) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("evit_nas.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"sketch": sketch, "score": score_text}
     card, judged = worth_of(run)
-    settings = found.settings
-    rows = sorted([*found.front.members, *found.front.references], key=lambda c: c.latency.median_ms)
-    charts = {place: json.loads(figure.to_json()) for place, figure in figures(found).items()}
-    return environment.get_template("page.html").render(
+    settings, front = found.settings, found.front
+    rows = sorted([*front.members, *front.references], key=lambda one: one.latency.stat_ms(settings.budget_stat))
+    certified = sum(member.certified for member in front.members)
+    return render(
+        "page.html",
+        ["evit_nas.report"],
         name=run.path.resolve().name,
         found=found,
-        front=found.front,
+        front=front,
         settings=settings,
         several=len(settings.targets) > 1,
         memory=asked("memory", settings),
         energy=asked("energy", settings),
         budgets=_budgets(found),
+        limits=limits(settings),
         in_budget=in_budget(found),
         nearest=nearest(found),
-        picks=_picks(found),
-        charts=charts,
+        wider=_wider(run, found),
+        certified=certified,
+        picks=[(what, member, _rival(found, what, member)) for what, member in picks(found)],
+        titles={member.name: what for what, member in picks(found)},
+        papers={reference.arch.key: reference.name for reference in front.references},
+        commands=lambda member: _commands(run, member),
+        short_list=_short_list(run, found),
+        resume=command_line("resume", run.path),
+        relative=not run.path.is_absolute(),
+        charts=figures(found),
         checks=[compare(one.predicted_ms, one.measured_ms) if one.names else None for one in found.forecasts],
         rows=rows,
-        restless=sum(any(latency.noisy for latency in one.latencies) for one in found.front.members),
+        restless=sum(any(latency.noisy for latency in one.latencies) for one in front.members),
         noisy=any(latency.noisy for one in rows for latency in one.latencies),
-        columns=6 + len(settings.targets) * (3 if settings.budget_stat == "p90" else 2),
         yaml=_yaml,
-        published=_published(found),
+        rivals=[_rivals(found, index) for index in range(len(settings.targets))],
         on_imagenet=settings.accuracy.regime == IMAGENET,
         elsewhere=_elsewhere(run, found),
         card=card,
         judged=judged,
         evidence=EVIDENCE[settings.accuracy.method],
-        facts=_facts(run),
+        repeat=repeat(run, found),
         command_line=command_line,
-        plotlyjs=plotly.offline.get_plotlyjs(),
+        sketch=sketch,
+        score=score_text,
+        spread=spread_text,
     )
 
 
@@ -105,14 +130,45 @@ def _budgets(found: Findings) -> str:
     return " and ".join(f"{target.budget_ms:g} ms{stat} on {target.device}" for target in found.settings.targets)
 
 
-def _picks(found: Findings) -> list[tuple[str, Candidate]]:
-    """What to look at first, with what it is; one member may be several things."""
-    members = found.front.members
-    titles: dict[str, list[str]] = {}
-    for what in ("best", "knee", "fastest") if members else ():
-        titles.setdefault(pick(members, what, found.settings).name, []).append(what)
+def _wider(run: Run, found: Findings) -> str:
+    """The same search with budgets that something keeps; empty where it is not the budgets that nothing keeps."""
+    fastest, settings = nearest(found), found.settings
+    if found.front.members or fastest is None:
+        return ""
+    pairs = zip(fastest.latencies, settings.targets, strict=True)
+    if all(latency.stat_ms(settings.budget_stat) <= target.budget_ms for latency, target in pairs):
+        return ""
+    return command_line("search", "--config", run.path, "--budget", enough(settings, fastest.latencies))
+
+
+def _rival(found: Findings, what: list[str], member: Candidate) -> Candidate | None:
+    """The paper's network to hold a member against; but for the best one only what is about as fast."""
+    other = beside(member, found.front.references)
+    if other is None or "best" in what:
+        return other
+    return other if 1 / FAR < other.latency.median_ms / member.latency.median_ms < FAR else None
+
+
+def _data(run: Run) -> str:
+    """The images of the run, or what stands for those of the reader."""
+    return run.settings.accuracy.data or "PATH"
+
+
+def _short_list(run: Run, found: Findings) -> str:
+    """The command that finds out what the scores are worth; empty while there is nothing to compare."""
+    if not found.front.members or not found.front.references:
+        return ""
+    return command_line("train", run.path, "--top", 3, "--baseline", "nearest", "--data", _data(run))
+
+
+def _commands(run: Run, member: Candidate) -> list[tuple[str, str]]:
+    """What can be done with a member, and how; nothing before its file is there."""
+    path = run.path / member.name
+    if not (run.front_folder / f"{member.name}.yaml").exists():
+        return []
     return [
-        (", ".join(what), next(member for member in members if member.name == name)) for name, what in titles.items()
+        ("train", command_line("train", path, "--data", _data(run))),
+        ("export, untrained", command_line("export", path, "--to", "onnx")),
     ]
 
 
@@ -122,41 +178,23 @@ def _yaml(member: Candidate) -> str:
     return member.arch.to_yaml("\n".join([member.name, *measured, f"key: {member.arch.key}"]))
 
 
-def _published(found: Findings) -> list[list[dict[str, Any]]]:
-    """For each device: networks with a published accuracy, fastest first, and the run's best that is no slower."""
-    tables = []
-    for index, references in enumerate(found.references):
-        rows: list[tuple[str, float, str, Latency]] = [
-            (f"EfficientViT-{c.name.upper()}", PUBLISHED_TOP1[c.name], "", c.latencies[index])
-            for c in found.front.references
-            if c.name in PRESETS and c.arch.key == ArchConfig.preset(c.name).key  # not one for other images or classes
-        ]
-        for one in references:
-            size = f"{one.reference.image_size} px" if one.reference.image_size != 224 else ""
-            note = ", ".join(filter(None, [size, one.reference.note]))
-            rows.append((one.reference.label, one.reference.published_top1, note, one.latency))
-        tables.append(
-            [
-                {"label": label, "top1": top1, "note": note, "latency": latency, "ours": _within(found, index, latency)}
-                for label, top1, note, latency in sorted(rows, key=lambda row: row[3].median_ms)
-            ]
-        )
-    return tables
+def _rivals(found: Findings, index: int) -> list[Rival]:
+    """Networks of other people that were measured on a device, fastest first.
 
-
-def _elsewhere(run: Run, found: Findings) -> str:
-    """How far another regime, far from the run's own, agrees about the front; empty where the score has no regime."""
-    regime = found.settings.accuracy.regime
-    if regime is None or not found.front.members:
-        return ""
-    other = FEW_PHOTOGRAPHS if math.dist(regime.decades, FEW_PHOTOGRAPHS.decades) > 1 else IMAGENET
-    members = {member.arch.key for member in found.front.members}
-    theirs = {member.arch.key for member in load_front(run, other).members}
-    options = command_line("front", run.path, "--images", other.images, "--classes", other.classes)
-    return (
-        f"For {other} the same measured networks would make a front of {len(theirs)}, {len(members & theirs)} of them "
-        f"on this one too: {options}"
-    )
+    The paper's are among them where their published accuracy is on the scale of the score; elsewhere they stand in the
+    table of the front already.
+    """
+    on_imagenet = found.settings.accuracy.regime == IMAGENET
+    others: list[tuple[str, str, Latency, float | None]] = [
+        (f"EfficientViT-{one.name.upper()}", "", one.latencies[index], top1)
+        for one in found.front.references
+        if (top1 := published_top1(one, found)) is not None
+    ]
+    for known in found.references[index] if found.references else ():
+        one = known.reference
+        note = ", ".join(filter(None, [f"{one.image_size} px" if one.image_size != 224 else "", one.note]))
+        others.append((one.label, note, known.latency, one.published_top1 if on_imagenet else None))
+    return [Rival(*other, _within(found, index, other[2])) for other in sorted(others, key=lambda o: o[2].median_ms)]
 
 
 def _within(found: Findings, index: int, latency: Latency) -> Candidate | None:
@@ -165,23 +203,19 @@ def _within(found: Findings, index: int, latency: Latency) -> Candidate | None:
     return max(members, key=lambda member: member.score, default=None)
 
 
-def _facts(run: Run) -> dict[str, str]:
-    """How to repeat the run, and where it ran."""
-    record, settings = run.record, run.settings
-    limits = [f"{n} {'≥' if n == 'score' else '≤'} {limit:g}" for n, limit in settings.limits if limit is not None]
-    return {
-        "command": record["command"],
-        "created": record["created"],
-        "evit-nas": record["evit_nas"],
-        "seed": str(settings.seed),
-        "space": f"{settings.space_name} ({settings.space.hash})",
-        "trials": f"{settings.trials}, of which a pool of {settings.pool} random ones",
-        "sampler": settings.sampler,
-        "accuracy": settings.accuracy.method,
-        "devices": "; ".join(f"{target.conditions}, budget {target.budget_ms:g} ms" for target in settings.targets),
-        "budget on": settings.budget_stat,
-        "objectives": ", ".join(settings.objectives),
-        **({"limits": ", ".join(limits)} if limits else {}),
-        **{name.replace("_", " "): str(value) for name, value in record["machine"].items() if value is not None},
-        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-    }
+def _elsewhere(run: Run, found: Findings) -> tuple[str, str] | None:
+    """How far another regime, far from the run's own, agrees about the front, and the command that shows it.
+
+    None where the score has no regime.
+    """
+    regime = found.settings.accuracy.regime
+    if regime is None or not found.front.members:
+        return None
+    other = FEW_PHOTOGRAPHS if math.dist(regime.decades, FEW_PHOTOGRAPHS.decades) > 1 else IMAGENET
+    members = {member.arch.key for member in found.front.members}
+    theirs = {member.arch.key for member in load_front(run, other).members}
+    return (
+        f"For {other} the same measured networks would make a front of {len(theirs)}, {len(members & theirs)} of them "
+        "on this one too:",
+        command_line("front", run.path, "--images", other.images, "--classes", other.classes),
+    )

@@ -67,9 +67,10 @@ def _on_imagenet() -> tuple[Worth, str]:
         for one in card.presets
     ]
     return rows, (
-        "Each was left out of everything that the score was learned from. Seven networks of other papers are predicted "
-        f"by their sizes with an error of {card.rmse:.1f} points (root mean square). These few networks lie far apart: "
-        "how well the score ranks networks of about the same latency on ImageNet is not known."
+        "Each of them was left out of everything that the score was learned from, and predicted. Seven networks of "
+        f"other papers are predicted by their sizes with an error of {card.rmse:.1f} points (root mean square). These "
+        "few networks lie far apart: how well the score ranks networks of about the same latency on ImageNet is not "
+        "known."
     )
 
 

@@ -99,16 +99,23 @@ def nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, wh
     """The message for a search in which nothing keeps the budgets: the figure that came nearest, and the way out."""
     if nearest is None:
         return "no architecture could be evaluated; the reasons are in the run's record: evit_nas.Result(RUN).trials."
-    budgets, found, needed = [], [], []
+    budgets, found = [], []
     for latency, target in zip(nearest, settings.targets, strict=True):
         on = f" on {target.device}" if len(settings.targets) > 1 else ""
         budgets.append(f"{target.budget_ms:g} ms{on}")
         found.append(f"{latency}{on}")
-        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.rel_error) * 1.05)
-        enough = plainly(ms, "latency_ms")
-        needed.append(f"{target.device}={enough}" if on else enough)
     return (
         f"nothing keeps the budget of {' and '.join(budgets)} ({settings.budget_stat}): "
         f"the fastest architecture {which} takes {' and '.join(found)}. "
-        f"Try --budget {','.join(needed)}, or a --space with smaller widths, depths or images."
+        f"Try --budget {enough(settings, nearest)}, or a --space with smaller widths, depths or images."
     )
+
+
+def enough(settings: SearchSettings, latencies: Sequence[Latency]) -> str:
+    """The smallest budgets that a network of these latencies keeps, as --budget takes them."""
+    needed = []
+    for latency, target in zip(latencies, settings.targets, strict=True):
+        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.rel_error) * 1.05)
+        on = f"{target.device}=" if len(settings.targets) > 1 else ""
+        needed.append(f"{on}{plainly(ms, 'latency_ms')}")
+    return ",".join(needed)

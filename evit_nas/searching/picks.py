@@ -49,6 +49,12 @@ def pick(members: Sequence[Candidate], what: str, settings: SearchSettings) -> C
     return max(members, key=lambda member: member.score)
 
 
+def beside(member: Candidate, references: Sequence[Candidate]) -> Candidate | None:
+    """The network of the paper whose latency on the first device is nearest; None if none was measured."""
+    own = member.latency.median_ms
+    return min(references, key=lambda reference: abs(reference.latency.median_ms / own - 1), default=None)
+
+
 def thin(
     members: Sequence[Candidate], size: int, settings: SearchSettings, first: Sequence[Candidate] = ()
 ) -> list[Candidate]:

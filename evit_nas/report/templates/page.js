@@ -1,40 +1,75 @@
-// Plotly knows no CSS variables: the charts carry them as text, and are painted with the theme's values.
-const charts = JSON.parse(document.getElementById("charts").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const config = {
-  responsive: true,
-  displaylogo: false,
-  showSendToCloud: false, // on by default: nothing of this page goes anywhere
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-};
+// The page can be read without this: tips are titles then, and commands are selected by a click.
 
-function painted(value, style) {
-  if (typeof value === "string") return value.replace(/var\((--[a-z]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
-  if (Array.isArray(value)) return value.map((item) => painted(item, style));
-  if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, painted(item, style)]));
+function offerCopy(box) {
+  const text = box.firstElementChild;
+  const made = box.appendChild(document.createElement("button"));
+  made.type = "button";
+  made.textContent = "copy";
+  made.addEventListener("click", async () => {
+    made.textContent = (await copied(text)) ? "copied" : "selected";
+    setTimeout(() => (made.textContent = "copy"), 1500);
+  });
 }
 
-function draw() {
-  const style = getComputedStyle(document.documentElement);
-  for (const [place, chart] of Object.entries(charts)) {
-    const { data, layout } = painted(chart, style);
-    Plotly.react(place, data, layout, config);
-  }
-}
-
-async function copy(button) {
-  const yaml = button.nextElementSibling;
+async function copied(text) {
   try {
-    await navigator.clipboard.writeText(yaml.textContent);
-    button.textContent = "copied";
-  } catch {
-    getSelection().selectAllChildren(yaml); // without leave to write to the clipboard: ready for Ctrl-C
-    button.textContent = "selected";
+    await navigator.clipboard.writeText(text.textContent);
+    return true;
+  } catch { // not a secure context, or no leave: select it, which leaves Ctrl-C where the old way is shut as well
+    getSelection().selectAllChildren(text);
+    return document.execCommand("copy");
   }
-  setTimeout(() => (button.textContent = "copy"), 1500);
 }
 
-document.querySelectorAll(".yaml button").forEach((button) => button.addEventListener("click", () => copy(button)));
-dark.addEventListener("change", draw);
-draw();
+const tip = document.body.appendChild(document.createElement("div"));
+tip.className = "tip";
+let marked = null;
+
+function show(mark) {
+  if (mark === marked) return;
+  marked?.classList.remove("near");
+  marked = mark;
+  tip.hidden = !mark;
+  if (!mark) return;
+  mark.classList.add("near");
+  tip.textContent = mark.getAttribute("aria-label");
+  const { left, right, top, bottom } = mark.getBoundingClientRect();
+  const above = top - tip.offsetHeight - 8;
+  const centred = (left + right - tip.offsetWidth) / 2;
+  tip.style.left = `${Math.max(8, Math.min(centred, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${above > 8 ? above : bottom + 8}px`;
+}
+
+function nearest(marks, x, y) {
+  let found = null;
+  let least = 16;
+  for (const mark of marks) {
+    const box = mark.getBoundingClientRect();
+    if (!box.width) continue; // hidden
+    const beside = Math.hypot(Math.max(box.left - x, 0, x - box.right), Math.max(box.top - y, 0, y - box.bottom));
+    const off = beside + Math.hypot(x - (box.left + box.right) / 2, y - (box.top + box.bottom) / 2) / 100;
+    if (off < least) [found, least] = [mark, off];
+  }
+  return found;
+}
+
+function explain(canvas) {
+  const marks = [...canvas.querySelectorAll("title")].map((title) => {
+    const mark = title.parentNode;
+    mark.setAttribute("role", "img");
+    mark.setAttribute("aria-label", title.textContent);
+    title.remove(); // else the browser shows it as well, a second later
+    return mark;
+  });
+  const point = (event) => show(nearest(marks, event.clientX, event.clientY));
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("pointerleave", () => show(null));
+  canvas.addEventListener("focusin", (event) => show(event.target.querySelector("[aria-label]")));
+  canvas.addEventListener("focusout", () => show(null));
+}
+
+document.querySelectorAll(".command").forEach(offerCopy);
+document.querySelectorAll(".canvas").forEach(explain);
+tip.hidden = true;
+addEventListener("scroll", () => show(null), { passive: true });
