@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from evit_nas.commands import said_in_python
 from evit_nas.config import (
     Conditions,
     SearchSettings,
@@ -24,6 +24,7 @@ from evit_nas.config import (
     parse_quantity,
     resolved_device,
 )
+from evit_nas.console import onlooker
 from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import Regime, default_regime
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from evit_nas.searching.front import Candidate
     from evit_nas.searching.record import Front
-    from evit_nas.searching.status import Status, Watcher
+    from evit_nas.searching.status import Watcher
 
 DEFAULT_SPACE = "efficientvit-224"
 RUNGS = (1, 2, 6)  # epochs of the cycles of `--scheduler asha`: three times as much training at each rung
@@ -45,7 +46,6 @@ _as_they_are = (
     *("budget_stat", "sampler", "workers", "trials", "patience", "front_size", "pool", "seed", "engine", "together"),
 )
 _of_cluster = ("address", "cpus_per_trial", "gpus_per_trial", "concurrent", "max_failures", "storage_path")
-_log = logging.getLogger(__name__)
 
 
 class Words(TypedDict, total=False):
@@ -293,7 +293,7 @@ def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **w
 
     Args:
         out: the run folder to make; by default runs/SPACE-DEVICE-BUDGET.
-        watcher: told how it goes; by default the logger `evit_nas.api`.
+        watcher: told how it goes; by default it is shown on a terminal and in a notebook, and elsewhere logged.
         words: the options of `evit-nas search`, for example device="cpu", budget="5ms", trials=200.
 
     Raises:
@@ -301,36 +301,25 @@ def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **w
         Infeasible: no architecture of the space keeps the limits.
         RunError: the run folder cannot be made or written.
     """
-    settings = settings_from(**words)
+    with said_in_python():
+        settings = settings_from(**words)
     command = f"evit_nas.search({', '.join(f'{word}={value!r}' for word, value in words.items())})"
-    with new_run(settings, out, command) as run:
+    with said_in_python(), new_run(settings, out, command) as run:
         return _searched(run, watcher)
 
 
 def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
     """Continues a search that was interrupted, to the same total of trials; raises what `search` does."""
-    with Run.open(Path(run)).lock() as opened:
+    with said_in_python(), Run.open(Path(run)).lock() as opened:
         return _searched(opened, watcher)
 
 
 def _searched(run: Run, watcher: Watcher | None) -> Result:
     from evit_nas.searching.study import Search
 
-    Search(run, watcher or _Logs()).run()
+    with nullcontext(watcher) if watcher is not None else onlooker() as watch:
+        Search(run, watch).run()
     return Result(run.path)
-
-
-class _Logs:
-    """The watcher of a search that nobody watches."""
-
-    def note(self, message: str) -> None:
-        _log.info(message)
-
-    def step(self, what: str, done: int, total: int) -> None:
-        _log.debug("%s: %d/%d", what, done, total)
-
-    def update(self, status: Status) -> None:
-        _log.debug("%d/%d", status.done, status.total)
 
 
 class Result:
@@ -420,6 +409,13 @@ class Result:
         from evit_nas.searching.picks import pick
 
         return pick(self.found.members, what, self.run.settings)
+
+    def __str__(self) -> str:
+        front = self.front
+        return f"{self.path}: {self.state}, {len(front)} on the front\n{front.to_string() if len(front) else ''}"
+
+    def _repr_html_(self) -> str:
+        return str(self.front.to_html())
 
     def __repr__(self) -> str:
         return f"Result({str(self.path)!r})"

@@ -10,6 +10,7 @@ import codecs
 import csv
 import io
 import json
+import logging
 import os
 import sys
 import time
@@ -33,6 +34,7 @@ from evit_nas.errors import EvitNasError
 from evit_nas.searching.status import Status
 from evit_nas.training.status import TrainStatus
 
+_log = logging.getLogger(__name__)
 PLAIN_EVERY_S = 10.0  # between progress lines when the output is not a terminal
 UNLIMITED = 10_000  # columns: what is not read on a terminal has no width
 SPELLED = "adapted"  # our handler of what an encoding lacks
@@ -395,3 +397,29 @@ class LiveView:
 def progress_view() -> LiveView | PlainView:
     """The live view on a terminal, lines elsewhere."""
     return LiveView() if sys.stderr.isatty() else PlainView()
+
+
+@contextmanager
+def onlooker() -> Iterator[Any]:
+    """What watches work that was called from Python: shown on a terminal and in a notebook, else told to the log."""
+    if sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        with progress_view() as view:
+            yield view
+    else:
+        yield _Logged()
+
+
+class _Logged:
+    """Watches a search or a training that nobody looks at."""
+
+    def note(self, message: str) -> None:
+        _log.info(message)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        _log.debug("%s: %d/%d", what, done, total)
+
+    def update(self, status: Status) -> None:
+        _log.debug("%d/%d", status.done, status.total)
+
+    def trained(self, status: TrainStatus) -> None:
+        _log.debug("%s: epoch %d/%d, loss %.3f", status.name, status.epoch, status.epochs, status.loss)

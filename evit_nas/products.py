@@ -9,16 +9,15 @@ tables, and have them as pandas frames.
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from evit_nas.commands import said_in_python
-from evit_nas.errors import EvitNasError
+from evit_nas.commands import in_python, said_in_python
+from evit_nas.console import onlooker
+from evit_nas.errors import EvitNasError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from evit_nas.training.session import Outcome, Planned
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
 
 
 class Listing(list[T], Generic[T]):
@@ -148,7 +146,7 @@ def train(
         hardware = Hardware(workers=loaders(workers))
         planned = prepare(asked, hardware, _note)
         command = called("train", *what, data=data, recipe=recipe, epochs=epochs, time=time)
-        with progress() as watch:
+        with onlooker() as watch:
             outcome = carry_out(planned, watch, hardware, command=command, again=command, resume=resume, ship=ship)
         if outcome.failed:
             raise EvitNasError("not everything could be trained and shipped, see above; resume=True does the rest")
@@ -179,10 +177,8 @@ def evaluate(
     from evit_nas.training.loop import loaders
 
     if split not in ("val", "train"):
-        from evit_nas.errors import UsageError
-
         raise UsageError(f"split must be 'val' or 'train', got '{split}'.")
-    with said_in_python(), progress() as watch:
+    with said_in_python(), onlooker() as watch:
         found = judged(
             [str(model) for model in models],
             str(data),
@@ -206,7 +202,7 @@ def ship(training: str | Path, out: str | Path | None = None, **options: Any) ->
     from evit_nas.training.session import SHIPPED, shipped
 
     folder = Path(training) / SHIPPED if out is None else Path(out)
-    with said_in_python(), progress() as watch:
+    with said_in_python(), onlooker() as watch:
         made = shipped(Path(training), folder, watch.note, **({"command": called("ship", training, out=out)} | options))
     return Model(folder, made)
 
@@ -267,41 +263,9 @@ def called(name: str, *arguments: object, **words: object) -> str:
     return f"evit_nas.{name}({', '.join(given)})"
 
 
-@contextmanager
-def progress() -> Iterator[Any]:
-    """What watches: shown on a terminal and in a notebook, else told to the logger."""
-    from evit_nas.console import progress_view
-
-    if sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        with progress_view() as view:
-            yield view
-    else:
-        yield Logged()
-
-
-class Logged:
-    """Watches a search or a training that nobody looks at."""
-
-    def note(self, message: str) -> None:
-        """See Watcher."""
-        _log.info(message)
-
-    def step(self, what: str, done: int, total: int) -> None:
-        """See Watcher."""
-        _log.debug("%s: %d/%d", what, done, total)
-
-    def update(self, status: Any) -> None:
-        """See Watcher."""
-        _log.debug("%d/%d", status.done, status.total)
-
-    def trained(self, status: Any) -> None:
-        """See TrainWatcher."""
-        _log.debug("%s: epoch %d/%d, loss %.3f", status.name, status.epoch, status.epochs, status.loss)
-
-
 def _note(message: str) -> None:
-    with progress() as watch:
-        watch.note(message)
+    with onlooker() as watch:
+        watch.note(in_python(message))
 
 
 class _Onlooker:
@@ -314,7 +278,7 @@ class _Onlooker:
         _note(f"$ {command}")
 
     def progress(self) -> AbstractContextManager[Any]:
-        return progress()
+        return onlooker()
 
     def found(self, run: Any, front: Any) -> None:
         _note(f"{len(front.members)} on the front of {run.path}")

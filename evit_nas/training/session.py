@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from evit_nas.shipping.shipped import Shipped
     from evit_nas.trained import Trained
     from evit_nas.training.loop import Hardware
+    from evit_nas.training.pace import Pace
     from evit_nas.training.settings import TrainSettings
     from evit_nas.training.status import TrainWatcher
 
@@ -223,20 +224,25 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
     fresh = [folder for folder, _ in plans if not holds_weights(folder)]
     share_s = asked.time_s / max(len(fresh), 1) if asked.time_s is not None else None
     timed, total_s = [], 0.0
+    paces: dict[TrainSettings, Pace] = {}
     for folder, settings in plans:
         if folder not in fresh:
             timed.append((folder, _as_begun(folder, settings) if asked.time_s is not None else settings))
             continue
-        pace = pace_of(settings, hardware)
+        alike = settings.model_copy(update={"seed": 0})
+        if first := alike not in paces:
+            paces[alike] = pace_of(settings, hardware)
+        pace = paces[alike]
         if share_s is not None:
             settings = _within(settings, share_s, pace.epoch_s)
         recipe = settings.recipe
         total_s += recipe.epochs * pace.epoch_s
-        note(
-            f"{settings.name}: recipe {settings.recipe_name}, {recipe.epochs} epochs of {pace.steps} steps of "
-            f"{recipe.batch_size} images, {recipe.epochs * pace.steps:,} steps; {settings.arch.size_text}; about "
-            f"{duration(recipe.epochs * pace.epoch_s)} here"
-        )
+        if first:
+            note(
+                f"{settings.name}: recipe {settings.recipe_name}, {recipe.epochs} epochs of {pace.steps} steps of "
+                f"{recipe.batch_size} images, {recipe.epochs * pace.steps:,} steps; {settings.arch.size_text}; about "
+                f"{duration(recipe.epochs * pace.epoch_s)} here"
+            )
         timed.append((folder, settings))
     if len(fresh) > 1:
         note(f"{len(fresh)} trainings, about {duration(total_s)} in all")
