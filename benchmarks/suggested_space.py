@@ -45,7 +45,8 @@ def main() -> None:
     better, gain = ranked(table, args.slices_ms)
     print(f"machine: {probe()}")
     print(
-        f"{found.network}, right on {found.top1:.1f} % of {found.images} images; {better.sum()} of {len(better)} better"
+        f"{found.network}, right on {found.training_top1:.1f} % of {found.images} training images; {better.sum()} of "
+        f"{len(better)} better"
     )
 
     every = suggest_space(found.network, found.arch, found.channels, space, args.cut, ALL).narrowings

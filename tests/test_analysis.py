@@ -223,7 +223,7 @@ class TestAnalyze:
     def test_a_training_is_looked_at_on_its_own_images(self, training):
         found = analyze(str(training), "digits", images=100, batch=32)
         assert (found.network, found.data, found.images, found.notes) == ("tiny", "digits", 100, ())
-        assert found.top1 > 80
+        assert found.training_top1 > 80
         assert len(found.heads) == 3
         assert {part.kind for part in found.channels} >= {"q", "k", "v", "projection", "ffn", "width"}
         assert found.profile is None
@@ -231,7 +231,7 @@ class TestAnalyze:
 
     def test_the_same_images_give_the_same_figures(self, training):
         one, other = (analyze(str(training), "digits", images=64, batch=batch) for batch in (64, 24))
-        assert one.top1 == other.top1
+        assert one.training_top1 == other.training_top1
         for a, b in zip(one.heads, other.heads, strict=True):
             assert a.similarity == pytest.approx(b.similarity, abs=1e-4)
 
@@ -284,7 +284,7 @@ class TestAnalyze:
         saved = Saved("deit", trained_a_little(vit(num_classes=17)), None, PREPROCESSING.model_copy(update=COLOUR))
         monkeypatch.setattr("evit_nas.network.saved.open_saved", lambda text: saved)
         found = analyze("timm:deit@file", "digits", images=16)
-        assert (found.arch, found.channels, found.top1) == (None, (), None)
+        assert (found.arch, found.channels, found.training_top1) == (None, (), None)
         assert len(found.heads) == 2
         assert "deit has 17 outputs, digits has 10 classes" in found.notes[0]
 

@@ -39,7 +39,7 @@ def analysis(name: str, *, profiled: bool = True, known: bool = True) -> Analysi
         arch=tiny_arch(),
         data="digits",
         images=100,
-        top1=91.5 if known else None,
+        training_top1=91.5 if known else None,
         profile=profile if profiled else None,
         heads=tuple(BlockHeads(block=f"stages.{i}", stage=i, similarity=(0.1 * i, 0.2, 0.9)) for i in range(3)),
         channels=tuple(parts) if known else (),

@@ -46,6 +46,10 @@ def analyze(
 ) -> Analysis:
     """Head similarity and Taylor importance on some of the training images, and the profile on a device.
 
+    Training images, since what is cut or narrowed by these figures is judged on the validation images afterwards, which
+    must have had no part in it. What is answered right among them says whether there is anything to look at; how good
+    the network is, `evaluation` says.
+
     Args:
         network: what `open_saved` takes: an EfficientViT, or one of timm's transformers (DeiT, Swin).
         data: what `open_source` takes.
@@ -96,8 +100,8 @@ def analyze(
         channels, top1 = importance(model, batches)
         if top1 <= _untrained(len(source.classes), len(batches.chosen)):
             notes.append(
-                f"{saved.name} is right on {top1:.1f} % of the images, about as often as chance: its weights look "
-                "untrained, so that heads and channels say nothing about the architecture"
+                f"{saved.name} is right on {top1:.1f} % of the training images, about as often as chance: its weights "
+                "look untrained, so that heads and channels say nothing about the architecture"
             )
     for each in notes:
         note(each)
@@ -106,7 +110,7 @@ def analyze(
         arch=model.arch if isinstance(model, EfficientViT) else None,
         data=source.name,
         images=len(batches.chosen),
-        top1=top1,
+        training_top1=top1,
         profile=profiled,
         heads=tuple(head_similarity(model, batches)),
         channels=tuple(channels),

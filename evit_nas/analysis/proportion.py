@@ -60,7 +60,7 @@ class Point(BaseModel):
 
     variant: Variant
     accuracy: tuple[float, ...]
-    """In percent, for each seed that is trained."""
+    """In percent of the validation images, for each seed that is trained."""
 
     @property
     def mean(self) -> float:

@@ -61,8 +61,9 @@ class Analysis(BaseModel):
     """Name of the data set."""
     images: int
     """How many training images were looked at."""
-    top1: float | None
-    """Right answers among them in percent; None where the network does not know these classes."""
+    training_top1: float | None
+    """Right answers among these training images in percent, which shows that the network has learned them and is no
+    judgement of it: see `evaluation`. None where the network does not know these classes."""
     profile: Profile | None
     """Where its time goes on the device; None if no device was asked."""
     heads: tuple[BlockHeads, ...]

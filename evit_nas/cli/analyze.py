@@ -68,7 +68,7 @@ def analyze(
     cells = [
         [
             one.network,
-            "-" if one.top1 is None else f"{one.top1:.1f}",
+            "-" if one.training_top1 is None else f"{one.training_top1:.1f}",
             "-" if one.profile is None else f"{one.profile.total.time_ms:.2f}",
             "-" if one.profile is None else f"{100 * one.profile.total.memory_bound_share:.0f}",
             "-" if not one.heads else f"{sum(block.mean for block in one.heads) / len(one.heads):.2f}",
@@ -76,8 +76,8 @@ def analyze(
         ]
         for one in found
     ]
-    header = ["network", "top-1 %", "ms", "memory-bound %", "head similarity", "layers with heads"]
-    emit(rows, format_, make_table(f"on {first.images} images of {first.data}", header, cells))
+    header = ["network", "training top-1 %", "ms", "memory-bound %", "head similarity", "layers with heads"]
+    emit(rows, format_, make_table(f"on {first.images} training images of {first.data}", header, cells))
     write_page(out, found)  # before what may still be refused
     say(f"written: {out}")
     if wide is not None and suggest_space is not None:
