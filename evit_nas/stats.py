@@ -50,6 +50,20 @@ class Spread:
         return noise_ceiling(self.arch_sd, self.label_sd)
 
 
+def binomial_error(percent: float, images: int) -> float:
+    """Standard error, in points, of an accuracy that comes from so many images alone.
+
+    Half of Wilson's interval at one standard error: sqrt(p (1 - p) / n) but for few images and the ends of the scale,
+    where that says 0 of 10 right answers out of 10.
+
+    Args:
+        percent: of right answers, 0 to 100.
+        images: at least 1.
+    """
+    p = percent / 100
+    return 100 * math.sqrt(p * (1 - p) / images + 1 / (4 * images**2)) / (1 + 1 / images)
+
+
 def rivals(n: int, latency_ms: np.ndarray | None = None, tolerance: float = TOLERANCE) -> np.ndarray:
     """(n, n) symmetric mask of the pairs of distinct networks that compete with each other.
 

@@ -1,13 +1,17 @@
 """train, ship, verify, eval on the command line: what they take, print and leave."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from evit_nas.errors import Interrupted
 from evit_nas.latency import DEVICES
@@ -266,6 +270,23 @@ def test_eval_fits_80_columns(call, shipped):
     out = call("eval", str(shipped), "--data", "digits", "--workers", "0", "--per-class").out
     assert max(map(len, out.splitlines())) <= 80
     assert "taken for" in out
+
+
+@pytest.mark.parametrize("columns", ["80", ""])
+def test_eval_breaks_no_name(columns, call, shipped, monkeypatch):
+    digits, names = load_digits(), [f"great white shark of the southern seas {digit}" for digit in range(10)]
+    record = json.loads(Path("training/trained.json").read_text()) | {"classes": names, "name": "evit 4.31ms of mine"}
+    Path("training/trained.json").write_text(json.dumps(record))
+    for name, pixels in zip(names, digits.images, strict=False):  # the first ten are 0 to 9
+        for copy in range(2):
+            Path("seas", name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.rot90(pixels * 15).astype(np.uint8)).save(Path("seas", name, f"{copy}.png"))
+    monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS")
+    result = call("eval", "training", "--data", "seas", "--workers", "0")
+    assert "seas has no split of its own: all of its 20 images are taken" in result.err
+    whole = re.findall(r"great white shark of the southern seas \d", result.out)
+    assert len(whole) == result.out.count("great") > 0
+    assert result.out.count("evit 4.31ms of mine") == result.out.count("evit") == 2
 
 
 def test_a_training_folder_is_an_architecture_with_its_weights(call, shipped):

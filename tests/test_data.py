@@ -562,9 +562,21 @@ def test_no_copies_are_looked_for_where_that_would_take_long(tmp_path, monkeypat
     folder = split_folder(tmp_path / "mine")
     for copy, original in COPIES.items():
         shutil.copy(folder / original, folder / copy)
-    assert copies.copies(open_source(str(folder), 0)) == COPIES
+    source = open_source(str(folder), 0)
+    found = copies.copies(source.train, source.val)
+    assert {source.val.name(copy): source.train.name(original) for copy, original in found.items()} == COPIES
     monkeypatch.setattr(copies, "LIMIT", 1000)
-    assert not copies.copies(open_source(str(folder), 0))
+    assert not copies.copies(source.train, source.val)
+
+
+def test_links_are_copies_without_a_look_into_them(tmp_path, monkeypatch):
+    folder = split_folder(tmp_path / "mine")
+    os.link(folder / "train/bus/03.png", folder / "val/bus/again.png")
+    (folder / "val/tram/wrong.png").symlink_to(folder / "train/car/05.png")
+    monkeypatch.setattr(copies, "LIMIT", 0)
+    source = open_source(str(folder), 0)
+    found = copies.copies(source.train, source.val)
+    assert {source.val.name(copy): source.train.name(original) for copy, original in found.items()} == COPIES
 
 
 @pytest.mark.parametrize("name", ["train", "Training"])
@@ -644,15 +656,6 @@ def test_other_layouts_are_refused_with_what_to_do(layout, message, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture().save(path) if path.suffix == ".png" else path.write_text("")
     assert re.search(message, refusal(tmp_path / "mine"))
-
-
-def test_only_a_folder_that_was_not_split_for_training_is_judged_on_as_a_whole(tmp_path):
-    whole, split = class_folders(tmp_path / "mine", 12), split_folder(tmp_path / "split")
-    source = open_source(str(whole), 0)
-    assert len(source.unseen([])) == len(source.unseen(["other"])) == 36
-    assert source.unseen(["other", "mine"]) is source.val
-    assert len(open_source(str(split), 0).unseen([])) == 6
-    assert len(open_source("digits", 0).unseen([])) == 176
 
 
 # ---- the cache

@@ -20,6 +20,7 @@ from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import EfficientViT
 from evit_nas.network.onnx_graph import build_onnx
 from evit_nas.shipping.shipped import Graph, Shipped
+from evit_nas.stats import binomial_error
 from evit_nas.trained import Trained
 from tests.fakes import latency_of
 from tests.networks import lively_network, tiny_arch
@@ -65,7 +66,7 @@ def test_figures_by_hand() -> None:
 
     assert found["images"] == 4
     assert found["top1"] == 50
-    assert found["top1_error"] == pytest.approx(25)  # sqrt(0.5 * 0.5 / 4)
+    assert found["top1_error"] == binomial_error(50, 4)
     assert found["top5"] == 75  # class 6 comes last in the last image
     assert found["per_class"] == [0, None, 100, None, None, None, 0]
     assert found["confusion"][0] == [0, 0, 1, 0, 0, 0, 0]
@@ -181,12 +182,12 @@ def test_a_folder_without_a_split_of_its_own_is_taken_whole(trained: Path, whole
 
 
 @pytest.mark.parametrize("form", ["training folder", "shipped folder", "ONNX file beside it", "ONNX file like it"])
-def test_of_a_folder_that_a_network_was_trained_on_the_tenth_is_taken_that_was_held_out(
+def test_of_the_very_folder_that_a_network_was_trained_on_the_tenth_is_taken_that_was_held_out(
     form: str, trained: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(trained, folder)
-    record = Trained.load(folder).model_copy(update={"data_name": "val", "data": "somewhere/else/val"})
+    record = Trained.load(folder).model_copy(update={"data_name": "val", "data": str(whole)})
     record.save(folder)
     network, like = str(folder), None
     if form == "shipped folder":
@@ -203,13 +204,11 @@ def test_of_a_folder_that_a_network_was_trained_on_the_tenth_is_taken_that_was_h
 
     both = evaluate([str(trained), network], str(whole), workers=0, like=like, note=notes.append)
 
-    assert {(e.images, e.data) for e in both} == {(10, "val val")}
-    assert (
-        "a network was trained on data of this name: 10 of its images are taken, the tenth that is held out" in notes[0]
-    )
+    assert {(e.images, e.data, e.network) for e in both} == {(10, "val val", "evit-1ms")}
+    assert notes[0].endswith("10 of its 30 images are taken, those that no network here was trained on")
     (left, *_) = evaluate([network], str(whole), split="train", workers=0, like=like, note=notes.append)
     assert (left.images, left.data) == (20, "val train")
-    assert "20 of its images are taken, what is left when a tenth is held out" in notes[1]
+    assert notes[1].endswith("20 of its 30 images are taken, what is left when a tenth is held out")
 
 
 def shipped_record(trained: Trained) -> str:
@@ -232,6 +231,15 @@ def test_a_class_without_readable_images_is_said(trained: Path, pictures: Path) 
     assert found[0].per_class[7] is None
     assert notes[1] == "pictures has no val images of: 7"
     assert class_cells(found)[1][7] == ["7", "0", "-", "-", "-"]
+
+
+def test_every_accuracy_stands_beside_its_error(trained: Path) -> None:
+    found = evaluate([str(trained)], "digits", workers=0)[:1]
+
+    (summary,), (first, *_) = summary_cells(found)[1], class_cells(found)[1]
+    assert summary[2:4] == [f"{found[0].top1:.2f}", f"{binomial_error(found[0].top1, found[0].images):.2f}"]
+    percent, count = found[0].per_class[0], sum(found[0].confusion[0])
+    assert first[2] == f"{percent:.1f} ± {binomial_error(percent, count):.1f}"
 
 
 def test_the_same_classes_in_another_order_are_matched(trained: Path, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kendalltau
+from scipy.stats import binomtest, kendalltau, norm
 
 from evit_nas.stats import (
     Runs,
+    binomial_error,
     bootstrap,
     jackknife,
     kendall_tau,
@@ -27,6 +28,18 @@ from evit_nas.stats import (
 )
 
 TIED = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(90, 130)), min_size=2, max_size=12)
+
+
+@pytest.mark.parametrize(("right", "images"), [(31, 100), (155, 500), (9000, 10_000)])
+def test_an_accuracy_of_many_images_is_known_to_the_root_of_pq_over_n(right: int, images: int) -> None:
+    p = right / images
+    assert binomial_error(100 * p, images) == pytest.approx(100 * math.sqrt(p * (1 - p) / images), rel=0.01)
+
+
+def test_few_images_leave_doubt_where_all_or_none_are_right() -> None:
+    interval = binomtest(6, 6).proportion_ci(2 * norm.cdf(1) - 1, method="wilson")
+    assert binomial_error(100, 6) == pytest.approx(50 * (interval.high - interval.low))
+    assert binomial_error(0, 6) == binomial_error(100, 6) > binomial_error(100, 600) > 0
 
 
 def columns(rows: list[tuple[int, ...]]) -> tuple[np.ndarray, ...]:

@@ -338,7 +338,7 @@ def evaluate_(
     if per_class:
         emit([], format_, make_table("right in each class, %", *class_cells(found)))
     title = f"taken for another by {found[0].network}"
-    emit([], format_, make_table(title, *confusion_cells(found[0]), text=["class", "taken for"]))
+    emit([], format_, make_table(title, *confusion_cells(found[0])))
     say(
         "ECE: expected calibration error, 15 equal bins (arXiv 1706.04599); images/s: of this run, no certified latency"
     )

@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +107,6 @@ class Source:
     """All of them, where they are a folder without a split of its own, of which a tenth was held out."""
     remarks: tuple[str, ...] = ()
     """What its user should know of it."""
-
-    def unseen(self, trained_on: Collection[str]) -> Images:
-        """What networks are judged on: the validation images, but all of a folder that was not split for training them.
-
-        Args:
-            trained_on: names of the data that the networks were trained on, as far as they are known.
-        """
-        return self.val if self.whole is None or self.name in trained_on else self.whole
 
 
 def hold_out(

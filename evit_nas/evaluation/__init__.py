@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from evit_nas.data.preprocessing import Preprocessing
     from evit_nas.evaluation.forms import Form
 
-__all__ = ["Evaluation", "class_cells", "confusion_cells", "evaluate", "rows", "summary_cells"]
-
-SPLIT_SEED = 0  # of the tenth that trainings hold out: another one would bring their training images
+__all__ = ["Evaluation", "Images", "Source", "class_cells", "confusion_cells", "evaluate", "rows", "summary_cells"]
 
 
 def evaluate(
@@ -37,8 +35,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """The figures of each form of each of `networks`, in their order, on every image that can be read.
 
-    Data without a split of their own are taken whole, unless a network was trained on data of that name, which have had
-    a tenth held out (see `Source.unseen`).
+    A folder without a split of its own is taken whole, but for images that a network was trained on: see `unseen`.
 
     The classes of the data must be those of a network, in any order.
 
@@ -58,18 +55,22 @@ def evaluate(
     from evit_nas.data import open_source
     from evit_nas.data.cache import why_unreadable
     from evit_nas.evaluation.forms import open_forms
+    from evit_nas.evaluation.unseen import SPLIT_SEED, unseen
     from evit_nas.training.batches import plain_batches
 
     if batch < 1 or not networks:
         raise UsageError(f"give at least one network and a batch of at least 1, got {list(networks)} and {batch}.")
     source = open_source(data, SPLIT_SEED)
     forms = [form for text in networks for form in open_forms(text, like)]
-    trained_on = {form.trained_on for form in forms if form.trained_on}
-    images = source.train if split == "train" else source.unseen(trained_on)
     for remark in source.remarks:
         note(f"{source.name}: {remark}")
-    if source.whole is not None:
-        note(_what_is_taken(source, images))
+    images, taken = source.train, ""
+    if split == "val":
+        images, taken = unseen(source, [form.training for form in forms if form.training])
+    elif source.whole is not None:
+        taken = f"{len(images)} of its {len(source.whole)} images are taken, what is left when a tenth is held out"
+    if taken:
+        note(f"{source.name} has no split of its own: {taken}")
     runs = [_Run(form, _order(source.classes, form, note)) for form in forms]
     groups: dict[Preprocessing, list[_Run]] = {}
     for run in runs:  # those that want the same inputs share them
@@ -104,17 +105,6 @@ def evaluate(
     if empty := found[0].empty_classes:
         note(f"{source.name} has no {split} images of: {', '.join(empty)}")
     return found
-
-
-def _what_is_taken(source: Source, images: Images) -> str:
-    """Which images, where the data have no split of their own."""
-    if images is source.whole:
-        return f"{source.name} has no split of its own: all of its {len(images)} images are taken"
-    part = "the tenth that is held out" if images is source.val else "what is left when a tenth is held out"
-    return (
-        f"{source.name} has no split of its own, and a network was trained on data of this name: {len(images)} of its "
-        f"images are taken, {part}"
-    )
 
 
 class _Run:

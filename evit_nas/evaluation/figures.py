@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy.special import log_softmax
+
+from evit_nas.stats import binomial_error
 
 BINS = 15  # of confidence; as many as in the paper of the calibration error
 TOP = 5
@@ -77,7 +78,7 @@ class Evaluation(BaseModel):
     top1: float
     """Right answers, in percent."""
     top1_error: float
-    """Standard error of `top1` in points, as of a binomial proportion: sqrt(p (1 - p) / images)."""
+    """Standard error of `top1` in points that so few images leave: see `binomial_error`."""
     top5: float | None
     """The same with the right class among the first five; None with five classes or fewer."""
     per_class: tuple[float | None, ...]
@@ -117,11 +118,11 @@ def figures(answers: Answers, labels: np.ndarray, classes: int) -> dict[str, Any
     right = answers.predicted == labels
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, answers.predicted), 1)
-    p = float(right.mean())
+    top1 = 100 * float(right.mean())
     return {
         "images": len(labels),
-        "top1": 100 * p,
-        "top1_error": 100 * math.sqrt(p * (1 - p) / len(labels)),
+        "top1": top1,
+        "top1_error": binomial_error(top1, len(labels)),
         "top5": 100 * float((answers.rank < TOP).mean()) if classes > TOP else None,
         "per_class": [100 * int(row[i]) / int(row.sum()) if row.any() else None for i, row in enumerate(confusion)],
         "confusion": confusion.tolist(),
@@ -171,14 +172,18 @@ def summary_cells(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[li
 
 
 def class_cells(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells of the table of classes: the accuracy of each network on each of them."""
+    """Columns and cells of the table of classes: the accuracy of each network on each of them, ± its error."""
     first = evaluations[0]
-    counts = np.array(first.confusion).sum(axis=1)
+    counts = [sum(row) for row in first.confusion]
     columns = ["class", "images", *(f"{e.network} {e.form}" for e in evaluations)]
     return columns, [
-        [name, str(counts[i]), *("-" if (value := e.per_class[i]) is None else f"{value:.1f}" for e in evaluations)]
-        for i, name in enumerate(first.classes)
+        [name, str(count), *(_with_error(e.per_class[i], count) for e in evaluations)]
+        for i, (name, count) in enumerate(zip(first.classes, counts, strict=True))
     ]
+
+
+def _with_error(percent: float | None, images: int) -> str:
+    return "-" if percent is None else f"{percent:.1f} ± {binomial_error(percent, images):.1f}"
 
 
 def confusion_cells(evaluation: Evaluation, count: int = 5) -> tuple[list[str], list[list[str]]]:

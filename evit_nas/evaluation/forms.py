@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,8 @@ class Form:
     """(B, C, H, W) normalised images to (B, classes) logits."""
     batch: int | None = None
     """Images at a time, where that is fixed."""
-    trained_on: str | None = None
-    """Name of the data, where a record tells it."""
+    training: Trained | None = None
+    """Where the network comes from, if a record tells it."""
 
 
 def open_forms(text: str, like: str | None = None) -> list[Form]:
@@ -54,21 +54,30 @@ def open_forms(text: str, like: str | None = None) -> list[Form]:
         if not path.is_file():
             raise UsageError(f"there is no file {text}.")
         folder = Path(like).expanduser() if like else path.resolve().parent
-        about = open_saved(str(folder))
-        return [_onnx(path, about, _preprocessing(about, text), _trained_on(folder))]
+        training = _training(folder)
+        about = _named(open_saved(str(folder)), training)
+        return [_onnx(path, about, _preprocessing(about, text), training)]
     saved = open_saved(text)
-    about = open_saved(like) if like and saved.preprocessing is None else saved
+    if like and saved.preprocessing is None:
+        about, training = open_saved(like), _training(Path(like).expanduser())
+    else:
+        training = _training(path)
+        saved = about = _named(saved, training)
     preprocessing = _preprocessing(about, text)
-    data = _trained_on(Path(like).expanduser() if about is not saved and like else path)
-    forms = [Form(saved.name, TORCH, text, about.classes, preprocessing, torch_run(saved.model), trained_on=data)]
-    return forms + [_onnx(path / name, saved, preprocessing, data) for name in _FILES if (path / name).is_file()]
+    forms = [Form(saved.name, TORCH, text, about.classes, preprocessing, torch_run(saved.model), training=training)]
+    return forms + [_onnx(path / name, saved, preprocessing, training) for name in _FILES if (path / name).is_file()]
 
 
-def _trained_on(folder: Path) -> str | None:
-    """Name of the data that the network of a training or shipped folder was trained on."""
+def _named(saved: Saved, training: Trained | None) -> Saved:
+    """With the network's name where a record tells it: shipped folders are all called shipped."""
+    return replace(saved, name=training.name) if training else saved
+
+
+def _training(folder: Path) -> Trained | None:
+    """Where the network of a training or shipped folder comes from."""
     if (folder / RECORD).is_file():
-        return Trained.load(folder).data_name
-    return Shipped.load(folder).trained.data_name if (folder / SHIPPED).is_file() else None
+        return Trained.load(folder)
+    return Shipped.load(folder).trained if (folder / SHIPPED).is_file() else None
 
 
 def torch_run(model: nn.Module) -> Callable[[Tensor], np.ndarray]:
@@ -92,7 +101,7 @@ def _preprocessing(about: Saved, text: str) -> Preprocessing:
     return about.preprocessing
 
 
-def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, trained_on: str | None) -> Form:
+def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trained | None) -> Form:
     try:
         session = open_onnx(path)
     except Exception as error:  # ONNX Runtime has many
@@ -112,4 +121,4 @@ def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, trained_on: st
         return np.concatenate(parts)[: len(array)]
 
     form = _FILES.get(path.name, "onnx")
-    return Form(about.name, form, str(path), about.classes, preprocessing, run, batch, trained_on)
+    return Form(about.name, form, str(path), about.classes, preprocessing, run, batch, training)

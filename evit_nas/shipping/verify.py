@@ -13,6 +13,7 @@ from evit_nas.data.images import Source
 from evit_nas.data.sources import open_source
 from evit_nas.doctor import Finding
 from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.evaluation.unseen import unseen
 from evit_nas.exporting import TOLERANCE, open_onnx, relative_error
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.shipping.accuracy import TORCH, compare, difference, probes, some
@@ -148,8 +149,8 @@ def _accuracy(folder: Path, source: Source) -> str:
     shipped = Shipped.load(folder)
     trained = shipped.trained
     sessions = {name: open_onnx(folder / name) for name in shipped.graphs}
-    unseen = source.unseen({trained.data_name})
-    images = some(unseen, len(unseen), trained.seed)  # the first of them that can be read were shipped with
+    taken, _ = unseen(source, [trained])
+    images = some(taken, len(taken), trained.seed)  # the first of them that can be read were shipped with
     found = compare(_network(folder), sessions, images, trained.preprocessing, most=shipped.images)
     stated = {TORCH: shipped.top1} | {name: graph.top1 for name, graph in shipped.graphs.items()}
     shown = [f"{name} {top1:.2f} % (stated: {stated[name]:.2f} %)" for name, top1 in found.top1s.items()]
