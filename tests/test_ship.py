@@ -33,6 +33,8 @@ from evit_nas.shipping import package
 from evit_nas.shipping.accuracy import Comparison, compare, inputs, probes, some
 from evit_nas.shipping.package import ship
 from evit_nas.shipping.shipped import Shipped
+from evit_nas.stats import binomial_error
+from evit_nas.training.recipe import load_recipe
 from tests.trainings import ARCH, FILES, PREPROCESSING, TRAINED, FileDevice, finished, fitted_weights
 
 WHOLE = {
@@ -41,6 +43,7 @@ WHOLE = {
     "arch.yaml",
     "model.onnx",
     "model-int8.onnx",
+    "predict.py",
     "README.md",
     "shipped.json",
     "SHA256SUMS",
@@ -148,6 +151,30 @@ def test_the_card_opens_with_what_the_hub_reads(shipped: Path) -> None:
     assert result["metrics"][0]["value"] == pytest.approx(Shipped.load(shipped).top1 / 100, abs=1e-4)
     for fact in ("2.00 ms", "1.00 ms", "evit-nas ship it", TRAINED.command, ARCH.key, "imaginary"):
         assert fact in text
+
+
+def test_the_card_says_first_how_to_use_the_folder_with_and_without_the_package(shipped: Path) -> None:
+    use = (shipped / "README.md").read_text().partition("## Use")[2]
+    first = use.index("evit-nas predict . image.png")
+    assert first < use.index("python predict.py image.png") < use.index("import evit_nas") < use.index("onnxruntime\n")
+
+
+def test_accuracies_in_the_card_stand_beside_their_error(shipped: Path) -> None:
+    record, text = Shipped.load(shipped), (shipped / "README.md").read_text()
+    assert record.int8 is not None
+    for top1 in (record.top1, record.fp32.top1, record.int8.top1):
+        assert f"| {top1:.2f} ± {binomial_error(top1, record.images):.2f} % |" in text
+
+
+def test_the_card_tells_the_learning_rate_that_was_reached_and_a_command_once(tmp_path: Path) -> None:
+    recipe = {"name": "mine"} | load_recipe("tiny", {"batch_size": 64, "learning_rate": 0.016}).model_dump(mode="json")
+    training = finished(tmp_path / "training", recipe=recipe, command="evit-nas train all")
+    few = {"conditions": FILES, "images": 20, "calibration_images": 5}
+    ship(training, tmp_path / "out", command="evit-nas train all", **few)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "learning rate up to 0.002;" in text
+    assert "0.016" not in text
+    assert text.count("evit-nas train all") == 1
 
 
 def test_the_code_in_the_card_runs(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

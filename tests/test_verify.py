@@ -33,6 +33,7 @@ NAMES = (
     "model-int8.onnx",
     "model.onnx",
     "model.safetensors",
+    "predict.py",
     "shipped.json",
 )
 
@@ -163,6 +164,20 @@ def test_a_folder_without_8_bits_passes_with_the_reason(folder: Path) -> None:
     write_sums(folder)
     assert failed(folder) == {}
     assert verify(folder)[-1].result == "not shipped: it is slower"
+
+
+def test_a_folder_of_before_there_was_a_script_passes(folder: Path) -> None:
+    (folder / "predict.py").unlink()
+    (folder / "SHA256SUMS").unlink()
+    write_sums(folder)
+    assert failed(folder) == {}
+
+
+@pytest.mark.parametrize("name", ["predict.py", "model-int8.onnx"])
+def test_a_file_that_only_some_folders_have_needs_a_check_sum_where_it_is(name: str, folder: Path) -> None:
+    lines = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (folder / "SHA256SUMS").write_text("".join(line for line in lines if name not in line))
+    assert files_of(folder).result.startswith(f"{name} is not in SHA256SUMS")
 
 
 def test_an_accuracy_that_is_not_reached_is_found_with_both_figures(folder: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 
 # Each adds its verbs, in the order of --help.
 # isort: off
-from evit_nas.cli import search, train, analyze, runs, archs, proxies, latency, devices, latency_table  # noqa: F401
+from evit_nas.cli import search, train, predict, analyze, runs, archs, proxies, latency, devices, latency_table  # noqa: F401
 
 # isort: on
 from evit_nas.cli.app import app

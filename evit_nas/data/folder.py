@@ -89,6 +89,17 @@ def open_folder(root: Path, seed: int) -> Source:
     return _open_whole(root, training, seed, left_out)
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures in `folder`, however deep, sorted: files with one of `SUFFIXES` that are not hidden.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    found = _Class()
+    _collect(folder, found)
+    return found.pictures
+
+
 def _open_whole(root: Path, folder: Path, seed: int, remarks: Sequence[str] = ()) -> Source:
     """The classes in `folder`, which is `root` or the training set in it."""
     files = _files_by_class(folder)

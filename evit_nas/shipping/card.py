@@ -8,10 +8,13 @@ from typing import Any
 import yaml
 
 from evit_nas.console import millions
-from evit_nas.shipping.shipped import FP32, INT8, Graph, Shipped
+from evit_nas.shipping.shipped import FP32, INT8, PREDICT, Graph, Shipped
+from evit_nas.stats import binomial_error
+from evit_nas.training.recipe import Recipe
 
 CLASSES = 20  # named in the card; config.json has them all
-DECIDED = ("epochs", "batch_size", "optimiser", "learning_rate")  # of the recipe, shown in the card
+DECIDED = ("epochs", "batch_size", "optimiser")  # of the recipe, shown in the card
+RATE = ("learning_rate", "batch_size")  # the first is for a batch of another size
 
 
 def card(shipped: Shipped) -> str:
@@ -60,15 +63,17 @@ def _figures(shipped: Shipped) -> str:
     rows = [
         "| | top-1 | latency | p90 | file |",
         "| --- | --- | --- | --- | --- |",
-        f"| PyTorch | {shipped.top1:.2f} % | | | model.safetensors |",
-        _row("ONNX, fp32", shipped.fp32, FP32),
+        f"| PyTorch | {_top1(shipped.top1, shipped.images)} | | | model.safetensors |",
+        _row("ONNX, fp32", shipped.fp32, FP32, shipped.images),
     ]
     if shipped.int8:
-        rows.append(_row("ONNX, 8 bits", shipped.int8, "not shipped" if shipped.int8_refusal else INT8))
+        file = "not shipped" if shipped.int8_refusal else INT8
+        rows.append(_row("ONNX, 8 bits", shipped.int8, file, shipped.images))
     lines = [
         "\n".join(rows),
-        f"Accuracy on {shipped.images:,} validation images of {trained.data_name}. Latency is the median of one "
-        f"inference on {latency.machine} ({latency.conditions}; {latency.runtime}), ± its standard error.",
+        f"Accuracy on {shipped.images:,} validation images of {trained.data_name}, ± the standard error that so many "
+        f"images leave. Latency is the median of one inference on {latency.machine} ({latency.conditions}; "
+        f"{latency.runtime}), ± its standard error.",
     ]
     if shipped.int8_refusal:
         lines.append(f"There is no 8-bit file: {shipped.int8_refusal.removesuffix('.')}.")
@@ -79,9 +84,13 @@ def _figures(shipped: Shipped) -> str:
     return "## Figures\n\n" + "\n\n".join(lines)
 
 
-def _row(name: str, graph: Graph, file: str) -> str:
+def _row(name: str, graph: Graph, file: str, images: int) -> str:
     where = f"{file} ({graph.megabytes:.1f} MB)"
-    return f"| {name} | {graph.top1:.2f} % | {graph.latency} | {graph.latency.p90_ms:.2f} ms | {where} |"
+    return f"| {name} | {_top1(graph.top1, images)} | {graph.latency} | {graph.latency.p90_ms:.2f} ms | {where} |"
+
+
+def _top1(percent: float, images: int) -> str:
+    return f"{percent:.2f} ± {binomial_error(percent, images):.2f} %"
 
 
 def _preprocessing(shipped: Shipped) -> str:
@@ -107,6 +116,14 @@ def _usage(shipped: Shipped) -> str:
     mode = "L" if shipped.trained.preprocessing.input_size[0] == 1 else "RGB"
     return f"""## Use
 
+Class and probability of pictures, with ONNX Runtime; `{PREDICT}` does it where evit-nas is not installed (it needs
+onnxruntime, numpy and Pillow, and holds every step from a picture to an answer):
+
+```
+evit-nas predict . image.png
+python {PREDICT} image.png
+```
+
 With timm (importing the package evit-nas makes the architecture known to it):
 
 ```python
@@ -130,7 +147,7 @@ model = AutoModelForImageClassification.from_pretrained(".").eval()  # this fold
 label = model.config.id2label[int(model(image).logits.argmax())]
 ```
 
-With ONNX Runtime alone (`image` as above, or by the steps of the last section):
+With ONNX Runtime alone (`image` as above, or by the steps of the last section, as {PREDICT} takes them):
 
 ```python
 import onnxruntime
@@ -153,10 +170,13 @@ saved = open_saved(".")  # saved.model, saved.classes, saved.preprocessing
 def _training(shipped: Shipped) -> str:
     trained = shipped.trained
     settings = [f"{name} {trained.recipe[name]}" for name in DECIDED if name in trained.recipe]
+    if all(name in trained.recipe for name in RATE):
+        peak = Recipe.model_validate({name: trained.recipe[name] for name in RATE}).peak_rate
+        settings.append(f"learning rate up to {peak:.3g}")
     teacher = f"; distilled from {trained.teacher}" if trained.teacher else ""
     weights = "moving average of the weights" if trained.averaged else "weights"
     versions = ", ".join(f"{name} {number}" for name, number in shipped.versions.items())
-    commands = "\n".join(command for command in (trained.command, shipped.command) if command)
+    commands = "\n".join(dict.fromkeys(command for command in (trained.command, shipped.command) if command))
     return (
         f"## How it was made\n\nTrained on {trained.data_name}, from {trained.init}{teacher}; {', '.join(settings)}; "
         f"{weights} after epoch {trained.epoch}, seed {trained.seed}. The whole recipe is in shipped.json.\n\n"

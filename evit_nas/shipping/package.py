@@ -23,7 +23,7 @@ from evit_nas.runs import installed_versions
 from evit_nas.shipping.accuracy import TORCH, Comparison, compare, difference, inputs, probes, some
 from evit_nas.shipping.card import card
 from evit_nas.shipping.quantise import quantise, refusal
-from evit_nas.shipping.shipped import CARD, CONFIG, FP32, INT8, RECORD, Graph, Shipped, write_sums
+from evit_nas.shipping.shipped import CARD, CONFIG, FP32, INT8, PREDICT, RECORD, Graph, Shipped, write_sums
 from evit_nas.trained import ARCH, WEIGHTS, Trained
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def ship(
         )
         (folder / RECORD).write_text(shipped.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / CARD).write_text(card(shipped), encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name(PREDICT), folder / PREDICT)
         write_sums(folder)
     return shipped
 

@@ -5,6 +5,7 @@ config.json         how timm and the Hugging Face hub build the network and prep
 arch.yaml           the architecture
 model.onnx          the deploy graph, "input" (1, C, H, W) to "logits" (1, classes)
 model-int8.onnx     the same in 8 bits, where that is faster and as accurate
+predict.py          what model.onnx says to pictures, with ONNX Runtime, numpy and Pillow alone
 README.md           the model card
 shipped.json        every figure, and how it came to be: this file's `Shipped`
 SHA256SUMS          of all the others, as `sha256sum --check` reads it
@@ -24,10 +25,11 @@ from evit_nas.latency import Latency
 from evit_nas.trained import Trained
 from evit_nas.yamlio import validate
 
-CONFIG, FP32, INT8, CARD, RECORD, SUMS = (
+CONFIG, FP32, INT8, PREDICT, CARD, RECORD, SUMS = (
     "config.json",
     "model.onnx",
     "model-int8.onnx",
+    "predict.py",
     "README.md",
     "shipped.json",
     "SHA256SUMS",
@@ -93,7 +95,10 @@ class Shipped(BaseModel):
         """
         path = folder / RECORD
         if not path.is_file():
-            raise UsageError(f"{folder} is not a shipped folder (it has no {RECORD}). Make one with evit-nas ship.")
+            near = (folder / "shipped", folder.parent)  # of a training, of a file
+            known = [place for place in near if (place / RECORD).is_file()]
+            hint = f"Did you mean {known[0]}?" if known else "Make one with evit-nas ship."
+            raise UsageError(f"{folder} is not a shipped folder (it has no {RECORD}). {hint}")
         return validate(cls, read_json(path), str(path))
 
 

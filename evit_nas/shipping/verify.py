@@ -18,7 +18,19 @@ from evit_nas.exporting import TOLERANCE, open_onnx, relative_error
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.shipping.accuracy import TORCH, compare, difference, probes, some
 from evit_nas.shipping.package import source_of, timm_config
-from evit_nas.shipping.shipped import CARD, CONFIG, FP32, INT8, RECORD, SUMS, Shipped, read_json, read_sums, sha256
+from evit_nas.shipping.shipped import (
+    CARD,
+    CONFIG,
+    FP32,
+    INT8,
+    PREDICT,
+    RECORD,
+    SUMS,
+    Shipped,
+    read_json,
+    read_sums,
+    sha256,
+)
 from evit_nas.trained import ARCH, WEIGHTS
 
 if TYPE_CHECKING:
@@ -78,7 +90,8 @@ def _examined(name: str, check: Callable[[], str]) -> Finding:
 def _files(folder: Path) -> str:
     """Check sums, of the list itself as well: a changed byte in it no longer fits a file or its name."""
     sums = read_sums(folder)
-    needed = {WEIGHTS, CONFIG, ARCH, FP32, CARD, RECORD} | {INT8 for path in [folder / INT8] if path.exists()}
+    needed = {WEIGHTS, CONFIG, ARCH, FP32, CARD, RECORD}
+    needed |= {name for name in (INT8, PREDICT) if (folder / name).exists()}  # which not every folder has
     faults = [f"{name} is not in {SUMS}" for name in sorted(needed - sums.keys())]
     for name, digest in sums.items():
         if not (folder / name).is_file():
