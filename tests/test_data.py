@@ -562,9 +562,21 @@ def test_no_copies_are_looked_for_where_that_would_take_long(tmp_path, monkeypat
     folder = split_folder(tmp_path / "mine")
     for copy, original in COPIES.items():
         shutil.copy(folder / original, folder / copy)
-    assert copies.copies(open_source(str(folder), 0)) == COPIES
+    source = open_source(str(folder), 0)
+    found = copies.copies(source.train, source.val)
+    assert {source.val.name(copy): source.train.name(original) for copy, original in found.items()} == COPIES
     monkeypatch.setattr(copies, "LIMIT", 1000)
-    assert not copies.copies(open_source(str(folder), 0))
+    assert not copies.copies(source.train, source.val)
+
+
+def test_links_are_copies_without_a_look_into_them(tmp_path, monkeypatch):
+    folder = split_folder(tmp_path / "mine")
+    os.link(folder / "train/bus/03.png", folder / "val/bus/again.png")
+    (folder / "val/tram/wrong.png").symlink_to(folder / "train/car/05.png")
+    monkeypatch.setattr(copies, "LIMIT", 0)
+    source = open_source(str(folder), 0)
+    found = copies.copies(source.train, source.val)
+    assert {source.val.name(copy): source.train.name(original) for copy, original in found.items()} == COPIES
 
 
 @pytest.mark.parametrize("name", ["train", "Training"])

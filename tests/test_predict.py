@@ -219,9 +219,10 @@ def test_a_damaged_file_is_named(damage: str, shipped: Path, digits: list[str]) 
         answers(shipped, find_pictures(digits[:1]))
 
 
-def test_a_training_is_told_from_its_shipped_folder(original: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"training is not a shipped folder .* Did you mean .*training/shipped\?"):
-        answers(original.parent, find_pictures([]))
+def test_what_is_near_a_shipped_folder_is_told_from_it(original: Path, tmp_path: Path) -> None:
+    for near in (original.parent, original / "model.onnx"):
+        with pytest.raises(UsageError, match=r"is not a shipped folder .* Did you mean .*training/shipped\?"):
+            answers(near, find_pictures([]))
     with pytest.raises(UsageError, match="Make one with evit-nas ship"):
         answers(tmp_path, find_pictures([]))
 

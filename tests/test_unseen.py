@@ -20,11 +20,17 @@ PER_CLASS = 20
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
     """A folder of 40 images in two classes, without a split of its own."""
+    return pictures(tmp_path / "pets", 0)
+
+
+def pictures(folder: Path, first: int) -> Path:
+    """Writes 40 pictures that no other folder has, unless it has the same `first`."""
+    shades = iter(range(first, 256))
     for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for number in range(PER_CLASS):
-            Image.new("L", (8, 8), number).save(tmp_path / "pets" / name / f"{number}.png")
-    return tmp_path / "pets"
+            Image.new("L", (8, 8), next(shades)).save(folder / name / f"{number}.png")
+    return folder
 
 
 def trained_on(data: Path | str, **changes: object) -> Trained:
@@ -59,11 +65,24 @@ def test_it_is_the_same_folder_by_whatever_way_and_name(whole: Path, tmp_path: P
         assert judged_on(tmp_path / "link", training)[0] == held_out(whole)
 
 
+def test_they_are_the_images_that_the_training_validated_on_even_if_one_is_in_the_folder_twice(
+    whole: Path,
+) -> None:
+    val = sorted(held_out(whole))
+    shutil.copy(whole / min(names(whole) - set(val)), whole / val[0])
+    found, said = judged_on(whole, trained_on(whole))
+    assert (found, said) == (set(val), "4 of its 40 images are taken, the tenth that its training held out")
+
+
 def test_another_folder_of_the_same_name_is_taken_whole(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "new" / "pets")
-    found, said = judged_on(tmp_path / "new" / "pets", trained_on(whole))
-    assert found == names(whole)
-    assert said == "all of its 40 images are taken"
+    new = pictures(tmp_path / "new" / "pets", 100)
+    assert judged_on(new, trained_on(whole)) == (names(new), "all of its 40 images are taken")
+
+
+def test_a_copy_of_the_folder_is_known_by_its_pictures(whole: Path, tmp_path: Path) -> None:
+    found, said = judged_on(shutil.copytree(whole, tmp_path / "copy"), trained_on(whole))
+    assert found == held_out(whole)
+    assert said == "4 of its 40 images are taken, those that no network here was trained on"
 
 
 def test_a_network_without_a_record_and_one_of_other_data_leave_the_folder_whole(whole: Path) -> None:
@@ -72,9 +91,15 @@ def test_a_network_without_a_record_and_one_of_other_data_leave_the_folder_whole
     assert judged_on(whole, trained_on("/gone/cars"))[0] == names(whole)
 
 
-def test_what_one_of_several_networks_was_trained_on_is_left_out_for_all(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "new" / "pets")
-    assert judged_on(whole, trained_on(tmp_path / "new" / "pets"), trained_on(whole))[0] == held_out(whole)
+def test_what_any_of_several_networks_was_trained_on_is_left_out_for_all(whole: Path, tmp_path: Path) -> None:
+    other = pictures(tmp_path / "other", 50)
+    trainings = (trained_on(other), trained_on(pictures(tmp_path / "third", 100)), trained_on(whole))
+    mixed = shutil.copytree(whole, tmp_path / "mixed")
+    shutil.copytree(other / "cat", mixed / "cat" / "other")
+    cats = {name.replace("cat/", "cat/other/") for name in held_out(other) if name.startswith("cat/")}
+    for order in (trainings, trainings[::-1]):
+        assert judged_on(whole, *order)[0] == held_out(whole)
+        assert judged_on(mixed, *order)[0] == held_out(whole) | cats
 
 
 def test_the_training_set_of_data_without_validation_images_is_known_by_its_files(whole: Path, tmp_path: Path) -> None:
@@ -86,7 +111,7 @@ def test_the_training_set_of_data_without_validation_images_is_known_by_its_file
 def test_new_images_beside_those_of_a_training_are_all_that_is_taken(whole: Path, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "mixed" / name).mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / "mixed" / name / "new.png")
+        Image.new("L", (8, 8), 200).save(tmp_path / "mixed" / name / "new.png")
         for file in (whole / name).iterdir():
             os.link(file, tmp_path / "mixed" / name / file.name)
     found, said = judged_on(tmp_path / "mixed", trained_on(whole))
@@ -95,12 +120,11 @@ def test_new_images_beside_those_of_a_training_are_all_that_is_taken(whole: Path
 
 
 def test_where_all_was_trained_on_all_is_taken_and_the_doubt_is_said(whole: Path, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        shutil.copytree(whole, tmp_path / "split" / split)
-    found, said = judged_on(tmp_path / "split" / "train", trained_on(tmp_path / "split"))
-    assert (found, "top-1 says too much" in said) == (names(whole), True)
-    found, said = judged_on(tmp_path / "split" / "val", trained_on(tmp_path / "split"))
-    assert (found, said) == (names(whole), "all of its 40 images are taken")
+    split = tmp_path / "split"
+    train, val = pictures(split / "train", 50), pictures(split / "val", 100)
+    found, said = judged_on(train, trained_on(split))
+    assert (found, said.endswith("a network was trained on them: top-1 says too much")) == (names(train), True)
+    assert judged_on(val, trained_on(split)) == (names(val), "all of its 40 images are taken")
 
 
 @pytest.mark.parametrize("lost", ["gone", "has other classes"])

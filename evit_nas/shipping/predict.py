@@ -4,6 +4,8 @@ A line each: picture, class, probability, milliseconds of the inference. What ca
 and the exit code is 1. Needs onnxruntime, numpy and Pillow, and the model.onnx and shipped.json beside it.
 """
 
+# Written into shipped folders as it is: nothing of evit-nas can be imported here.
+
 from __future__ import annotations
 
 import json

@@ -104,8 +104,9 @@ class Shipped(BaseModel):
         """
         path = folder / RECORD
         if not path.is_file():
-            inside = folder / "shipped"  # of a training
-            hint = f"Did you mean {inside}?" if (inside / RECORD).is_file() else "Make one with evit-nas ship."
+            near = (folder / "shipped", folder.parent)  # of a training, of a file
+            known = [place for place in near if (place / RECORD).is_file()]
+            hint = f"Did you mean {known[0]}?" if known else "Make one with evit-nas ship."
             raise UsageError(f"{folder} is not a shipped folder (it has no {RECORD}). {hint}")
         return validate(cls, read_json(path), str(path))
 
