@@ -55,10 +55,11 @@ def test_the_page_the_figures_and_a_narrower_space_are_written(call, training):
     assert next_command(result)[:3] == ["search", "--space", "mine.yaml"]
 
 
-def test_what_is_right_among_training_images_is_called_so(call, training):
+def test_what_is_right_among_training_images_is_called_so(call, training, monkeypatch):
     (row,) = json.loads(analyzed(call, training).out)
     assert row["training_top1"] > 80
     assert not {"top1", "accuracy"} & row.keys()
+    monkeypatch.setenv("COLUMNS", "120")  # so that no header is broken
     shown = " ".join(call("analyze", training, "--data", "digits", "--images", "32").out.split())
     assert shown.startswith("on 32 training images of digits network training top-1 % ms")
     assert "32 training images of digits" in Path("analysis.html").read_text()

@@ -205,7 +205,7 @@ def test_of_the_very_folder_that_a_network_was_trained_on_the_tenth_is_taken_tha
     both = evaluate([str(trained), network], str(whole), workers=0, like=like, note=notes.append)
 
     assert {(e.images, e.data, e.network) for e in both} == {(10, "val val", "evit-1ms")}
-    assert notes[0].endswith("10 of its 30 images are taken, those that no network here was trained on")
+    assert notes[0].endswith("10 of its 30 images are taken, the tenth that its training held out")
     (left, *_) = evaluate([network], str(whole), split="train", workers=0, like=like, note=notes.append)
     assert (left.images, left.data) == (20, "val train")
     assert notes[1].endswith("20 of its 30 images are taken, what is left when a tenth is held out")
