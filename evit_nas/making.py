@@ -1,7 +1,7 @@
 """From a folder of photographs to a model that answers: the steps of `evit-nas make`, each a command of its own.
 
     OUT/search   the run of the search        evit-nas search --data PHOTOS ... --out OUT/search
-    OUT/train    the trainings                evit-nas train OUT/search --top 1 --data PHOTOS ... --out OUT/train
+    OUT/train    the trainings                evit-nas train OUT/search/NAME --data PHOTOS ... --out OUT/train
     OUT/shipped  the best of them             evit-nas ship OUT/train/NAME --out OUT/shipped
                  what it says to pictures     evit-nas predict OUT/shipped PICTURE...
 
@@ -22,6 +22,7 @@ from evit_nas.accuracy.coverage import default_method
 from evit_nas.api import DEFAULT_SPACE, Result, Words, file_name, new_run, settings_from
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings, parse_duration
+from evit_nas.console import duration
 from evit_nas.data.images import Source
 from evit_nas.data.look import Look, look
 from evit_nas.data.sources import open_source
@@ -29,10 +30,11 @@ from evit_nas.errors import EvitNasError, Interrupted, RunError, interruptions
 from evit_nas.runs import Run
 from evit_nas.space import SearchSpace
 from evit_nas.training.auto import auto_size
-from evit_nas.training.folder import RECORD
+from evit_nas.training.folder import RECORD, read_record
 from evit_nas.training.session import SHIPPED, Asked, Outcome, Planned, carry_out, prepare, shipped
 
 if TYPE_CHECKING:
+    from evit_nas.searching.front import Candidate
     from evit_nas.searching.record import Front
     from evit_nas.shipping.answer import Answer
     from evit_nas.shipping.shipped import Shipped
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 SEARCH_SHARE, TRAIN_SHARE = 0.1, 0.8  # of the time; the rest is for certifying, shipping and answers
 SEARCH_S = (60.0, 600.0)  # least and most: a default search ends by itself within the latter
 NETWORKS = 3  # trained at most
+WORTHWHILE = 0.5  # of the steps of its recipe, that there must be time for
 PICTURES = 10  # validation images that are answered in the end, at most one of a class
 
 
@@ -207,38 +210,42 @@ def _check_words(out: Path, run: Run, settings: SearchSettings) -> None:
 
 
 def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewer, command: str) -> Outcome:
-    """Trains the best by score, as many as there is time to train whole; the one best for as long as there is time."""
+    """Trains what is worth it in the time: the best by score of those that can be trained for half their steps or more.
+
+    Two or three of them if each can be trained whole.
+    """
     out, train_s = order.out / "train", TRAIN_SHARE * order.time_s
     asked = Asked(
-        what=[run.path],
-        data=order.data,
-        image_size=front.members[0].arch.input_size[0],
-        init=order.init,
-        seeds=(order.seed,),
-        top=1,
-        out=out,
+        what=[], data=order.data, image_size=front.members[0].arch.input_size[0], init=order.init, seeds=(order.seed,)
     )
-    begun = len(list(out.glob(f"*/{RECORD}")))
-    whole_s = prepare(asked, hardware, lambda message: None).seconds if not begun else 0.0
-    top = begun or min(max(int(train_s / whole_s), 1), NETWORKS, len(front.members))
-    asked = replace(asked, top=top, time_s=train_s)
-    options = [
-        "--image-size",
-        asked.image_size,
-        "--init",
-        order.init,
-        "seed",
-        order.seed,
-        "--time",
-        f"{train_s:.0f}s",
-    ]
-    line = command_line("train", run.path, "--top", top, "--data", order.data, *options, "--no-ship", "--out", out)
-    view.step(line)
-    planned = prepare(asked, hardware, view.note)
+    asked = replace(asked, out=out, time_s=train_s)
+    begun = [read_record(record.parent).settings.origin for record in sorted(out.glob(f"*/{RECORD}"))]
+    names = begun or [str(run.path / member.name) for member in _affordable(asked, run, front, hardware, view)]
+    options = ["--data", order.data, "--image-size", asked.image_size, "--init", order.init, "--seed", order.seed]
+    view.step(command_line("train", *names, *options, "--time", f"{train_s:.0f}s", "--no-ship", "--out", out))
+    planned = prepare(replace(asked, what=names), hardware, view.note)
     with view.progress() as watch:
         outcome = carry_out(planned, watch, hardware, command=command, again=command, resume=True, ship=False)
     view.trained(planned, outcome)
     return outcome
+
+
+def _affordable(asked: Asked, run: Run, front: Front, hardware: Hardware, view: Viewer) -> list[Candidate]:
+    """The members that are trained; what a step costs is timed with the best of them, and goes with the latency."""
+    assert asked.time_s is not None
+    members = sorted(front.members, key=lambda member: -member.score)
+    best = members[0]
+    alone = replace(asked, what=[run.path / best.name], time_s=None)
+    per_ms_s = prepare(alone, hardware, lambda message: None).seconds / best.latency.median_ms
+    chosen = [member for member in members if WORTHWHILE * per_ms_s * member.latency.median_ms <= asked.time_s]
+    chosen = chosen or [min(members, key=lambda member: member.latency.median_ms)]
+    if best is not chosen[0]:
+        whole_s = per_ms_s * best.latency.median_ms
+        view.note(
+            f"{best.name} has the best score, but its training would take about {duration(whole_s)}: with more --time "
+            f"it is trained; in this time {chosen[0].name} comes further"
+        )
+    return chosen[: min(max(int(asked.time_s / (per_ms_s * chosen[0].latency.median_ms)), 1), NETWORKS)]
 
 
 def _ship(order: Order, outcome: Outcome, view: Viewer) -> tuple[Path, Shipped]:

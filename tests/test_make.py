@@ -18,6 +18,7 @@ from evit_nas.shipping import answer, package
 from evit_nas.shipping.shipped import Shipped
 from evit_nas.training import loop, pace
 from evit_nas.training.pace import Pace
+from evit_nas.training.recipe import RECIPES
 from tests.trainings import SHADES, FileDevice, finished, write_shades
 
 MAKE = ("make", "shades", "--budget", "1.2ms", "--device", "fake", "--space", "efficientvit-tiny", "--time", "100s")
@@ -74,7 +75,8 @@ def test_every_step_is_a_command_that_does_it_alone(call, photographs, learned):
         get_command(app).commands[words[1]].make_context("evit-nas", words[2:])
     search, train, ship, predict = (words[2:] for words in commands)
     assert search[search.index("--image-size") + 1] == "64"
-    assert search[search.index("--out") + 1] == train[0] == str(OUT / "search")
+    assert search[search.index("--out") + 1] == str(OUT / "search")
+    assert train[0].startswith(str(OUT / "search" / "evit-"))
     assert ship[0].startswith(str(OUT / "train"))
     assert predict == [str(OUT / "shipped"), *(f"shades/val/{name}/0.png" for name in SHADES)]
     assert Shipped.load(OUT / "shipped").trained.classes == SHADES
@@ -121,17 +123,32 @@ def test_other_words_do_not_take_the_folder(call, photographs, learned):
     assert "Choose another --out" in said
 
 
-@pytest.mark.parametrize(("epoch_s", "networks"), [(1e6, 1), (0.4, 2), (0.01, 3)])
+@pytest.mark.parametrize(("whole_s", "networks"), [(100.0, 1), (30.0, 2), (1.0, 3)])
 def test_as_many_are_trained_as_there_is_time_to_train_whole(
-    call, photographs, learned, monkeypatch, epoch_s, networks
+    call, photographs, learned, monkeypatch, whole_s, networks
 ):
-    """80 s of 100 for trainings of at most 400 epochs; at least one is trained, in as many epochs as fit."""
-    monkeypatch.setattr(pace, "pace_of", lambda settings, hardware: Pace(4, min(epoch_s, 40.0) / 4, 0.0))
-    recipe = {"epochs": 100}
-    monkeypatch.setattr("evit_nas.training.session.auto_fields", lambda seen, from_weights: recipe | {"batch_size": 16})
+    """80 s of 100 are for trainings, of 100 epochs each."""
+    recipe = RECIPES["tiny"] | {"epochs": 100}
+    monkeypatch.setattr("evit_nas.training.session.auto_fields", lambda seen, from_weights: recipe)
+    monkeypatch.setattr(pace, "pace_of", lambda settings, hardware: Pace(4, whole_s / 400, 0.0))
     result = call(*MAKE)
     assert result.code == 0, result.err
     assert len(set(learned)) == networks
+    best = max(Result(OUT / "search").found.members, key=lambda member: member.score)
+    assert any(best.name in folder.name for folder in learned)
+
+
+def test_what_could_be_trained_for_a_small_part_of_its_steps_is_not(call, photographs, learned, monkeypatch):
+    recipe = RECIPES["tiny"] | {"epochs": 100}
+    monkeypatch.setattr("evit_nas.training.session.auto_fields", lambda seen, from_weights: recipe)
+    monkeypatch.setattr(pace, "pace_of", lambda settings, hardware: Pace(4, 0.5, 0.0))  # 200 s for the best
+    result = call(*MAKE)
+    members = Result(OUT / "search").found.members
+    best = max(members, key=lambda member: member.score)
+    fits = [member for member in members if 0.5 * 200 * member.latency.median_ms / best.latency.median_ms <= 80]
+    (folder,) = set(learned)
+    assert max(fits, key=lambda member: member.score).name in folder.name
+    assert f"{best.name} has the best score, but its training would take about 3m20s" in " ".join(result.err.split())
 
 
 def test_nothing_is_shipped_that_is_worth_nothing(call, photographs, learned, monkeypatch):

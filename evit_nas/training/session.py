@@ -349,7 +349,7 @@ def shipped(training: Path, out: Path, note: Callable[[str], None], **options: A
     from evit_nas.shipping.package import ship
 
     made = ship(training, out, note=note, **options)
-    note(f"written: {out}: top-1 {made.top1:.2f} % of {made.images} images, {made.fp32.latency}")
+    note(f"written: {out}: {made.summary()}")
     if made.int8_refusal:
         note(f"no 8-bit file: {made.int8_refusal}")
     elif made.int8 is not None:
