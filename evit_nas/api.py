@@ -291,6 +291,8 @@ def file_name(device: str) -> str:
 def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **words: Unpack[Words]) -> Result:
     """Finds the architectures with the best score within a latency budget, as `evit-nas search` does.
 
+    A search that is refused or interrupted before it has evaluated anything leaves no run folder.
+
     Args:
         out: the run folder to make; by default runs/SPACE-DEVICE-BUDGET.
         watcher: told how it goes; by default it is shown on a terminal and in a notebook, and elsewhere logged.
