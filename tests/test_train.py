@@ -29,6 +29,7 @@ from evit_nas.runs import lock
 from evit_nas.trained import WEIGHTS, Trained
 from evit_nas.training import checkpoint, loop
 from evit_nas.training.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
+from evit_nas.training.curve import write_curve
 from evit_nas.training.folder import CHECKPOINT, METRICS, create, read_record
 from evit_nas.training.loop import Hardware, train
 from evit_nas.training.recipe import RECIPES, Recipe, load_recipe
@@ -93,6 +94,22 @@ def finished(tmp_path_factory, images):
     """An uninterrupted training, and what it returned."""
     folder = begun(tmp_path_factory.mktemp("finished") / "a", images)
     return folder, train(folder, Watch())
+
+
+def test_the_curve_shows_both_losses_and_the_accuracy(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.append(figure))
+    train = [{"kind": "train", "epoch": 1, "step": step, "loss": 3.0 - step} for step in (1, 2)]
+    val = [{"kind": "val", "epoch": epoch, "loss": 1.0 / epoch, "top1": 40.0 * epoch} for epoch in (1, 2)]
+    write_curve([*train, *val], "m0", tmp_path / "curve.png")
+    losses, accuracy = drawn[0].axes
+    assert {line.get_label(): list(line.get_ydata()) for line in losses.lines} == {
+        "training": [2.0, 1.0],
+        "validation": [1.0, 0.5],
+    }
+    assert list(accuracy.lines[0].get_ydata()) == [40.0, 80.0]
 
 
 # --- recipes ---

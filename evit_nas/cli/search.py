@@ -258,9 +258,12 @@ def _look_at(data: str, settings: SearchSettings) -> None:
     from evit_nas.data import open_source
     from evit_nas.data.look import look
     from evit_nas.training.auto import auto_size
+    from evit_nas.training.session import FEW_IMAGES, few
 
     seen, own = look(open_source(data, seed=0)), settings.space.image_size
     say(str(seen))
+    if seen.train < FEW_IMAGES:
+        say(few(seen.train))
     if isinstance(own, int) and (fitting := auto_size(seen, own)) < own:
         say(f"the networks take {own} px; for images of this size --image-size {fitting} spends the budget better")
 

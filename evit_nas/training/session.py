@@ -152,15 +152,15 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     for data, each in seen.items():
         note(str(each))
         if asked.data == data and asked.init == "scratch" and asked.teacher is None and each.train < FEW_IMAGES:
-            note(few(each))
+            note(few(each.train))
     timed, seconds = _timed([*plans, *new], asked, hardware, note)
     return Planned(timed, {key: each.name for key, each in beside.items()}, seen, seconds)
 
 
-def few(seen: Look) -> str:
-    """What can be expected of few images from scratch, and the best way from there."""
+def few(images: int) -> str:
+    """What can be expected of so few training images from scratch, and the best way from there."""
     return (
-        f"{seen.train:,} images are few to learn from scratch: what helps most is to begin with trained weights "
+        f"{images:,} images are few to learn from scratch: what helps most is to begin with trained weights "
         "(--init with a training or shipped folder, a file of m0..m5, or timm:efficientvit_m1), then more images; see "
         "docs/photographs.md"
     )
