@@ -27,7 +27,8 @@ from evit_nas.data import open_source
 from evit_nas.latency.machine import probe
 from evit_nas.network.model import build
 from evit_nas.training.folder import create
-from evit_nas.training.loop import LINES_AN_EPOCH, Hardware, train
+from evit_nas.training.hardware import Hardware
+from evit_nas.training.loop import LINES_AN_EPOCH, train
 from evit_nas.training.recipe import load_recipe
 from evit_nas.training.settings import TrainSettings
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from evit_nas.searching.record import Front
     from evit_nas.shipping.answer import Answer
     from evit_nas.shipping.shipped import Shipped
-    from evit_nas.training.loop import Hardware
+    from evit_nas.training.hardware import Hardware
 
 SEARCH_SHARE, TRAIN_SHARE = 0.1, 0.8  # of the time; the rest is for certifying, shipping and answers
 SEARCH_S = (60.0, 600.0)  # least and most: a default search ends by itself within the latter

@@ -122,7 +122,7 @@ def train(
     """
     from evit_nas.config import parse_duration
     from evit_nas.training.compare import compare
-    from evit_nas.training.loop import Hardware, loaders
+    from evit_nas.training.hardware import Hardware, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 
     direct = {"epochs": epochs, "batch_size": batch_size}
@@ -174,7 +174,7 @@ def evaluate(
     """
     from evit_nas.evaluation import evaluate as judged
     from evit_nas.evaluation import rows
-    from evit_nas.training.loop import loaders
+    from evit_nas.training.hardware import loaders
 
     if split not in ("val", "train"):
         raise UsageError(f"split must be 'val' or 'train', got '{split}'.")
@@ -247,7 +247,7 @@ def make(
         EvitNasError: nothing that was trained is worth shipping.
     """
     from evit_nas.making import made_of, order_of
-    from evit_nas.training.loop import Hardware, loaders
+    from evit_nas.training.hardware import Hardware, loaders
 
     with said_in_python():
         order = order_of(str(data), budget, time, device, space, image_size, str(init), seed, out)

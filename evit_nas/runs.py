@@ -402,8 +402,8 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def run_folders(parent: Path) -> list[Path]:
-    """The run folders in a folder, by name."""
-    return sorted(found.parent for found in parent.glob("*/run.yaml"))
+    """The run folders in a folder, by name, and those of the searches that `make` began in it."""
+    return sorted(found.parent for place in ("*", "*/search") for found in parent.glob(f"{place}/run.yaml"))
 
 
 def new_run_path(parent: Path, name: str) -> Path:

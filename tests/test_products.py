@@ -14,6 +14,7 @@ from evit_nas.latency import DEVICES
 from evit_nas.products import Listing
 from evit_nas.training import loop, pace
 from evit_nas.training.folder import read_record
+from evit_nas.training.hardware import Hardware
 from evit_nas.training.pace import Pace
 from tests.fakes import FakeDevice
 from tests.networks import tiny_arch
@@ -112,7 +113,7 @@ def test_an_unfinished_training_wants_the_word_resume(here):
     planned_once = {"data": "shades", "epochs": 1, "ship": False}
     from evit_nas.training.session import Asked, begin, prepare
 
-    planned = prepare(Asked(what=["tiny.yaml"], data="shades", changes={"epochs": 1}), loop.Hardware(), print)
+    planned = prepare(Asked(what=["tiny.yaml"], data="shades", changes={"epochs": 1}), Hardware(), print)
     begin(planned.plans, "", resume=False)
     (planned.plans[0][0] / "checkpoint.pt").touch()
     with pytest.raises(RunError, match=r"Add resume to go on with it, or choose another out\."):

@@ -31,7 +31,8 @@ from evit_nas.training import checkpoint, loop
 from evit_nas.training.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
 from evit_nas.training.curve import write_curve
 from evit_nas.training.folder import CHECKPOINT, METRICS, create, read_record
-from evit_nas.training.loop import Hardware, train
+from evit_nas.training.hardware import Hardware
+from evit_nas.training.loop import train
 from evit_nas.training.recipe import RECIPES, Recipe, load_recipe
 from evit_nas.training.settings import TrainSettings
 from evit_nas.training.validation import validate

@@ -11,7 +11,7 @@ from evit_nas.shipping.package import ship
 from evit_nas.trained import Trained
 from evit_nas.training import pace, session
 from evit_nas.training.folder import read_record
-from evit_nas.training.loop import Hardware
+from evit_nas.training.hardware import ALONE
 from evit_nas.training.pace import Pace
 from evit_nas.training.plan import Chosen
 from evit_nas.training.recipe import RECIPES, load_recipe
@@ -19,8 +19,6 @@ from evit_nas.training.session import Asked, Outcome, carry_out, prepare
 from tests.networks import tiny_arch
 from tests.test_train import Watch
 from tests.trainings import FILES, FileDevice, finished, write_shades
-
-ALONE = Hardware()
 
 
 @pytest.fixture
@@ -57,7 +55,10 @@ def test_images_recipe_steps_and_time_are_said_before_anything_is_written(shades
     assert said[0].startswith("shades: 72 training and 18 validation images; 3 classes")
     assert "72 images are few to learn from scratch" in said[1]
     assert "--init" in said[1]
-    assert said[2] == ("tiny: recipe auto, 30 epochs of 10 steps of 16 images, 300 steps; 64 px; about 6m00s here")
+    assert said[2].startswith(
+        "recipe auto: about 6,000 steps from scratch, in batches of 16 for 72 images; images of 40 px"
+    )
+    assert said[3] == ("tiny: recipe auto, 30 epochs of 10 steps of 16 images, 300 steps; 64 px; about 6m00s here")
     assert not Path("runs").exists()
 
 

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 @app.command()
 def make(
     data: Annotated[str, typer.Argument(metavar="PHOTOS", help="A folder of images, or a name: see README.")],
-    budget: Annotated[str, typer.Option(help="Latency limit with its unit: 5ms.")],
+    budget: Annotated[str, typer.Option(metavar="5ms", help="Latency limit with its unit: 5ms.")],
     time: Annotated[str, typer.Option(metavar="2h", help="How long it may take, about.")] = "2h",
-    device: Annotated[str, typer.Option(help="Where the model will run; see: evit-nas devices.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where the model will run; see: evit-nas devices.")
+    ] = "cpu",
     space: Annotated[
-        str | None, typer.Option(help="A shipped search space, or a YAML file.", show_default="efficientvit-224")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="A shipped search space, or a YAML file.", show_default="efficientvit-224"
+        ),
     ] = None,
     image_size: ImageSizeOption = None,
     init: Annotated[str, typer.Option(metavar="MODEL", help=f"First weights. {FROM}")] = "scratch",
@@ -44,7 +49,7 @@ def make(
     Each step is printed as the command that does it alone. The same command goes on after an interruption.
     """
     from evit_nas.making import made_of, order_of
-    from evit_nas.training.loop import Hardware, loaders
+    from evit_nas.training.hardware import Hardware, loaders
 
     order = order_of(data, budget, time, device, space, image_size, init, seed, out)
     made = made_of(order, Hardware(workers=loaders(workers)), _Terminal(), typed())

@@ -106,7 +106,7 @@ def train(
     """Train architectures on your images, and compare them."""
     from evit_nas.config import parse_duration
     from evit_nas.network.saved import fetch
-    from evit_nas.training.loop import Hardware, loaders
+    from evit_nas.training.hardware import Hardware, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 
     _check_options(context, what)
@@ -228,7 +228,8 @@ def print_trained(
     header += [*(["gain"] if baselines else []), *(["ms"] if latencies_ms else []), "params", "MACs"]
     data = ", ".join(dict.fromkeys(row["data"] for row in rows))
     sizes = ", ".join(dict.fromkeys(row["image_size"] for row in rows))
-    emit(rows, format_, make_table(f"validated on {data}, {sizes}", header, cells, text=["network", *varied]))
+    title, spare = f"validated on {data}, {sizes}", ["MACs", "top-5 %", "params"]
+    emit(rows, format_, make_table(title, header, cells, text=["network", *varied], spare=spare))
     if format_ is not Format.table:
         return
     say(f"top-1: ± its standard error on so many images{' and over seeds' if seeds else ''}")
@@ -267,7 +268,10 @@ def ship(
     calibration: Annotated[int, typer.Option(min=1, help="Training images to calibrate 8 bits on, at most.")] = 256,
     anyway: Annotated[bool, typer.Option("--anyway", help="Even a network that is worth nothing.")] = False,
 ) -> None:
-    """Make a folder that deploys of a training: ONNX in 32 and 8 bits, timm's files, a model card; all checked."""
+    """Make a folder that deploys of a training, all of it checked.
+
+    ONNX in 32 and 8 bits, timm's files, a model card, and predict.py.
+    """
     from evit_nas.training.session import SHIPPED, shipped
 
     conditions = conditions_of(device, threads, 1, None, session)
@@ -293,7 +297,10 @@ def verify(
     data: Annotated[str | None, typer.Option(metavar="DATA", help="Also take the accuracy again, on these.")] = None,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Check a shipped folder: every file, that timm and ONNX Runtime load it, and that they agree."""
+    """Check a shipped folder, file by file.
+
+    That nothing has changed, that timm and ONNX Runtime load it, and that they agree.
+    """
     from evit_nas.shipping.verify import verify
 
     report_findings(verify(folder, data), str(folder), format_, "the folder is not as it was shipped")
@@ -314,9 +321,12 @@ def evaluate_(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also show every class.")] = False,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Accuracy, confusions and calibration of trained networks; torch, ONNX and int8 side by side."""
+    """Accuracy, confusions and calibration of trained networks.
+
+    Torch, ONNX and 8 bits side by side.
+    """
     from evit_nas.evaluation import class_cells, confusion_cells, evaluate, rows, summary_cells
-    from evit_nas.training.loop import loaders
+    from evit_nas.training.hardware import loaders
 
     with progress_view() as view:
         found = evaluate(

@@ -48,3 +48,15 @@ def auto_size(seen: Look, own_px: int) -> int:
     """The side that a network of `own_px` is trained at: somewhat larger than the images, and not above its own."""
     wanted = seen.side_px * MAGNIFIED
     return min(own_px, next((size for size in SIZES_PX if size >= wanted), own_px))
+
+
+def reason(seen: Look, from_weights: bool) -> str:
+    """Why the recipe is what it is, for people."""
+    if seen.train >= PAPER_IMAGES:
+        return f"recipe auto: {seen.train:,} images are enough for the {'finetune' if from_weights else 'paper'} recipe"
+    steps, batch = TUNING_STEPS if from_weights else STEPS, auto_fields(seen, from_weights)["batch_size"]
+    start = "from trained weights" if from_weights else "from scratch"
+    return (
+        f"recipe auto: about {steps:,} steps {start}, in batches of {batch} for {seen.train:,} images; "
+        f"images of {seen.side_px} px are taken at {auto_size(seen, SIZES_PX[-1])} px, where the network's own are larger"
+    )

@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -45,6 +44,7 @@ from evit_nas.training.batches import (
 )
 from evit_nas.training.checkpoint import State
 from evit_nas.training.folder import BEST, RECORD, holds_weights, read_record
+from evit_nas.training.hardware import ALONE, Hardware
 from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
 from evit_nas.training.pace import Pace
 from evit_nas.training.recipe import Recipe
@@ -61,22 +61,7 @@ TIMED_STEPS, TIMED_S = 3, 2.0  # at least, beyond the first one, where only the 
 SEEN_IMAGES = 500  # training images that the trained network is tried on, at least
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """What a training runs on; moves no number but speed and rounding."""
-
-    workers: int = 0
-    """Processes that load images, for each training process."""
-    trackers: tuple[str, ...] = ()
-    """Names that accelerate knows: tensorboard, wandb, mlflow, ..."""
-
-
-def loaders(asked: int | None) -> int:
-    """So many processes that load images; half the cores, at most 8, where nobody asks."""
-    return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
-
-
-def train(folder: Path, watch: TrainWatcher, hardware: Hardware = Hardware()) -> Trained:
+def train(folder: Path, watch: TrainWatcher, hardware: Hardware = ALONE) -> Trained:
     """Takes the training in `folder` from wherever it stands to its end; one that is finished costs nothing.
 
     Raises:

@@ -12,7 +12,7 @@ from evit_nas import __version__
 from evit_nas.training.settings import TrainRecord, TrainSettings
 
 if TYPE_CHECKING:
-    from evit_nas.training.loop import Hardware
+    from evit_nas.training.hardware import Hardware
 
 
 @dataclass(frozen=True)

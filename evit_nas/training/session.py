@@ -16,7 +16,7 @@ from evit_nas.data.look import Look, look
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, Interrupted, MeasurementError, UsageError
 from evit_nas.lookup import find_arch
-from evit_nas.training.auto import auto_fields
+from evit_nas.training.auto import auto_fields, reason
 from evit_nas.training.folder import RECORD, holds_weights, read_record
 from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
 from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, load_recipe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evit_nas.arch import ArchConfig
     from evit_nas.shipping.shipped import Shipped
     from evit_nas.trained import Trained
-    from evit_nas.training.loop import Hardware
+    from evit_nas.training.hardware import Hardware
     from evit_nas.training.pace import Pace
     from evit_nas.training.settings import TrainSettings
     from evit_nas.training.status import TrainWatcher
@@ -141,18 +141,23 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     chosen = _chosen([str(text) for text in asked.what if Path(text) not in folders], asked)
     known = [Chosen(settings.origin or settings.name, settings.arch) for _, settings in plans]
     beside = baselines([*known, *chosen], asked.baseline) if asked.baseline else {}
+    wanted = [*chosen, *beside.values()]
+    if wanted and asked.data is None:
+        raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
+    data = [settings.data for _, settings in plans] + ([asked.data] if wanted and asked.data is not None else [])
+    seen = {each: look(open_source(each, seed=0)) for each in dict.fromkeys(data)}
+    for each in seen.values():
+        note(str(each))
     new: Plans = []
-    if chosen or beside:
-        if asked.data is None:
-            raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
-        new = plan([*chosen, *beside.values()], _how(asked))
+    if wanted and asked.data is not None:
+        mine = seen[asked.data]
+        if asked.init == "scratch" and asked.teacher is None and mine.train < FEW_IMAGES:
+            note(few(mine.train))
+        if asked.recipe == AUTO:
+            note(reason(mine, from_weights=asked.init != "scratch"))
+        new = plan(wanted, _how(asked, mine))
     for _, settings in [*plans, *new]:
         check_names(settings.recipe, hardware.trackers)
-    seen = {data: look(open_source(data, seed=0)) for data in {s.data: None for _, s in [*plans, *new]}}
-    for data, each in seen.items():
-        note(str(each))
-        if asked.data == data and asked.init == "scratch" and asked.teacher is None and each.train < FEW_IMAGES:
-            note(few(each.train))
     timed, seconds = _timed([*plans, *new], asked, hardware, note)
     return Planned(timed, {key: each.name for key, each in beside.items()}, seen, seconds)
 
@@ -180,7 +185,7 @@ def _chosen(what: Sequence[str], asked: Asked) -> list[Chosen]:
     return chosen
 
 
-def _how(asked: Asked) -> How:
+def _how(asked: Asked, seen: Look) -> How:
     assert asked.data is not None
     fresh = asked.init == "scratch"
     if asked.recipe == "finetune" and fresh:
@@ -188,11 +193,10 @@ def _how(asked: Asked) -> How:
             "the recipe finetune goes on from trained weights: add --init MODEL (a training or shipped folder, a file "
             "of m0..m5, timm:efficientvit_m1), or take --recipe auto to begin from scratch."
         )
-    seen = look(open_source(asked.data, seed=0)) if asked.recipe == AUTO else None
-    if seen is None:
-        recipe = load_recipe(asked.recipe, asked.changes)
-    else:
+    if asked.recipe == AUTO:
         recipe = changed(auto_fields(seen, from_weights=not fresh), asked.changes, "--recipe auto")
+    else:
+        recipe = load_recipe(asked.recipe, asked.changes)
     if asked.rate is not None:
         rate = asked.rate * RATE_BATCH / recipe.batch_size
         recipe = changed(recipe.model_dump(), {"learning_rate": rate}, "--lr")
@@ -201,7 +205,7 @@ def _how(asked: Asked) -> How:
         recipe_name=Path(asked.recipe).stem,
         recipe=recipe,
         image_size=asked.image_size,
-        seen=seen,
+        seen=seen if asked.recipe == AUTO else None,
         init=asked.init,
         teacher=asked.teacher,
         seeds=asked.seeds,

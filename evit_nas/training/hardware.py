@@ -1,0 +1,25 @@
+"""What a training runs on; moves no number but speed and rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evit_nas.latency.machine import usable_cores
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What one of the processes of a training has to itself."""
+
+    workers: int = 0
+    """Processes that load images, for each training process."""
+    trackers: tuple[str, ...] = ()
+    """Names that accelerate knows: tensorboard, wandb, mlflow, ..."""
+
+
+ALONE = Hardware()  # one process that loads its own images
+
+
+def loaders(asked: int | None) -> int:
+    """So many processes that load images; half the cores, at most 8, where nobody asks."""
+    return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
