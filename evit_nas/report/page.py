@@ -59,8 +59,8 @@ class Rival:
     label: str
     note: str
     latency: Latency
-    top1: float | None
-    """As published on ImageNet, in percent; None where this run's score is for something else."""
+    top1: float
+    """As published on ImageNet, in percent."""
     ours: Candidate | None
     """The member with the highest score among those that are no slower."""
 
@@ -184,8 +184,7 @@ def _rivals(found: Findings, index: int) -> list[Rival]:
     The paper's are among them where their published accuracy is on the scale of the score; elsewhere they stand in the
     table of the front already.
     """
-    on_imagenet = found.settings.accuracy.regime == IMAGENET
-    others: list[tuple[str, str, Latency, float | None]] = [
+    others = [
         (f"EfficientViT-{one.name.upper()}", "", one.latencies[index], top1)
         for one in found.front.references
         if (top1 := published_top1(one, found)) is not None
@@ -193,7 +192,7 @@ def _rivals(found: Findings, index: int) -> list[Rival]:
     for known in found.references[index] if found.references else ():
         one = known.reference
         note = ", ".join(filter(None, [f"{one.image_size} px" if one.image_size != 224 else "", one.note]))
-        others.append((one.label, note, known.latency, one.published_top1 if on_imagenet else None))
+        others.append((one.label, note, known.latency, one.published_top1))
     return [Rival(*other, _within(found, index, other[2])) for other in sorted(others, key=lambda o: o[2].median_ms)]
 
 
