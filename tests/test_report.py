@@ -492,6 +492,16 @@ def test_a_score_learned_from_trained_networks_comes_with_its_card(searched, mon
     assert write_report(run).read_text() == page
 
 
+@pytest.mark.parametrize(("images", "few"), [(600, True), (9000, False)])
+def test_few_photographs_are_said_to_be_few(finished, images, few, monkeypatch):
+    accuracy = finished.settings.accuracy.model_copy(
+        update={"method": "table", "regime": Regime(images=images, classes=10)}
+    )
+    changed = finished.settings.model_copy(update={"accuracy": accuracy})
+    monkeypatch.setattr(finished, "settings", changed)
+    assert (f"{images:,} images are few to learn from scratch" in text(page_of(finished))) is few
+
+
 @pytest.fixture(scope="module")
 def for_imagenet(searched) -> Run:
     """A run whose score is for ImageNet, as that of a search is whose user says nothing else."""

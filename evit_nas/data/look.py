@@ -13,6 +13,7 @@ from evit_nas.data.images import GRAY_MODES, Source
 SAMPLE = 200  # images whose size and colours are looked at, spread over the training images
 FEW = 10  # training images below which nothing much is learned of a class
 NAMED = 3  # classes in a sentence
+FEW_IMAGES = 5000  # training images, below which a word is due about what they bring
 
 
 @dataclass(frozen=True)
@@ -85,4 +86,13 @@ def look(source: Source) -> Look:
         grey=modes <= set(GRAY_MODES),
         held_out=source.whole is not None,
         remarks=source.remarks,
+    )
+
+
+def few(images: int) -> str:
+    """What can be expected of so few training images from scratch, and the best way from there."""
+    return (
+        f"{images:,} images are few to learn from scratch: what helps most is to begin with trained weights "
+        "(--init with a training or shipped folder, a file of m0..m5, or timm:efficientvit_m1), then more images; see "
+        "docs/photographs.md"
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evit_nas.commands import command_line
+from evit_nas.data.look import FEW_IMAGES, few
 from evit_nas.latency import Latency
 from evit_nas.latency.predictor import compare
 from evit_nas.regime import IMAGENET, Regime
@@ -116,6 +117,7 @@ def _page(run: Run, found: Findings) -> str:
         card=card,
         judged=judged,
         evidence=EVIDENCE[settings.accuracy.method],
+        few=few(regime.images) if (regime := settings.accuracy.regime) and regime.images < FEW_IMAGES else "",
         repeat=repeat(run, found),
         command_line=command_line,
         sketch=sketch,

@@ -57,6 +57,6 @@ def reason(seen: Look, from_weights: bool) -> str:
     steps, batch = TUNING_STEPS if from_weights else STEPS, auto_fields(seen, from_weights)["batch_size"]
     start = "from trained weights" if from_weights else "from scratch"
     return (
-        f"recipe auto: about {steps:,} steps {start}, in batches of {batch} for {seen.train:,} images; "
-        f"images of {seen.side_px} px are taken at {auto_size(seen, SIZES_PX[-1])} px, where the network's own are larger"
+        f"recipe auto: about {steps:,} steps {start}, in batches of {batch} for {seen.train:,} images; images of "
+        f"{seen.side_px} px are taken at {auto_size(seen, SIZES_PX[-1])} px where the network's own are larger"
     )

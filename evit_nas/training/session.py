@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evit_nas.arch import PRESETS
 from evit_nas.commands import command_line
 from evit_nas.console import duration
-from evit_nas.data.look import Look, look
+from evit_nas.data.look import FEW_IMAGES, Look, few, look
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, Interrupted, MeasurementError, UsageError
 from evit_nas.lookup import find_arch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from evit_nas.training.status import TrainWatcher
 
 SHIPPED = "shipped"  # in a training folder
-FEW_IMAGES = 5000  # from scratch, a sentence is due
 LONGER = 4  # times the epochs, after a training in vain
 
 Plans = Sequence[tuple[Path, "TrainSettings"]]
@@ -160,15 +159,6 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
         check_names(settings.recipe, hardware.trackers)
     timed, seconds = _timed([*plans, *new], asked, hardware, note)
     return Planned(timed, {key: each.name for key, each in beside.items()}, seen, seconds)
-
-
-def few(images: int) -> str:
-    """What can be expected of so few training images from scratch, and the best way from there."""
-    return (
-        f"{images:,} images are few to learn from scratch: what helps most is to begin with trained weights "
-        "(--init with a training or shipped folder, a file of m0..m5, or timm:efficientvit_m1), then more images; see "
-        "docs/photographs.md"
-    )
 
 
 def _chosen(what: Sequence[str], asked: Asked) -> list[Chosen]:
