@@ -465,5 +465,5 @@ def installed_versions() -> dict[str, str]:
 def _nearby(path: Path) -> str:
     """The runs beside a path that is none, as a hint."""
     parent = path.parent if path.parent.is_dir() else Path("runs")
-    names = [run.name for run in run_folders(parent)]
+    names = [str(run.relative_to(parent)) for run in run_folders(parent)]
     return f" Runs in {parent}: {', '.join(names)}." if names else ""

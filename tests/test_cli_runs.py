@@ -62,6 +62,13 @@ def test_runs_are_listed_with_their_state_and_what_cannot_be_read_says_why(call,
     assert "broken: " in call("runs").err
 
 
+def test_the_search_of_what_was_made_is_listed_where_it_lies(call, runs):
+    shutil.move(runs / "whole", runs / "photos" / "search")
+    rows = listed(call)
+    assert rows["photos/search"]["state"] == "done"
+    assert "begun, broken, photos/search." in call("front", str(runs / "nowhere")).err
+
+
 def test_a_run_that_is_being_written_says_by_whom(call, runs):
     with Run.open(runs / "begun").lock() as run:
         row = listed(call)["begun"]

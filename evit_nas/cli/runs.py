@@ -25,7 +25,7 @@ def runs(
 
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; `evit-nas search` makes runs, by default in runs/.")
-    rows = [_row(path) for path in run_folders(folder)]
+    rows = [_row(path) | {"run": str(path.relative_to(folder))} for path in run_folders(folder)]
     cells = [
         [
             row["run"],

@@ -1,8 +1,8 @@
 """The recipe that fits a data set: thousands of steps whatever its size, and images about as large as they are.
 
 From scratch a small network of this kind learns for thousands of steps, not for a number of epochs: 300 epochs of 600
-images in the paper's batches are 600 steps. So the batch follows the number of images, and the epochs follow both. What
-the augmentation, the rate and the batch rest on was measured by `benchmarks/recipes.py`.
+images in the paper's batches are 600 steps. So the batch follows the number of images, and the epochs follow both.
+`benchmarks/recipes.py` compares augmentations, rates and batches around what is chosen here.
 """
 
 from __future__ import annotations
