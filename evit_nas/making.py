@@ -225,7 +225,7 @@ def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewe
     view.step(command_line("train", *names, *options, "--time", f"{train_s:.0f}s", "--no-ship", "--out", out))
     planned = prepare(replace(asked, what=names), hardware, view.note)
     with view.progress() as watch:
-        outcome = carry_out(planned, watch, hardware, command=command, again=command, resume=True, ship=False)
+        outcome = carry_out(planned, watch, hardware, command=command, again="", resume=True, ship=False)
     view.trained(planned, outcome)
     return outcome
 

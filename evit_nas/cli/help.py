@@ -69,8 +69,8 @@ VERBS = {  # group -> verb -> examples, each short enough for 80 columns
     },
     "Train and ship": {
         "train": (
-            f"evit-nas train {RUN} --top 1 --data flowers --time 2h",
-            "evit-nas train m2 --data flowers --init timm:efficientvit_m2 --download",
+            f"evit-nas train {RUN} --top 1 --data flowers",
+            "evit-nas train m2 --data flowers --time 2h --init m2.pth",
             f"evit-nas train {TRAINING} --resume",
         ),
         "eval": (

@@ -69,6 +69,6 @@ def print_answers(
         for row in found
     ]
     header = ["image", *(["is"] if truth else []), "class", "probability %", "ms"]
-    emit(found, format_, make_table(str(shipped), header, cells, text=["image", "is", "class"]))
+    emit(found, format_, make_table(str(shipped), header, cells))
     if format_ is Format.table:
         say("ms: of this one inference in this run, no certified latency")

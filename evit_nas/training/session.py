@@ -67,8 +67,6 @@ class Planned:
     plans: Plans
     baselines: Mapping[str, str]
     """See `compare`."""
-    seen: Mapping[str, Look]
-    """What they are trained on, by what was given as data."""
     seconds: float
     """How long those take that have not begun, about; 0 where several processes train together."""
 
@@ -158,7 +156,7 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     for _, settings in [*plans, *new]:
         check_names(settings.recipe, hardware.trackers)
     timed, seconds = _timed([*plans, *new], asked, hardware, note)
-    return Planned(timed, {key: each.name for key, each in beside.items()}, seen, seconds)
+    return Planned(timed, {key: each.name for key, each in beside.items()}, seconds)
 
 
 def _chosen(what: Sequence[str], asked: Asked) -> list[Chosen]:
@@ -282,7 +280,7 @@ def carry_out(
 
     Args:
         command: what the records say was typed.
-        again: the command that goes on after an interruption.
+        again: the command that goes on after an interruption; empty where the caller says it.
         resume: allows to go on with trainings that were interrupted.
         ship: makes a folder that deploys of each that is worth it.
         raised: has the first error out instead.
@@ -308,12 +306,8 @@ def carry_out(
                 if shipped is not None:
                     outcome.shipped[settings] = shipped
         except Interrupted:
-            kept = any(holds_weights(place) for place, _ in planned.plans)
-            watch.note(
-                f"interrupted; go on from the last checkpoint with: {again}"
-                if kept
-                else "interrupted before anything was saved; the same command begins again"
-            )
+            if again:
+                watch.note(_goes_on(planned.plans, again))
             raise
         except Exception as error:  # of torch and ONNX Runtime, too: the next network may do without
             if len(planned.plans) == 1 or raised:
@@ -324,6 +318,12 @@ def carry_out(
             unexpected = "" if isinstance(error, EvitNasError) else f"unexpected {type(error).__name__}: "
             watch.note(f"evit-nas: {folder}: {unexpected}{error}")
     return outcome
+
+
+def _goes_on(plans: Plans, again: str) -> str:
+    if any(holds_weights(folder) for folder, _ in plans):
+        return f"interrupted; go on from the last checkpoint with: {again}"
+    return "interrupted before anything was saved; the same command begins again"
 
 
 def _shipped(training: Path, trained: Trained, command: str, note: Callable[[str], None]) -> Shipped | None:
