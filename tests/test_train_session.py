@@ -1,5 +1,10 @@
 """What a command that trains finds out and says first, how long it takes, and what it does with the result."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +205,25 @@ def test_the_next_command_fits_what_came_of_it(shades):
     assert outcome.next_command() == "evit-nas ship fine"
     outcome.shipped[settings] = object()
     assert outcome.next_command() == "evit-nas predict fine/shipped IMAGE"
+
+
+# --- interruptions ---
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_mid_epoch_ends_what_loads_images_without_a_traceback(shades, tmp_path):
+    command = [sys.executable, "-m", "evit_nas", "train", "tiny.yaml", "--data", shades, "--recipe", "tiny"]
+    command += ["--epochs", "1000", "--workers", "2", "--no-ship"]
+    said = tmp_path / "said"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with said.open("w") as file, subprocess.Popen(command, stderr=file, env=environment) as training:
+        while "epoch 2/" not in said.read_text():
+            assert training.poll() is None, said.read_text()
+            time.sleep(0.1)
+        training.send_signal(signal.SIGINT)
+        assert training.wait(60) == 130
+    assert said.read_text().endswith("--no-ship --resume\n")
+    assert "Traceback" not in said.read_text()
 
 
 # --- weights that timm may fetch ---

@@ -223,6 +223,10 @@ class TrainingBatches:
             positions = range(step * size + part, (step + 1) * size, self.parts)  # copies of an image fall to all parts
             yield [Draw(int(order[position]), base + position) for position in positions]
 
+    def end(self) -> None:
+        """Ends the processes that load images."""
+        end_workers(self._loader)
+
 
 class _Todo:
     """A batch sampler that is told its batches before each epoch, so that the loader keeps its workers."""
@@ -272,6 +276,15 @@ def plain_batches(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Ends the processes that load for `loader`, which torch keeps for the next epoch.
+
+    At the exit Python would end them by a signal, which torch takes for a fault and reports with a traceback.
+    """
+    if loader.num_workers and loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined] # of the kind that has workers
 
 
 def _leave_signals(worker: int) -> None:

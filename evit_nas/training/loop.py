@@ -40,6 +40,7 @@ from evit_nas.training.batches import (
     TrainingBatches,
     augmentation,
     check_images_are_to_blame,
+    end_workers,
     plain_batches,
 )
 from evit_nas.training.checkpoint import State
@@ -82,6 +83,8 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = ALONE) -> Trai
             if advice := _advice(error, record.settings.recipe, hardware, folder):
                 raise EvitNasError(f"{record.settings.name}: {advice}") from error
             raise
+        finally:
+            training.end()
 
 
 def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) -> str:
@@ -167,6 +170,11 @@ class TrainingRun:
         if hardware.trackers:
             flat = {name: value for name, value in self._recipe.model_dump().items() if value is not None}
             self._accelerator.init_trackers("evit-nas", flat | {"architecture": settings.name, "seed": settings.seed})
+
+    def end(self) -> None:
+        """Ends the processes that load images."""
+        self._batches.end()
+        end_workers(self._validation)
 
     def run(self) -> Trained:
         self._accelerator.wait_for_everyone()  # from here on the first holds the lock, and all see the same files

@@ -42,7 +42,11 @@ def pace_of(settings: TrainSettings, hardware: Hardware) -> Pace:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = TrainRecord(evit_nas=__version__, created=created, command="", settings=settings, versions={})
     with TemporaryDirectory() as scratch:
-        return TrainingRun(Path(scratch), record, _Nobody(), replace(hardware, trackers=())).pace()
+        run = TrainingRun(Path(scratch), record, _Nobody(), replace(hardware, trackers=()))
+        try:
+            return run.pace()
+        finally:
+            run.end()
 
 
 class _Nobody:
