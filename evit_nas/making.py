@@ -26,11 +26,12 @@ from evit_nas.console import duration
 from evit_nas.data.images import Source
 from evit_nas.data.look import Look, look
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, Interrupted, RunError, interruptions
+from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError, interruptions
 from evit_nas.runs import Run
 from evit_nas.space import SearchSpace
 from evit_nas.training.auto import auto_size
 from evit_nas.training.folder import RECORD, read_record
+from evit_nas.training.hardware import several
 from evit_nas.training.session import SHIPPED, Asked, Outcome, Planned, carry_out, prepare, shipped
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def made_of(order: Order, hardware: Hardware, view: Viewer, command: str) -> Mad
         Infeasible: no architecture keeps the budget.
         EvitNasError: nothing that was trained is worth shipping.
     """
+    if several():
+        raise UsageError("make is one process; have several train its front with: torchrun ... -m evit_nas train.")
     source = open_source(order.data, seed=0)
     seen = look(source)
     view.note(str(seen))

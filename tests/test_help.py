@@ -52,7 +52,7 @@ def test_every_verb_has_three_examples_and_every_example_a_verb():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_example_is_a_command(command):
-    parse(command)
+    assert parse(command) in shlex.split(command)[1:3]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -169,6 +169,12 @@ def test_data_that_are_wrong_leave_nothing(call):
     assert (result.code, "no such data" in result.err, Path("runs").exists()) == (2, True, False)
 
 
+def test_several_processes_are_refused_before_anything_begins(call, photographs, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = call(*MAKE)
+    assert (result.code, "make is one process" in result.err, Path("runs").exists()) == (2, True, False)
+
+
 def test_python_makes_the_same(call, photographs, learned, capsys):
     model = evit_nas.make("shades", "1.2ms", device="fake", space="efficientvit-tiny", time="100s")
     assert model.folder == OUT / "shipped"

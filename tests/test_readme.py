@@ -29,8 +29,8 @@ def test_there_are_commands_to_check():
     assert len(COMMANDS) >= 6
 
 
-def parse(command: str) -> None:
-    """Has the program read a command without doing it; what is wrong with it is raised."""
+def parse(command: str) -> str:
+    """The verb that the program finds in a command, which it reads without doing it; what is wrong is raised."""
     program, *words = shlex.split(command.split(" > ")[0])
     assert program == "evit-nas"
     read = get_command(app)
@@ -40,11 +40,27 @@ def parse(command: str) -> None:
     if read.name == "config":  # [RUN] and the options of search
         rest = context.args if context.args[0].startswith("-") else context.args[1:]
         get_command(app).commands["search"].make_context(command, rest)
+    return read.name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one(command):
-    parse(command)
+    assert parse(command) in shlex.split(command)[1:3]
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("evit-nas serach --budget 5ms", "KeyError"),
+        ("evit-nas search --bugdet 5ms", "NoSuchOption"),
+        ("evit-nas front", "MissingParameter"),
+        ("evit-nas train m0 --top x", "BadParameter"),
+    ],
+)
+def test_what_is_no_command_is_found_out(command, error):
+    with pytest.raises(Exception) as found:
+        parse(command)
+    assert found.type.__name__ == error
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -106,7 +105,7 @@ def train(
     """Train architectures on your images, and compare them."""
     from evit_nas.config import parse_duration
     from evit_nas.network.saved import fetch
-    from evit_nas.training.hardware import Hardware, loaders
+    from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 
     _check_options(context, what)
@@ -129,10 +128,9 @@ def train(
         seeds=range(seed, seed + seeds),
         out=out,
     )
-    first = os.environ.get("RANK", "0") == "0"
     hardware = Hardware(workers=loaders(workers), trackers=tuple(track or ()))
-    planned = prepare(asked, hardware, say if first else lambda message: None)
-    with progress_view() if first else nullcontext(_Silence()) as view:
+    planned = prepare(asked, hardware, say if first() else lambda message: None)
+    with progress_view() if first() else nullcontext(_Silence()) as view:
         outcome = carry_out(
             planned,
             view,
@@ -143,7 +141,7 @@ def train(
             ship=ship,
             raised="--debug" in sys.argv,
         )
-    if first and outcome.trained:
+    if first() and outcome.trained:
         print_trained(planned, outcome, format_, outcome.latencies_ms())
         say(f"next:    {outcome.next_command()}")
     if outcome.failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from evit_nas.latency.machine import usable_cores
@@ -23,3 +24,13 @@ ALONE = Hardware()  # one process that loads its own images
 def loaders(asked: int | None) -> int:
     """So many processes that load images; half the cores, at most 8, where nobody asks."""
     return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
+
+
+def several() -> bool:
+    """Whether a launcher such as torchrun began other processes with this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first() -> bool:
+    """Whether this is the process that writes and speaks, as torchrun and accelerate number theirs."""
+    return os.environ.get("RANK", "0") == "0"

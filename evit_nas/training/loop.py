@@ -7,7 +7,6 @@ an uninterrupted one.
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ from evit_nas.training.batches import (
 )
 from evit_nas.training.checkpoint import State
 from evit_nas.training.folder import BEST, RECORD, holds_weights, read_record
-from evit_nas.training.hardware import ALONE, Hardware
+from evit_nas.training.hardware import ALONE, Hardware, several
 from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
 from evit_nas.training.pace import Pace
 from evit_nas.training.recipe import Recipe
@@ -105,11 +104,6 @@ def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) 
 def _beside(folder: Path) -> str:
     """Where a training with other settings goes: what has been trained keeps its folder."""
     return f", with another --out: the last good checkpoint is kept in {folder}" if holds_weights(folder) else ""
-
-
-def several() -> bool:
-    """Whether a launcher such as torchrun began other processes with this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def meet() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from evit_nas.errors import EvitNasError, Interrupted, MeasurementError, UsageEr
 from evit_nas.lookup import find_arch
 from evit_nas.training.auto import auto_fields, reason
 from evit_nas.training.folder import RECORD, holds_weights, read_record
+from evit_nas.training.hardware import first, several
 from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
 from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, load_recipe
 
@@ -206,7 +206,6 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
 
     Says what each takes, from a few steps of those to come.
     """
-    from evit_nas.training.loop import several
     from evit_nas.training.pace import pace_of
 
     if several():  # which would all have to be timed together
@@ -222,14 +221,14 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
             timed.append((folder, _as_begun(folder, settings) if asked.time_s is not None else settings))
             continue
         alike = settings.model_copy(update={"seed": 0})
-        if first := alike not in paces:
+        if new := alike not in paces:
             paces[alike] = pace_of(settings, hardware)
         pace = paces[alike]
         if share_s is not None:
             settings = _within(settings, share_s, pace.epoch_s)
         recipe = settings.recipe
         total_s += recipe.epochs * pace.epoch_s
-        if first:
+        if new:
             note(
                 f"{settings.name}: recipe {settings.recipe_name}, {recipe.epochs} epochs of {pace.steps} steps of "
                 f"{recipe.batch_size} images, {recipe.epochs * pace.steps:,} steps; {settings.arch.size_text}; about "
@@ -288,10 +287,9 @@ def carry_out(
     Raises:
         EvitNasError: what the only training raises, or one of several processes that has not trained.
     """
-    from evit_nas.training.loop import meet, several, train
+    from evit_nas.training.loop import meet, train
 
-    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number their processes
-    if first:
+    if first():
         begin(planned.plans, command, resume)
     meet()  # the others read the folders that the first has made
     outcome = Outcome()
@@ -301,7 +299,7 @@ def carry_out(
             trained = outcome.trained[settings] = train(folder, watch, hardware)
             outcome.folders[settings] = folder
             watch.note(f"written: {folder}")
-            if first and ship:
+            if first() and ship:
                 shipped = _shipped(folder, trained, command, watch.note)
                 if shipped is not None:
                     outcome.shipped[settings] = shipped
