@@ -27,7 +27,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_shades(Path("shades"))
     Path("tiny.yaml").write_text(tiny_arch().to_yaml())
-    monkeypatch.setattr(pace, "pace_of", lambda settings, hardware: Pace(steps=4, step_s=1.0, validation_s=1.0))
+    monkeypatch.setattr(pace, "pace_of", lambda *asked: Pace(steps=4, step_s=1.0, validation_s=1.0))
     monkeypatch.setitem(DEVICES, "cpu", FileDevice)
 
 

@@ -39,7 +39,7 @@ def shades(tmp_path, monkeypatch):
 def paced(monkeypatch):
     """Ten steps of a second in each epoch, whatever is trained; the list is changed by tests."""
     found = [Pace(steps=10, step_s=1.0, validation_s=2.0)]
-    monkeypatch.setattr(pace, "pace_of", lambda settings, hardware: found[0])
+    monkeypatch.setattr(pace, "pace_of", lambda *asked: found[0])
     return found
 
 

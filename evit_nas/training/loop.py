@@ -57,7 +57,7 @@ from evit_nas.training.verdict import judge
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
-TIMED_STEPS, TIMED_S = 3, 2.0  # at least, beyond the first one, where only the pace is asked for
+TIMED_STEPS = 3  # at least, beyond the first one, where only the pace is asked for
 SEEN_IMAGES = 500  # training images that the trained network is tried on, at least
 
 
@@ -298,8 +298,8 @@ class TrainingRun:
             self._optimiser.zero_grad(set_to_none=True)
         return loss
 
-    def pace(self) -> Pace:
-        """How long a step and a validation take, from the first few; the weights are not worth anything afterwards."""
+    def pace(self, watched_s: float) -> Pace:
+        """How long a step and a validation take, from steps of `watched_s`; the weights are worth nothing afterwards."""
         self._prepare(build(self._settings.arch, self._settings.seed))
         self._model.train()
         seconds, start = list[float](), time.monotonic()
@@ -309,7 +309,7 @@ class TrainingRun:
                 now = time.monotonic()
                 seconds.append(now - start)
                 start = now
-            if sum(seconds[1:]) > TIMED_S and len(seconds) > TIMED_STEPS:
+            if sum(seconds[1:]) > watched_s and len(seconds) > TIMED_STEPS:
                 break
         start = time.monotonic()
         validate(self._plain, islice(self._validation, 1), self._accelerator, len(self._source.classes), set())

@@ -31,8 +31,15 @@ class Pace:
         return self.steps * self.step_s + self.validation_s
 
 
-def pace_of(settings: TrainSettings, hardware: Hardware) -> Pace:
+WATCHED_S = (2.0, 20.0)  # least and most
+WATCHED_SHARE = 1 / 150  # of the time that is to be filled: a shared machine's pace in one moment is off by half
+
+
+def pace_of(settings: TrainSettings, hardware: Hardware, time_s: float | None = None) -> Pace:
     """Takes a few steps of the training in a folder that is thrown away.
+
+    Args:
+        time_s: to be filled with epochs of this pace; the more of it, the longer it is watched.
 
     Raises:
         UsageError: the training could not begin.
@@ -44,7 +51,8 @@ def pace_of(settings: TrainSettings, hardware: Hardware) -> Pace:
     with TemporaryDirectory() as scratch:
         run = TrainingRun(Path(scratch), record, _Nobody(), replace(hardware, trackers=()))
         try:
-            return run.pace()
+            least, most = WATCHED_S
+            return run.pace(min(max(WATCHED_SHARE * (time_s or 0.0), least), most))
         finally:
             run.end()
 

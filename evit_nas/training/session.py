@@ -222,7 +222,7 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
             continue
         alike = settings.model_copy(update={"seed": 0})
         if new := alike not in paces:
-            paces[alike] = pace_of(settings, hardware)
+            paces[alike] = pace_of(settings, hardware, share_s)
         pace = paces[alike]
         if share_s is not None:
             settings = _within(settings, share_s, pace.epoch_s)
