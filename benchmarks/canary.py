@@ -19,10 +19,10 @@ import numpy as np
 from repeat import HOG
 
 from evit_nas.config import Conditions
-from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.machine import pin_to_one_core, probe
 from evit_nas.latency.protocol import TIMED_RUNS, Canary, cpu_time, enclosing, sample
 from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.latency.yardstick import CANARIES
 from evit_nas.space import SearchSpace
 
 ARCHS, ROUNDS = 24, 16

@@ -40,7 +40,7 @@ def main() -> None:
         samples = []
         for arch in seen:
             latency, _ = device.measure(arch, Protocol())
-            samples.append(Sample(arch, latency.median_ms, latency.rel_error))
+            samples.append(Sample.of(arch, latency))
         fit(samples)
         print(f"calibration: {args.networks} networks in {time.monotonic() - start:.0f} s", flush=True)
         strict = [device.measure(arch, STRICT)[0] for arch in unseen]

@@ -338,8 +338,9 @@ class SearchSettings(BaseModel):
     """The space itself, so that a run folder stands on its own."""
     targets: tuple[Target, ...]
     """Where latency is measured, and how much of it is allowed there; the first one names the front's files."""
-    budget_stat: Literal["median", "p90"] = "median"
-    """What must keep the budget: the median latency, or its 90th percentile."""
+    budget_stat: Literal["median", "p90", "typical"] = "median"
+    """What must keep the budget: the median latency on the quiet machine, its 90th percentile there, or the typical
+    one, the median by the wall clock on the machine as it was."""
     limits: Limits = Limits()
     """Limits on the score, parameters, MACs, memory and energy."""
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("score", "latency")

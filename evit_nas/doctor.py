@@ -10,9 +10,9 @@ from evit_nas import __version__
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import STRICT, Device, open_device
-from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.child import MAX_DUEL, MAX_FOREIGN_CORES
 from evit_nas.latency.machine import LoadMeter, probe
+from evit_nas.latency.yardstick import CANARIES
 
 LOAD_S = 0.2  # over which the load of others is counted
 GOOD_DUEL = 0.02  # |canary / canary - 1| that proves the protocol; MAX_DUEL disproves it

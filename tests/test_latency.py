@@ -29,9 +29,9 @@ from evit_nas.latency import (
     open_device,
     parse_conditions,
 )
-from evit_nas.latency.canary import CANARIES, quiet_ms
 from evit_nas.latency.local import LocalDevice
 from evit_nas.latency.runtimes import RUNTIMES, Runtime
+from evit_nas.latency.yardstick import CANARIES
 from evit_nas.network.cost import cost
 from evit_nas.network.onnx_graph import build_onnx
 from tests.fakes import FakeDevice, latency_of
@@ -423,45 +423,6 @@ class TestAnswer:
         reply = child.answer(lambda: SimpleNamespace(measure=None), request_)
         assert reply["kind"] == "rejected"
         assert words in reply["error"]
-
-
-class TestQuietTimes:
-    def test_are_learnt_and_lowered_when_a_calmer_moment_is_met(self):
-        assert quiet_ms([3.0, 6.0, 9.0], "here") == [3, 6, 9]
-        assert quiet_ms([2.0, 4.0, 6.0], "here") == [2, 4, 6]
-        assert quiet_ms([3.0, 6.0, 9.0], "here") == [2, 4, 6]
-
-    def test_are_replaced_together_or_not_at_all(self):
-        quiet_ms([2.0, 4.0, 6.0], "here")
-        assert quiet_ms([1.5, 5.0, 8.0], "here") == [2, 4, 6]  # one is faster, all in all they are slower
-        assert quiet_ms([2.1, 3.0, 5.0], "here") == [2.1, 3, 5]  # one is slower, all in all they are faster
-
-    def test_of_another_identity_are_others(self):
-        quiet_ms([2.0, 4.0, 6.0], "here")
-        assert quiet_ms([3.0, 6.0, 9.0], "elsewhere") == [3, 6, 9]
-        assert quiet_ms([4.0, 8.0, 12.0], "here") == [2, 4, 6]
-
-    @pytest.mark.parametrize(
-        "content",
-        ["", "{broken", "[]", "{}", '{"quiet_ms": null}', '{"quiet_ms": [1, 2]}', '{"quiet_ms": [0, 1, 2]}', "\0"],
-    )
-    def test_in_a_damaged_file_are_learnt_anew(self, content):
-        quiet_ms([2.0, 4.0, 6.0], "here")
-        (file,) = Path(os.environ["XDG_CACHE_HOME"], "evit-nas").iterdir()
-        file.write_text(content)
-        assert quiet_ms([3.0, 6.0, 9.0], "here") == [3, 6, 9]
-        assert quiet_ms([4.0, 8.0, 12.0], "here") == [3, 6, 9]
-
-    def test_need_no_cache_folder(self, tmp_path, monkeypatch):
-        (tmp_path / "file").write_text("")
-        monkeypatch.setattr("evit_nas.latency.canary.cache_folder", lambda: tmp_path / "file")
-        assert quiet_ms([3.0, 6.0, 9.0], "here") == [3, 6, 9]
-        assert quiet_ms([4.0, 8.0, 12.0], "here") == [4, 8, 12]
-
-    def test_leave_nothing_half_written_on_a_full_disk(self, monkeypatch):
-        monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        assert quiet_ms([3.0, 6.0, 9.0], "here") == [3, 6, 9]
-        assert list(Path(os.environ["XDG_CACHE_HOME"], "evit-nas").iterdir()) == []
 
 
 class TestMachine:

@@ -12,7 +12,6 @@ import pytest
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import STRICT, Protocol, child, machine, torch_backend
-from evit_nas.latency.canary import CANARIES
 from evit_nas.latency.protocol import (
     REWARM_NS,
     REWARM_RUNS,
@@ -29,6 +28,7 @@ from evit_nas.latency.protocol import (
     wall_time,
 )
 from evit_nas.latency.runtimes import RUNTIMES, Loaded, Runtime
+from evit_nas.latency.yardstick import BESIDE_WORK, CANARIES
 from tests.networks import tiny_arch
 
 MS = 1_000_000
@@ -63,6 +63,10 @@ def measure(workshop, candidate_ns=4 * MS, ladder=LADDER, **protocol):
 def growing(now, cost_ns):
     """A neighbour on the same core hurts large networks more."""
     return 1 + 0.2 * math.log(cost_ns / MS)
+
+
+def rounds_of(candidate_ns, slowdown):
+    return Rounds(candidate_ns, slowdown, candidate_ns)
 
 
 def names_and_weights(candidate_ns, ladder=LADDER):
@@ -215,7 +219,7 @@ class TestStopping:
         n = len(rounds.candidate_ns)
         assert 12 < n < 1000
         assert rounds.rel_error <= 0.02
-        assert all(Rounds(rounds.candidate_ns[:k], rounds.slowdown[:k]).rel_error > 0.02 for k in range(12, n))
+        assert all(rounds_of(rounds.candidate_ns[:k], rounds.slowdown[:k]).rel_error > 0.02 for k in range(12, n))
 
     def test_comes_in_the_end_however_noisy_the_machine_is(self):
         rng = np.random.default_rng(0)
@@ -226,29 +230,29 @@ class TestStopping:
 
 class TestFigures:
     def test_are_of_the_quiet_machine(self):
-        rounds = Rounds(np.array([10.0, 30.0, 90.0]), np.array([1.0, 2.0, 3.0]))
+        rounds = rounds_of(np.array([10.0, 30.0, 90.0]), np.array([1.0, 2.0, 3.0]))
         assert rounds.quiet_ns.tolist() == [10, 15, 30]
         assert rounds.median_ns == 15
         assert rounds.p90_ns == pytest.approx(15 + 0.8 * (30 - 15))
 
     def test_error_follows_the_formula(self):
-        rounds = Rounds(np.array([2.0, 4.0, 6.0, 8.0, 10.0]), np.full(5, 2.0))
+        rounds = rounds_of(np.array([2.0, 4.0, 6.0, 8.0, 10.0]), np.full(5, 2.0))
         mad = 1.0  # deviations of 1 2 3 4 5 from their median 3: 2 1 0 1 2
         assert rounds.rel_error == pytest.approx(1.6 * 1.2533 * 1.4826 * mad / math.sqrt(5) / 3)
 
     def test_error_is_unknown_below_three_rounds(self):
-        assert Rounds(np.ones(2), np.ones(2)).rel_error == math.inf
-        assert Rounds(np.ones(3), np.ones(3)).rel_error == 0
+        assert rounds_of(np.ones(2), np.ones(2)).rel_error == math.inf
+        assert rounds_of(np.ones(3), np.ones(3)).rel_error == 0
 
     def test_pooling_visits_keeps_every_round(self):
-        visits = [Rounds(np.array([1.0]), np.array([2.0])), Rounds(np.array([3.0, 5.0]), np.array([4.0, 1.0]))]
+        visits = [rounds_of(np.array([1.0]), np.array([2.0])), rounds_of(np.array([3.0, 5.0]), np.array([4.0, 1.0]))]
         assert pool(visits).quiet_ns.tolist() == [0.5, 0.75, 5]
 
     @pytest.mark.parametrize(
         ("medians", "error"), [([9.0], 0), ([10.0, 12.0], 1 / 11), ([9.0, 10.0, 11.0], 1 / math.sqrt(3) / 10)]
     )
     def test_error_over_visits_is_that_of_their_mean(self, medians, error):
-        visits = [Rounds(np.array([0.0, 2 * median, 1000.0]), np.full(3, 2.0)) for median in medians]
+        visits = [rounds_of(np.array([0.0, 2 * median, 1000.0]), np.full(3, 2.0)) for median in medians]
         assert visits_error(visits) == pytest.approx(error)
 
 
@@ -285,7 +289,7 @@ def backend(workshop, monkeypatch):
     backend = Backend(workshop)
     monkeypatch.setitem(sys.modules, "evit_nas.latency.fake_backend", backend)
     monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary chip", "fake_backend"))
-    monkeypatch.setattr(child, "LEARNING_S", 0)
+    monkeypatch.setattr(child, "LEARNING_S", 0.1)
     for name in ("cpu_time", "wall_time"):
         monkeypatch.setattr(child, name, clocked(workshop.clock))
     monkeypatch.setattr(child, "meter", lambda conditions: None)
@@ -293,8 +297,13 @@ def backend(workshop, monkeypatch):
     return backend
 
 
-def load_of_others(monkeypatch, cores):
-    monkeypatch.setattr(child, "LoadMeter", lambda: SimpleNamespace(foreign_cores=lambda: cores))
+def load_of_others(monkeypatch, cores, everywhere=0.0):
+    """On the core that measures, and on all of them."""
+    monkeypatch.setattr(
+        child,
+        "LoadMeter",
+        lambda asked=None: SimpleNamespace(foreign_cores=lambda: cores if asked is None else everywhere),
+    )
 
 
 def bench(**conditions):
@@ -305,37 +314,72 @@ def bench(**conditions):
 class TestBench:
     def test_a_figure_says_what_it_is_and_holds_its_samples(self):
         latency, samples = bench(batch=2).measure(tiny_arch(), Protocol())
-        assert (latency.median_ms, latency.p90_ms, latency.ratio, latency.canary_ms) == (4, 4, 4, 1)
+        figures = (latency.median_ms, latency.p90_ms, latency.ratio, latency.canary_ms, latency.wall_ms)
+        assert figures == pytest.approx((4, 4, 4, 1, 4))
+        assert latency.canary_error == pytest.approx(0)
         assert latency.input_shape == (2, 3, 64, 64)
         assert latency.conditions == Conditions(device="fake", batch=2)
         assert latency.runtime == "imaginary 1.0"
         n = Protocol().min_rounds
         assert (latency.rounds, latency.noise) == (n, "")
-        assert samples == {"visits": [{"candidate_ns": [4 * MS] * n, "slowdown": [1] * n}]}
+        runs = TIMED_RUNS * n
+        assert samples == {
+            "visits": [{"candidate_ns": [4 * MS] * n, "slowdown": pytest.approx([1] * n), "wall_ns": [4 * MS] * runs}]
+        }
 
     def test_a_busy_moment_changes_no_figure_and_is_told(self, workshop):
         quiet = bench()
-        workshop.slowdown = lambda now, cost_ns: 1.5
+        workshop.slowdown = lambda now, cost_ns: 1.75
         latency, _ = quiet.measure(tiny_arch(), Protocol())
         assert latency.median_ms == pytest.approx(4)
-        assert latency.noise == "the canaries ran 1.50 times as long as when quiet"
+        assert latency.noise == "the canaries ran 1.75 times as long as when quiet"
+
+    def test_whoever_waits_is_told_how_long_it_took_as_it_was(self, workshop):
+        quiet = bench()
+        workshop.slowdown = lambda now, cost_ns: 1.25
+        latency, _ = quiet.measure(tiny_arch(), Protocol())
+        assert (latency.median_ms, latency.wall_ms, latency.wall_p90_ms) == pytest.approx((4, 5, 5))
 
     def test_a_slight_slow_down_is_no_noise(self, workshop):
         quiet = bench()
-        workshop.slowdown = lambda now, cost_ns: 1.2
+        workshop.slowdown = lambda now, cost_ns: 1.4
         assert not quiet.measure(tiny_arch(), Protocol())[0].noisy
 
     def test_a_process_that_starts_in_a_busy_moment_knows_the_quiet_times(self, workshop):
         bench()
         workshop.slowdown = lambda now, cost_ns: 2
         latency, _ = bench().measure(tiny_arch(), Protocol())
-        assert (latency.canary_ms, latency.median_ms) == (1, pytest.approx(4))
+        assert (latency.canary_ms, latency.median_ms) == pytest.approx((1, 4))
         assert latency.noisy
+
+    def test_a_process_that_starts_in_a_slow_moment_learns_of_quieter_ones_as_it_measures(self, workshop):
+        workshop.slowdown = lambda now, cost_ns: 1.25
+        slow = bench()
+        assert slow.measure(tiny_arch(), Protocol())[0].median_ms == pytest.approx(5)
+        workshop.slowdown = lambda now, cost_ns: 1.0
+        found = [slow.measure(tiny_arch(), STRICT)[0] for _ in range(3)]
+        assert [latency.ratio for latency in found] == pytest.approx([4] * 3)  # whatever the yardstick
+        assert found[-1].median_ms == pytest.approx(4)
+        assert bench().measure(tiny_arch(), Protocol())[0].canary_ms == pytest.approx(1)  # the next one knows
+
+    def test_a_process_that_starts_in_a_quiet_moment_is_not_led_astray_by_slow_ones(self, workshop):
+        quiet = bench()
+        workshop.slowdown = lambda now, cost_ns: 1.25
+        found = [quiet.measure(tiny_arch(), STRICT)[0] for _ in range(3)]
+        assert [latency.median_ms for latency in found] == pytest.approx([4] * 3)
+
+    def test_what_is_learnt_beside_other_work_is_not_trusted(self, monkeypatch):
+        load_of_others(monkeypatch, 0.0, everywhere=1.0)
+        latency, _ = bench().measure(tiny_arch(), Protocol())
+        assert latency.canary_error == BESIDE_WORK
+        assert latency.noise == "all milliseconds may be 10% too many: no quiet moment has been seen yet"
+        load_of_others(monkeypatch, 0.0)
+        assert not bench().measure(tiny_arch(), Protocol())[0].noisy
 
     def test_quiet_times_belong_to_the_conditions_they_were_learnt_under(self, workshop):
         bench()
         workshop.slowdown = lambda now, cost_ns: 2
-        assert bench(batch=2).measure(tiny_arch(), Protocol())[0].canary_ms == 2
+        assert bench(batch=2).measure(tiny_arch(), Protocol())[0].canary_ms == pytest.approx(2)
 
     def test_the_load_of_others_is_noise_to_every_clock_but_the_threads_own(self, workshop, monkeypatch):
         """A GPU's events too: while the processor is late with the next kernel, their time goes on."""
@@ -356,7 +400,9 @@ class TestBench:
         def measured(candidate, canaries, *rest):
             rounds = measure_rounds(candidate, canaries, *rest)
             return (
-                Rounds(rounds.candidate_ns * 1.1, rounds.slowdown) if candidate is canaries[0].sessions[0] else rounds
+                rounds_of(rounds.candidate_ns * 1.1, rounds.slowdown)
+                if candidate is canaries[0].sessions[0]
+                else rounds
             )
 
         monkeypatch.setattr(child, "measure_rounds", measured)

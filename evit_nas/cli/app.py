@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-NOISY_NOTE = "* the machine was not quiet: comparisons hold, milliseconds are estimates"
+NOISY_NOTE = "* an estimate: the machine was not quiet enough"
 
 Arch = Annotated[str, typer.Argument(metavar="ARCH", help="m0..m5, a YAML file, or RUN/NAME of a front member.")]
 Archs = Annotated[list[str], typer.Argument(metavar="ARCH...", help="m0..m5, YAML files, RUN/NAME.")]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evit_nas.cli.app import (
-    NOISY_NOTE,
     BatchOption,
     DeviceOption,
     FormatOption,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from evit_nas.latency.profile import Profile
 
 LONGEST_HEADER = 12
-SPARE = ("p90 ms", "peak MB", "mJ", "ratio", "published", "spread")  # columns of a measurement
+SPARE = ("p90 ms", "peak MB", "mJ", "typical p90 ms", "ratio", "published", "typical ms", "spread")  # of a measurement
 UNRELIABLE = "latency cannot be measured here reliably"
 
 
@@ -81,9 +80,17 @@ def measure(
                 with _tried(f"memory of {row['network']}", failed):
                     row["memory_mb"] = peak_memory_mb(subjects[row["network"]], conditions)
     if rows:
-        _print_measured(rows, format_)
+        _print_measured(_by_one_yardstick(rows), format_)
     if failed:
         raise EvitNasError(f"not measured: {', '.join(failed)}; see above for the reason.")
+
+
+def _by_one_yardstick(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was measured first as well by what the yardstick is at the end."""
+    from evit_nas.latency.yardstick import best_units, said_by
+
+    latencies = [row["latency"] for row in rows]
+    return [row | {"latency": one} for row, one in zip(rows, said_by(best_units(latencies), latencies), strict=True)]
 
 
 @contextmanager
@@ -116,6 +123,8 @@ def _references(opened: Any, protocol: Any, failed: list[str]) -> list[dict[str,
 
 
 def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
+    from evit_nas.latency import about_ms
+
     first = rows[0]["latency"].median_ms
     if any("published_top1" in row for row in rows):
         rows = sorted(rows, key=lambda row: float(row["latency"].median_ms))
@@ -137,6 +146,8 @@ def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
                 f"±{100 * latency.rel_error:.1f}%{'*' if latency.noisy else ''}",
                 f"{latency.p90_ms:.3f}",
                 f"{latency.median_ms / first:.3f}×",
+                f"{latency.stat_ms('typical'):.3f}",
+                f"{latency.wall_p90_ms or latency.p90_ms:.3f}",
                 *(
                     text.format(row[name]) if row.get(name) is not None else "-"
                     for name, text in optional.items()
@@ -145,13 +156,23 @@ def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
             ]
         )
     titles = {"memory_mb": "peak MB", "energy_mj": "mJ", "published_top1": "published"}
-    columns = ["network", "ms", "spread", "p90 ms", "ratio", *(titles[name] for name in titles if shown[name])]
+    columns = [
+        "network",
+        "ms",
+        "spread",
+        "p90 ms",
+        "ratio",
+        "typical ms",
+        "typical p90 ms",
+        *(titles[name] for name in titles if shown[name]),
+    ]
     machine = rows[0]["latency"]
     table = make_table(f"{machine.conditions}; {machine.runtime}", columns, cells, spare=SPARE)
     plain_rows = [
         {
             "network": row["network"],
             **row["latency"].model_dump(mode="json"),
+            "ms_error": row["latency"].ms_error,
             "noisy": row["latency"].noisy,
             **{name: row.get(name) for name in titles},
         }
@@ -159,8 +180,7 @@ def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
     ]
     emit(plain_rows, format_, table)
     if format_ is Format.table:
-        if any(row["latency"].noisy for row in rows):
-            say(NOISY_NOTE)
+        say(about_ms(row["latency"] for row in rows))
         if not shown["energy_mj"] and any("energy_mj" in row for row in rows):  # asked for, and none was read
             say("energy: not available here (no readable RAPL or NVML counter)")
         if shown["published_top1"]:

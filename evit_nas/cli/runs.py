@@ -81,10 +81,14 @@ def replay(
     Exit 1 if a number has changed.
     """
     from evit_nas.runs import Run
+    from evit_nas.searching.record import better_since
     from evit_nas.searching.replay import replay
 
+    opened = Run.open(run)
     with progress_view() as view:
-        found = replay(Run.open(run), trial, view)
+        found = replay(opened, trial, view)
+    if said := better_since(opened):
+        say(said)
     if found.recorded_failure:
         say(f"trial {found.trial} failed: {found.recorded_failure}")
     if found.failure:

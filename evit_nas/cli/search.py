@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evit_nas.cli.app import (
-    NOISY_NOTE,
     BatchOption,
     FormatOption,
     ImageSizeOption,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from evit_nas.searching.record import Front
 
 
-SPARE = ("MACs", "params", "MB", "mJ", "spread")  # columns of a front
+SPARE = ("MACs", "params", "typical ms", "MB", "mJ", "spread")  # columns of a front
 CERTIFYING_S = 40.0  # the strict measurements at the end
 
 
@@ -108,6 +107,7 @@ class BudgetStat(StrEnum):
 
     median = "median"
     p90 = "p90"
+    typical = "typical"
 
 
 @app.command()
@@ -129,7 +129,12 @@ def search(
             metavar="NAME", help="cpu, cpu:4, cuda, remote:HOST, ...; may be given several times.", show_default="cpu"
         ),
     ] = None,
-    budget_stat: Annotated[BudgetStat, typer.Option(help="What has to keep the budget.")] = BudgetStat.median,
+    budget_stat: Annotated[
+        BudgetStat,
+        typer.Option(
+            help="What has to keep the budget: on the quiet machine the median or p90, or the typical as it was."
+        ),
+    ] = BudgetStat.median,
     objective: Annotated[
         list[ObjectiveName] | None,
         typer.Option(
@@ -317,7 +322,7 @@ def front(
     from evit_nas.runs import Run, explained
     from evit_nas.searching import picks
     from evit_nas.searching.front import write_front
-    from evit_nas.searching.record import load_front
+    from evit_nas.searching.record import better_since, load_front
 
     opened = Run.open(run)
     words = {"images": images, "classes": classes, "data": data}
@@ -335,6 +340,8 @@ def front(
                 write_front(opened, found.members, found.origin)
         put(f"{path}\n")
         return
+    if said := better_since(opened):
+        say(said)
     if found.done < found.total and found.ended:
         say(f"ended after {found.done} of {found.total} trials: {found.ended}")
     elif found.done < found.total:
@@ -347,19 +354,23 @@ def front(
 
 
 def _print_front(run: Run, found: Front, format_: Format) -> None:
+    from evit_nas.latency import about_ms
     from evit_nas.searching.front import rows, score_text
 
-    shown = sorted([*found.members, *found.references], key=lambda c: c.latency.median_ms)
+    stat = run.settings.budget_stat
+    shown = sorted([*found.members, *found.references], key=lambda c: c.latency.stat_ms(stat))
     targets = run.settings.targets
     several = len(targets) > 1
     columns = [f"{target.device} ms" if several else "ms" for target in targets]
-    p90 = run.settings.budget_stat == "p90" and not several
+    further = [stat] if stat == "p90" else []
+    further += ["typical"] if all(c.latency.wall_ms for c in shown) else []
+    further = [] if several else further
     memory, energy = (any(getattr(c, name) for c in shown) for name in ("memory_mb", "energy_mj"))
     cells = [
         [
             c.name,
             *(f"{latency.median_ms:.2f}{'' if c.certified else '?'}" for latency in c.latencies),
-            *([f"{c.latency.p90_ms:.2f}"] if p90 else []),
+            *(f"{c.latency.stat_ms(other):.2f}" for other in further),
             "/".join(f"±{100 * la.rel_error:.1f}%{'*' if la.noisy else ''}" for la in c.latencies),
             score_text(c),
             millions(c.params),
@@ -371,12 +382,11 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
     ]
     budgets = " and ".join(f"{t.budget_ms:g} ms{f' on {t.device}' if several else ''}" for t in targets)
     title = f"{run.path.name}: {len(found.members)} on the front, budget {budgets}"
-    header = ["name", *columns, *(["p90 ms"] if p90 else []), "spread", "score", "params", "MACs"]
+    header = ["name", *columns, *(f"{other} ms" for other in further), "spread", "score", "params", "MACs"]
     header += [title for title, had in (("MB", memory), ("mJ", energy)) if had]
     emit(rows(found.members), format_, make_table(title, header, cells, spare=SPARE))
     if format_ is Format.table:
-        if any(latency.noisy for c in shown for latency in c.latencies):
-            say(NOISY_NOTE)
+        say(about_ms(latency for c in shown for latency in c.latencies))
         if not all(c.certified for c in shown):
             say("? not measured strictly yet")
 

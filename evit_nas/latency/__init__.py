@@ -7,11 +7,12 @@ the first word a user gives to `--device` to what measures there; `runtimes.py` 
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,22 +25,46 @@ from evit_nas.yamlio import validate
 _log = logging.getLogger(__name__)
 
 
+class Unit(NamedTuple):
+    """A yardstick as figures are said by it: the smallest canary's quiet milliseconds, and how uncertain they are."""
+
+    ms: float
+    rel_error: float
+
+    def improves(self, before: Unit) -> bool:
+        """Whether it is better than the one before by more than it is uncertain, or by a percent."""
+        return self.ms < before.ms * (1 - max(self.rel_error, 0.01))
+
+
 class Latency(BaseModel):
-    """One network's time per inference on one device, with how it was measured."""
+    """One network's time per inference on one device, with how it was measured.
+
+    What was measured is `ratio`; milliseconds are it times the yardstick `canary_ms`, and `by` says them by another.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     median_ms: float
-    """Median time per inference (of the whole batch) in milliseconds, as it is on the quiet machine."""
+    """Median time per inference (of the whole batch) in milliseconds, as it is on the quiet machine:
+    `ratio` times `canary_ms`."""
     p90_ms: float
     """90th percentile of the samples whose median is `median_ms`: of means over two runs or more, not of single
     inferences, which scatter more. On a noisy machine it holds the noise as well."""
     rel_error: float
-    """Standard error of the median as a share of it, inflated for drift between visits."""
+    """Uncertainty of the ratio, and so of every comparison on this device, as a share of it: standard error of the
+    median, inflated for drift between visits."""
     ratio: float
     """`median_ms` in units of the smallest canary: what another machine of this kind can be compared by."""
     canary_ms: float
-    """The smallest canary's time on this machine when quiet, in milliseconds."""
+    """The smallest canary's time on this machine when quiet, in milliseconds: the yardstick."""
+    canary_error: float | None = None
+    """Uncertainty of the yardstick as a share of it; all figures of a device share it. None up to version 0.3."""
+    yardstick: str = ""
+    """Its identity on the machine that measured."""
+    wall_ms: float | None = None
+    """Median of single inferences by the wall clock, as the machine was just then. None up to version 0.3."""
+    wall_p90_ms: float | None = None
+    """Their 90th percentile."""
     rounds: int
     """Number of samples of this network, each beside samples of the canaries next to it in size."""
     conditions: Conditions
@@ -53,21 +78,61 @@ class Latency(BaseModel):
     machine: str
     """Processor or GPU the figure belongs to."""
     noise: str = ""
-    """Why the milliseconds are only an estimate (comparisons stay usable); empty when the machine was quiet."""
+    """Why a figure is only an estimate; empty if it is none."""
 
     def __str__(self) -> str:
-        spread = max(self.rel_error, 0.001)
         mark = " (noisy)" if self.noisy else ""
-        return f"{self.median_ms:.2f} ms ± {100 * spread:.1f}%{mark}"
+        return f"{self.median_ms:.2f} ms ± {100 * max(self.ms_error, 0.001):.1f}%{mark}"
 
     @property
     def noisy(self) -> bool:
-        """Whether the machine was not quiet while measuring: comparisons hold, milliseconds are an estimate."""
+        """Whether one of the two uncertainties is not to be trusted, or is large: `noise` says which, and why."""
         return bool(self.noise)
 
+    @property
+    def ms_error(self) -> float:
+        """Uncertainty of the milliseconds as a share of them: that of the ratio and that of the yardstick."""
+        return math.hypot(self.rel_error, self.canary_error or 0.0)
+
+    @property
+    def unit(self) -> Unit | None:
+        """What it is said by; None of figures up to version 0.3."""
+        return None if self.canary_error is None else Unit(self.canary_ms, self.canary_error)
+
+    def by(self, unit: Unit | None) -> Latency:
+        """The same measurement by that unit; as it is without one, and figures up to version 0.3 as they are."""
+        if unit is None or self.canary_error is None:
+            return self
+        factor = unit.ms / self.canary_ms
+        return self.model_copy(
+            update={
+                "median_ms": self.median_ms * factor,
+                "p90_ms": self.p90_ms * factor,
+                "canary_ms": unit.ms,
+                "canary_error": unit.rel_error,
+            }
+        )
+
     def stat_ms(self, stat: str) -> float:
-        """The "median" or the "p90", in milliseconds."""
+        """The "median" or the "p90" on the quiet machine, or the "typical" inference on it as it was; milliseconds."""
+        if stat == "typical":
+            return self.median_ms if self.wall_ms is None else self.wall_ms
         return self.p90_ms if stat == "p90" else self.median_ms
+
+
+def about_ms(latencies: Iterable[Latency]) -> str:
+    """What there is to know about the milliseconds of a table, in a line or two."""
+    shown = [*latencies]
+    lines = []
+    if units := {latency.unit for latency in shown} - {None}:
+        error = max(unit.rel_error for unit in units if unit)
+        lines.append(
+            f"ms: on the quiet machine; ± is for comparisons, and all of them together may be off by {error:.1%}; "
+            "typical: by the wall clock, as the machine was"
+        )
+    if reasons := sorted({latency.noise for latency in shown if latency.noisy}, key=len):
+        lines.append(f"* an estimate: {reasons[0]}")
+    return "\n".join(lines)
 
 
 class Protocol(BaseModel):

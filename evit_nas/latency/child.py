@@ -7,7 +7,6 @@ it needs onnxruntime, onnx and numpy; torch is imported only to measure torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -19,13 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from evit_nas import __version__
 from evit_nas.config import Conditions
 from evit_nas.errors import EvitNasError, MeasurementError, out_of_memory
 from evit_nas.latency import Latency, Protocol, Subject
-from evit_nas.latency.canary import CANARIES, LEARNING_S, SLOW_FACTOR, quiet_ms
 from evit_nas.latency.energy import energy_mj, meter
-from evit_nas.latency.machine import LoadMeter, die_with_parent, machine_of, pin_to_one_core
+from evit_nas.latency.machine import LoadMeter, die_with_parent, every_core, machine_of, pin_to_one_core
 from evit_nas.latency.protocol import (
     Canary,
     Network,
@@ -40,17 +37,31 @@ from evit_nas.latency.protocol import (
 )
 from evit_nas.latency.runtimes import RUNTIMES, Loaded, clock_of
 from evit_nas.latency.subjects import decoded
-from evit_nas.network.onnx_graph import build_onnx
+from evit_nas.latency.yardstick import (
+    BUSY_CORES,
+    CANARIES,
+    QUICKEST,
+    WINDOW,
+    Window,
+    Yardstick,
+    identity_of,
+    kept,
+    known,
+    window_of,
+)
 
 MAX_DUEL = 0.05  # the canary measured against itself: beyond it, nothing measured in this process can be certified
 MAX_FOREIGN_CORES = 0.5  # busy with other processes, where their time is counted too
 MAX_VISIT_SPREAD = 0.05  # two visits further apart call for a third
+SLOW_FACTOR = 1.5  # a canary's median over its quiet time beyond which even ratios are not to be trusted
+UNCERTAIN = 0.05  # the yardstick
 SESSIONS = 3  # of each canary
+LEARNING_S = 8.0  # spent at most on the canaries alone when a measuring process starts and the yardstick does not stand
 DUEL = Protocol(min_rounds=12, max_rounds=12)
 
 
 class Bench:
-    """Holds the canaries, and their quiet times as known when the process started, between requests."""
+    """Holds the canaries and the yardstick between requests; every request makes it better."""
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions, self._runtime = conditions, RUNTIMES[conditions.family]
@@ -58,27 +69,36 @@ class Bench:
         self._version = self._runtime.version(conditions.family)
         self._machine = machine_of(conditions)
         loaded = [[self._runtime.load(arch, conditions).run for _ in range(SESSIONS)] for arch in CANARIES]
-        quiet = quiet_ms(self._learn(loaded), self._identity())
-        self._canaries = [Canary(sessions, ms * 1e6) for sessions, ms in zip(loaded, quiet, strict=True)]
-        alone = Canary(loaded[0][:1], quiet[0] * 1e6)
+        self._yardstick = self._learned(loaded, identity_of(conditions))
+        self._unit_ms, self._shape = self._yardstick.ms, self._yardstick.windows[0].shape  # as long as this one runs
+        quiet_ms = self._yardstick.quiet_ms
+        self._canaries = [Canary(sessions, ms * 1e6) for sessions, ms in zip(loaded, quiet_ms, strict=True)]
+        alone = Canary(loaded[0][:1], quiet_ms[0] * 1e6)
         duel = measure_rounds(alone.sessions[0], [alone], DUEL, self._stopwatch)
-        self._duel = duel.median_ns / (quiet[0] * 1e6)
+        self._duel = duel.median_ns / alone.quiet_ns
         self._meter = meter(conditions)
+        self._slowdowns: list[float] = []  # not in a window yet
 
     def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         """The protocol on one network, in as many sessions as it has visits, and in one more if two disagree."""
-        load = LoadMeter()
+        load, others = LoadMeter(), LoadMeter(every_core())
         visits: list[Rounds] = []
         while len(visits) < protocol.visits or (len(visits) == protocol.visits and _disagree(visits)):
             loaded = self._runtime.load(subject, self._conditions)
-            visits.append(measure_rounds(loaded.run, self._canaries, protocol, self._stopwatch))
-        rounds, unit_ms = pool(visits), self._canaries[0].quiet_ns / 1e6
+            visits.append(measure_rounds(loaded.run, self._canaries, protocol, self._stopwatch, wall_time))
+        rounds = pool(visits)
+        self._see(rounds.slowdown, others)
+        ratio, p90_ratio = (ns / 1e6 / self._unit_ms for ns in (rounds.median_ns, rounds.p90_ns))
         latency = Latency(
-            median_ms=rounds.median_ns / 1e6,
-            p90_ms=rounds.p90_ns / 1e6,
+            median_ms=ratio * self._yardstick.ms,
+            p90_ms=p90_ratio * self._yardstick.ms,
             rel_error=max(rounds.rel_error, visits_error(visits)),
-            ratio=rounds.median_ns / 1e6 / unit_ms,
-            canary_ms=unit_ms,
+            ratio=ratio,
+            canary_ms=self._yardstick.ms,
+            canary_error=self._yardstick.rel_error,
+            yardstick=self._yardstick.identity,
+            wall_ms=float(np.median(rounds.wall_ns)) / 1e6,
+            wall_p90_ms=float(np.percentile(rounds.wall_ns, 90)) / 1e6,
             rounds=len(rounds.candidate_ns),
             conditions=self._conditions,
             input_shape=loaded.input_shape,
@@ -88,7 +108,14 @@ class Bench:
             noise=self._noise(float(np.median(rounds.slowdown)), load.foreign_cores()),
         )
         samples: dict[str, Any] = {
-            "visits": [{"candidate_ns": v.candidate_ns.tolist(), "slowdown": v.slowdown.tolist()} for v in visits]
+            "visits": [
+                {
+                    "candidate_ns": visit.candidate_ns.tolist(),
+                    "slowdown": visit.slowdown.tolist(),
+                    "wall_ns": visit.wall_ns.tolist(),
+                }
+                for visit in visits
+            ]
         }
         if self._meter is not None and protocol.energy:
             samples["energy_mj"] = self._energy(loaded)
@@ -103,30 +130,51 @@ class Bench:
             return None
 
     def _noise(self, slowdown: float, foreign_cores: float | None) -> str:
-        """Why milliseconds cannot be certified; empty if they can."""
+        """Why the ratio or the milliseconds are only an estimate; empty if they are none."""
         reasons = []
+        slowdown *= self._unit_ms / self._yardstick.ms
         if slowdown > SLOW_FACTOR:
             reasons.append(f"the canaries ran {slowdown:.2f} times as long as when quiet")
+        if (error := self._yardstick.rel_error) > UNCERTAIN:
+            reasons.append(f"all milliseconds may be {error:.0%} too many: no quiet moment has been seen yet")
         if self._clock != "cpu" and foreign_cores is not None and foreign_cores > MAX_FOREIGN_CORES:
             reasons.append(f"other processes kept {foreign_cores:.1f} cores busy")
         if abs(self._duel - 1) > MAX_DUEL:
             reasons.append(f"the canary against itself came out as {self._duel:.3f}")
         return "; ".join(reasons)
 
-    def _learn(self, loaded: list[list[Network]]) -> list[float]:
-        """Median milliseconds of each canary, all sessions sampled in turn for `LEARNING_S`."""
-        samples = [[self._stopwatch(run, 3) for run in sessions] for sessions in loaded]  # nanoseconds a run
-        end, turn = time.monotonic() + LEARNING_S, 0
-        while time.monotonic() < end or turn < 3 * SESSIONS:
-            for sessions, taken in zip(loaded, samples, strict=True):
-                taken.append(sample(sessions[turn % SESSIONS], taken[-1], self._stopwatch))
-            turn += 1
-        return [float(np.median(taken[SESSIONS:])) / 1e6 for taken in samples]  # without each session's first runs
+    def _learned(self, loaded: list[list[Network]], identity: str) -> Yardstick:
+        """The yardstick as it is known; if that does not stand, from more canary samples, as long as it may take."""
+        yardstick = known(identity)
+        if yardstick is not None and yardstick.stands:
+            return yardstick
+        run_ns = [min(self._stopwatch(run, 3) for run in sessions) for sessions in loaded]  # about
+        end = time.monotonic() + LEARNING_S
+        while yardstick is None or not (yardstick.stands or time.monotonic() > end):
+            window = self._window(loaded, run_ns)
+            yardstick = kept(yardstick.seen(window) if yardstick else Yardstick(identity=identity, windows=(window,)))
+        return yardstick
 
-    def _identity(self) -> str:
-        graphs = b"".join(build_onnx(arch).SerializeToString() for arch in CANARIES)
-        digest = hashlib.sha256(graphs).hexdigest()
-        return f"{self._machine}; {self._version}; {self._conditions.model_dump_json()}; {__version__}; {digest}"
+    def _window(self, loaded: list[list[Network]], run_ns: list[float]) -> Window:
+        """A window of nothing but canaries, whose sessions take turns."""
+        others, rows = LoadMeter(every_core()), list[list[float]]()
+        for turn in range(WINDOW):
+            pairs = zip(loaded, run_ns, strict=True)
+            rows.append([sample(sessions[turn % SESSIONS], ns, self._stopwatch) / 1e6 for sessions, ns in pairs])
+        return window_of(rows, _busy(others))
+
+    def _see(self, slowdowns: np.ndarray, others: LoadMeter) -> None:
+        """Takes the canary samples of a measurement into the yardstick."""
+        self._slowdowns += slowdowns.tolist()
+        if len(self._slowdowns) >= WINDOW:
+            ms = self._unit_ms * float(np.percentile(self._slowdowns, QUICKEST))
+            window = Window(ms=ms, shape=self._shape, beside_work=_busy(others))
+            self._yardstick = kept(self._yardstick.seen(window))
+            self._slowdowns.clear()
+
+
+def _busy(others: LoadMeter) -> bool:
+    return (others.foreign_cores() or 0.0) > BUSY_CORES
 
 
 def _disagree(visits: list[Rounds]) -> bool:

@@ -157,29 +157,37 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-class LoadMeter:
-    """Counts how busy other processes keep the machine, from its construction on."""
+def every_core() -> frozenset[int]:
+    """The cores that this user's work may run on: those of the process that started this one, which may be pinned."""
+    try:
+        return frozenset(os.sched_getaffinity(os.getppid()))
+    except OSError:  # it has ended
+        return frozenset(os.sched_getaffinity(0))
 
-    def __init__(self) -> None:
-        self._start = (_busy_seconds(), time.process_time(), time.monotonic())
+
+class LoadMeter:
+    """Counts how busy other processes keep `cores`, or those that this process may use, from its construction on."""
+
+    def __init__(self, cores: frozenset[int] | None = None) -> None:
+        self._cores = cores or frozenset(os.sched_getaffinity(0))
+        self._start = (_busy_seconds(self._cores), time.process_time(), time.monotonic())
 
     def foreign_cores(self) -> float | None:
-        """Cores kept busy by other processes since the start, of those that this one may use; None where /proc/stat
-        cannot be read."""
+        """Cores kept busy by other processes since the start; None where /proc/stat cannot be read."""
         busy, own, begin = self._start
-        now = _busy_seconds()
+        now = _busy_seconds(self._cores)
         elapsed = time.monotonic() - begin
         if busy is None or now is None or elapsed <= 0:
             return None
         return max(0.0, (now - busy - (time.process_time() - own)) / elapsed)
 
 
-def _busy_seconds() -> float | None:
-    """Of the cores that this process may use: a container shows those of its whole host."""
+def _busy_seconds(numbers: frozenset[int]) -> float | None:
+    """Of the cores with these numbers: a container shows all those of its host."""
     text = _read("/proc/stat")
     if not text:
         return None
-    cores, busy = {f"cpu{core}" for core in os.sched_getaffinity(0)}, 0
+    cores, busy = {f"cpu{number}" for number in numbers}, 0
     for line in text.splitlines():
         name, *ticks = line.split()
         if name in cores:

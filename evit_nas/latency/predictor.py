@@ -19,7 +19,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,22 @@ class Sample:
     arch: ArchConfig
     ms: float
     rel_error: float
+    canary_ms: float | None = None
+    """The yardstick that `ms` is said by; None where all samples are said by one."""
     noisy: bool = False
-    """Whether the machine was not quiet while measuring; a table holds no such sample."""
+    """Whether the figure is only an estimate; a table holds no such sample."""
+
+    @classmethod
+    def of(cls, arch: ArchConfig, latency: Latency) -> Sample:
+        """What was measured of a network."""
+        canary_ms = latency.unit.ms if latency.unit else None
+        return cls(arch, latency.median_ms, latency.rel_error, canary_ms, latency.noisy)
+
+    def by(self, canary_ms: float | None) -> Sample:
+        """The same by another yardstick."""
+        if canary_ms is None or self.canary_ms is None:
+            return self
+        return replace(self, ms=self.ms * canary_ms / self.canary_ms, canary_ms=canary_ms)
 
 
 @dataclass(frozen=True)
@@ -218,11 +232,11 @@ class Table:
         if latency.noisy:
             return
         with contextlib.suppress(OSError):
-            self._append([Sample(arch, latency.median_ms, latency.rel_error)])
+            self._append([Sample.of(arch, latency)])
 
     def samples(self) -> list[Sample]:
         """The distinct networks, each with the mean of its measurements, weighted by their errors."""
-        return merged(_sample(record) for record in self._journal.read())
+        return merged(_sample(record) for record in self._journal.read() if "canary_ms" in record)  # not so up to 0.3
 
     def export_to(self, path: Path) -> int:
         """Writes the table as one JSON file; returns the number of networks in it.
@@ -281,26 +295,33 @@ def read_samples(exported: Mapping[str, Any]) -> list[Sample]:
 
 
 def _record(sample: Sample) -> dict[str, Any]:
-    return {"arch": sample.arch.model_dump(mode="json"), "ms": sample.ms, "rel_error": sample.rel_error}
+    return {
+        "arch": sample.arch.model_dump(mode="json"),
+        "ms": sample.ms,
+        "rel_error": sample.rel_error,
+        "canary_ms": sample.canary_ms,
+    }
 
 
 def _sample(record: Mapping[str, Any]) -> Sample:
     ms, rel_error = float(record["ms"]), float(record["rel_error"])
     if not 0 < ms < math.inf or not 0 <= rel_error < math.inf:
         raise ValueError(f"a latency must be positive and its error no less than 0, got {ms} and {rel_error}")
-    return Sample(ArchConfig.model_validate(record["arch"]), ms, rel_error)
+    return Sample(ArchConfig.model_validate(record["arch"]), ms, rel_error, record.get("canary_ms"))
 
 
 def merged(samples: Iterable[Sample]) -> list[Sample]:
-    """One sample for each network: the mean of its measurements, weighted by their errors."""
+    """One sample for each network: the mean of its measurements, weighted by their errors; all by the best yardstick
+    among them."""
     visits: dict[str, list[Sample]] = {}
     for sample in samples:
         visits.setdefault(sample.arch.key, []).append(sample)
+    canary_ms = min((s.canary_ms for same in visits.values() for s in same if s.canary_ms), default=None)
     found = []
     for same in visits.values():
         weights = np.array([1 / max(sample.rel_error, 1e-3) ** 2 for sample in same])
-        ms = float(np.average([sample.ms for sample in same], weights=weights))
-        found.append(Sample(same[0].arch, ms, float(1 / np.sqrt(weights.sum()))))
+        ms = float(np.average([sample.by(canary_ms).ms for sample in same], weights=weights))
+        found.append(Sample(same[0].arch, ms, float(1 / np.sqrt(weights.sum())), canary_ms))
     return found
 
 
@@ -343,6 +364,6 @@ def measure_unseen(
             note(f"left out: {arch.key}: {error}")
             continue
         table.add(arch, latency)
-        fresh.append(Sample(arch, latency.median_ms, latency.rel_error, latency.noisy))
+        fresh.append(Sample.of(arch, latency))
         step(len(fresh))
     return fresh

@@ -56,6 +56,7 @@ class Rounds:
 
     candidate_ns: np.ndarray  # (n,)
     slowdown: np.ndarray  # (n,) 1 is the quiet machine
+    wall_ns: np.ndarray  # (m,) each timed run of the candidate by the wall clock, m >= n
 
     @property
     def quiet_ns(self) -> np.ndarray:
@@ -86,7 +87,9 @@ class Rounds:
 def pool(visits: Sequence[Rounds]) -> Rounds:
     """All rounds of several visits."""
     return Rounds(
-        np.concatenate([visit.candidate_ns for visit in visits]), np.concatenate([visit.slowdown for visit in visits])
+        np.concatenate([visit.candidate_ns for visit in visits]),
+        np.concatenate([visit.slowdown for visit in visits]),
+        np.concatenate([visit.wall_ns for visit in visits]),
     )
 
 
@@ -124,7 +127,11 @@ def enclosing(canaries: Sequence[Canary], candidate_ns: float) -> list[tuple[Can
 
 
 def measure_rounds(
-    candidate: Network, canaries: Sequence[Canary], protocol: Protocol, stopwatch: Stopwatch = cpu_time
+    candidate: Network,
+    canaries: Sequence[Canary],
+    protocol: Protocol,
+    stopwatch: Stopwatch = cpu_time,
+    wall: Stopwatch = wall_time,
 ) -> Rounds:
     """Runs candidate and canaries in rounds until the spread is small enough or the rounds run out.
 
@@ -137,7 +144,13 @@ def measure_rounds(
         canaries: of several sizes; the one or two next to the candidate's are used.
         protocol: rounds, target error and warm-up.
         stopwatch: times runs; the default counts the CPU time of the calling thread.
+        wall: times the same runs of the candidate one by one, as whoever waits for them.
     """
+    wall_ns: list[float] = []
+
+    def waited_for() -> None:
+        wall_ns.append(wall(candidate, 1))
+
     candidate_ns = _warm_up(candidate, protocol.warmup_ms, stopwatch)
 
     def seen(canary: Canary, turn: int) -> float:
@@ -151,21 +164,32 @@ def measure_rounds(
     samples: list[tuple[float, float]] = []
     while True:
         turn = len(samples)
-        taken = sample(candidate, candidate_ns, stopwatch, TIMED_RUNS)
+        taken = sample(candidate, candidate_ns, stopwatch, TIMED_RUNS, waited_for)
         if turn:
             latest[turn % len(beside)] = seen(beside[turn % len(beside)][0], turn)
         samples.append((taken, math.prod(slow**weight for slow, (_, weight) in zip(latest, beside, strict=True))))
-        rounds = Rounds(*(np.array(column) for column in zip(*samples, strict=True)))
+        taken_ns, slowdown = (np.array(column) for column in zip(*samples, strict=True))
+        rounds = Rounds(taken_ns, slowdown, np.array(wall_ns))
         enough = len(samples) >= protocol.min_rounds and rounds.rel_error <= protocol.target_rel_error
         if enough or len(samples) >= protocol.max_rounds:
             return rounds
 
 
-def sample(network: Network, run_ns: float, stopwatch: Stopwatch, runs: int = CANARY_RUNS) -> float:
-    """Nanoseconds a run, of a network that takes about `run_ns`, with its caches refilled; of `runs` at least."""
+def sample(
+    network: Network,
+    run_ns: float,
+    stopwatch: Stopwatch,
+    runs: int = CANARY_RUNS,
+    timed: Network | None = None,
+) -> float:
+    """Nanoseconds a run, of a network that takes about `run_ns`, with its caches refilled; of `runs` at least.
+
+    Args:
+        timed: runs the network once and notes something of it, in the runs that are timed.
+    """
     for _ in range(max(REWARM_RUNS, math.ceil(REWARM_NS / run_ns))):
         network()
-    return stopwatch(network, max(runs, math.ceil(SAMPLE_NS / run_ns)))
+    return stopwatch(timed or network, max(runs, math.ceil(SAMPLE_NS / run_ns)))
 
 
 def _warm_up(network: Network, warmup_ms: float, stopwatch: Stopwatch) -> float:

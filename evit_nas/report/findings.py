@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -17,6 +17,7 @@ from evit_nas.arch import PRESETS, ArchConfig, StageConfig
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Latency
 from evit_nas.latency.references import PUBLISHED_TOP1, MeasuredReference, known_references
+from evit_nas.latency.yardstick import Units, said_by
 from evit_nas.pareto import Growth
 from evit_nas.regime import IMAGENET
 from evit_nas.runs import Run
@@ -26,6 +27,7 @@ from evit_nas.searching.objectives import worst
 from evit_nas.searching.picks import pick
 from evit_nas.searching.record import Front, Known, certified, journal_of, load_front
 from evit_nas.searching.storage import discreet, open_study
+from evit_nas.searching.units import predictions
 
 MIN_TRIALS = 50  # for importances: they compare the best tenth with the rest, and fewer than five networks say nothing
 MAX_TRIALS = 2000  # for importances: their cost grows with the square
@@ -89,23 +91,23 @@ def find(run: Run) -> Findings:
         known, directions = Known(study), study.directions
         contexts: list[dict[str, str]] = study.user_attrs.get("conditions", [])
     complete = [trial for trial in known.by_key.values() if trial.state is TrialState.COMPLETE]
-    measured = certified(known.candidates, recorded_latencies(journal_of(run), "strict"), settings)
+    measured = certified(known.candidates, recorded_latencies(journal_of(run), "strict", known.units), settings)
     seen = [trial for trial in complete if trial.user_attrs["latencies"]]
     stopped = sum(trial.constraints.get("unfinished", 0) > 0 for trial in seen)
     return Findings(
         settings=settings,
         front=front,
         measured=measured,
-        predicted=[_predicted(trial) for trial in complete if not trial.user_attrs["latencies"]],
+        predicted=[_predicted(trial, known.units, settings) for trial in complete if not trial.user_attrs["latencies"]],
         failed=sum(trial.state is TrialState.FAIL for trial in known.by_key.values()),
         stopped=stopped,
         given_up=len(seen) - len(known.candidates) - stopped,
-        forecasts=[_forecast(index, complete) for index in range(len(settings.targets))],
+        forecasts=[_forecast(index, complete, known.units, settings) for index in range(len(settings.targets))],
         convergence=_convergence(known, settings),
         pool=sum(trial.user_attrs.get("origin") in ("random", *PRESETS) for trial in known.by_key.values()),
         importance=_importance([trial for trial in seen if _feasible(trial)], directions),
         params={key: trial.params for key, trial in known.by_key.items()},
-        references=[known_references(context) for context in contexts],
+        references=[_references(context, known.units) for context in contexts],
     )
 
 
@@ -161,16 +163,24 @@ def _feasible(trial: FrozenTrial) -> bool:
     return all(beyond <= 0 for beyond in trial.constraints.values())
 
 
-def _predicted(trial: FrozenTrial) -> Predicted:
-    arch = ArchConfig.model_validate(trial.user_attrs["arch"])
-    return Predicted(arch, trial.user_attrs["estimate"]["value"], tuple(trial.user_attrs["predicted_ms"]), trial.number)
+def _references(context: dict[str, str], units: Units) -> list[MeasuredReference]:
+    """Popular networks measured before in a device's context, by the run's units."""
+    known = known_references(context)
+    latencies = said_by(units, [one.latency for one in known])
+    return [replace(one, latency=latency) for one, latency in zip(known, latencies, strict=True)]
 
 
-def _forecast(index: int, complete: Iterable[FrozenTrial]) -> Forecast:
+def _predicted(trial: FrozenTrial, units: Units, settings: SearchSettings) -> Predicted:
+    arch, predicted_ms = ArchConfig.model_validate(trial.user_attrs["arch"]), predictions(trial, units, settings)
+    return Predicted(arch, trial.user_attrs["estimate"]["value"], tuple(predicted_ms), trial.number)
+
+
+def _forecast(index: int, complete: Iterable[FrozenTrial], units: Units, settings: SearchSettings) -> Forecast:
     both = [t for t in complete if t.user_attrs["latencies"] and t.user_attrs["predicted_ms"] is not None]
+    measured = [said_by(units, map(Latency.model_validate, trial.user_attrs["latencies"]))[index] for trial in both]
     return Forecast(
-        predicted_ms=[trial.user_attrs["predicted_ms"][index] for trial in both],
-        measured_ms=[Latency.model_validate(trial.user_attrs["latencies"][index]).median_ms for trial in both],
+        predicted_ms=[predictions(trial, units, settings)[index] for trial in both],
+        measured_ms=[latency.median_ms for latency in measured],
         names=[f"trial {trial.number}" for trial in both],
     )
 

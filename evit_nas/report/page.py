@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evit_nas.commands import command_line
 from evit_nas.data.look import FEW_IMAGES, few
-from evit_nas.latency import Latency
+from evit_nas.latency import Latency, about_ms
 from evit_nas.latency.predictor import compare
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.report.figures import figures
@@ -109,7 +109,8 @@ def _page(run: Run, found: Findings) -> str:
         checks=[compare(one.predicted_ms, one.measured_ms) if one.names else None for one in found.forecasts],
         rows=rows,
         restless=sum(any(latency.noisy for latency in one.latencies) for one in front.members),
-        noisy=any(latency.noisy for one in rows for latency in one.latencies),
+        typical=all(latency.wall_ms is not None for one in rows for latency in one.latencies),
+        about_ms=about_ms(latency for one in rows for latency in one.latencies).splitlines(),
         yaml=_yaml,
         rivals=[_rivals(found, index) for index in range(len(settings.targets))],
         on_imagenet=settings.accuracy.regime == IMAGENET,
@@ -128,7 +129,7 @@ def _page(run: Run, found: Findings) -> str:
 
 def _budgets(found: Findings) -> str:
     """The budgets in words: 5 ms on cpu and 40 ms (p90) on remote:pi."""
-    stat = " (p90)" if found.settings.budget_stat == "p90" else ""
+    stat = f" ({found.settings.budget_stat})" if found.settings.budget_stat != "median" else ""
     return " and ".join(f"{target.budget_ms:g} ms{stat} on {target.device}" for target in found.settings.targets)
 
 

@@ -18,6 +18,7 @@ from evit_nas.searching.judges import Judge
 from evit_nas.searching.objectives import OBJECTIVES, limit_excess
 from evit_nas.searching.record import Known, certified, give_up, journal_of, named, plain, readmit, standing
 from evit_nas.searching.status import Watcher
+from evit_nas.searching.units import adopt, units_of
 
 FOUND = f"that was found (which must keep it by {REPEATS:.0%} or its own uncertainty)"
 MAX_LATE = 3  # strict measurements in a row that take too long
@@ -26,8 +27,9 @@ MAX_LATE = 3  # strict measurements in a row that take too long
 def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, watch: Watcher) -> None:
     """Measures the front strictly until it stands: a member that falls out may let another one in.
 
-    What missed the budget by less than a hurried measurement can tell gets its second visit here. What cannot be
-    measured strictly is given up, for good, so that a resumed search shows the front that was written.
+    A yardstick that has become better meanwhile restates all figures first. What missed the budget by less than a
+    hurried measurement can tell gets its second visit here. What cannot be measured strictly is given up, for good, so
+    that a resumed search shows the front that was written.
 
     Raises:
         Infeasible: nothing keeps the budget.
@@ -35,13 +37,20 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
             tries again.
     """
     watch.note("measuring the front and the paper's networks again, strictly")
-    settings, late = run.settings, list[str]()
+    settings, late, references = run.settings, list[str](), None
     while True:
-        candidates = certified(Known(record).candidates, recorded_latencies(journal_of(run), "strict"), settings)
+        if units_of(record) and adopt(record, evaluator.seen_units()):
+            watch.note("quieter moments have been seen: all milliseconds are said by the better yardstick")
+        evaluator.units = units_of(record)
+        known = Known(record)
+        candidates = certified(known.candidates, recorded_latencies(journal_of(run), "strict", known.units), settings)
         members = standing(candidates, settings)
         open_members = [member for member in members if not member.certified]
         if not open_members:
-            break
+            _check_found(members, candidates, settings)
+            if references is not None:
+                break
+            references = _references(settings, evaluator, judge, watch)  # and once more around: by what that has learnt
         for done, member in enumerate(open_members, start=1):
             watch.step("strict measurement", done, len(open_members))
             try:
@@ -60,13 +69,21 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
                     ) from error
                 give_up(record, member.arch.key, str(error))
                 watch.note(f"left out of the front: {member.arch.key}: {error}")
-    if not members:
-        nearest = min(candidates, key=lambda candidate: _worst_excess(candidate, settings), default=None)
-        if nearest is not None and _worst_excess(nearest, settings) <= 0:
-            raise Infeasible(_other_limits([c for c in candidates if _worst_excess(c, settings) <= 0], settings))
-        raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, FOUND))
-    record.set_user_attr("references", _references(settings, evaluator, judge, watch))
-    write_front(run, named(members), judge.origin)
+    record.set_user_attr("references", references)
+    write_front(run, named(members, settings.budget_stat), judge.origin)
+
+
+def _check_found(members: Sequence[Candidate], candidates: Sequence[Candidate], settings: SearchSettings) -> None:
+    """
+    Raises:
+        Infeasible: there are no members; says what came nearest.
+    """
+    if members:
+        return
+    nearest = min(candidates, key=lambda candidate: _worst_excess(candidate, settings), default=None)
+    if nearest is not None and _worst_excess(nearest, settings) <= 0:
+        raise Infeasible(_other_limits([c for c in candidates if _worst_excess(c, settings) <= 0], settings))
+    raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, FOUND))
 
 
 def _references(

@@ -20,10 +20,11 @@ from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import ENERGY, STRICT, Device, Latency, Protocol
+from evit_nas.latency import ENERGY, STRICT, Device, Latency, Protocol, Unit
 from evit_nas.latency.machine import measuring_core
 from evit_nas.latency.predictor import Table
 from evit_nas.latency.runtimes import RUNTIMES, clock_of
+from evit_nas.latency.yardstick import Units, best_units, said_by
 from evit_nas.runs import Journal
 from evit_nas.workers import end, worker_pool
 
@@ -53,6 +54,12 @@ class Evaluator:
         self._pool: ProcessPoolExecutor | None = None
         self._expected: dict[str, Future[Any]] = {}
         self._memo: dict[str, dict[str, Any]] = {record["id"]: record["value"] for record in journal.read()}
+        self.units: Units = {}
+        """By which it says latencies."""
+        self._quickest: dict[str, Latency] = {}  # of each device, the one by the best yardstick
+        for memo_id, value in self._memo.items():
+            if memo_id.startswith(("latency:", "strict:")):
+                self._note_unit(Latency.model_validate(value))
 
     def repair(self) -> None:
         """Makes the journal fit for appending after a process was killed; only for the run's owner."""
@@ -60,7 +67,16 @@ class Evaluator:
 
     def latencies(self, arch: ArchConfig, strict: bool = False) -> tuple[Latency, ...]:
         """Measured latency on each device, quickly as a search needs it or as carefully as what is published."""
-        return tuple(self._latency(arch, device, strict) for device in self.devices)
+        return said_by(self.units, [self._latency(arch, device, strict) for device in self.devices])
+
+    def seen_units(self) -> dict[str, Unit]:
+        """The best yardstick of each device: of what was measured for this run, and as this machine knows it by now."""
+        return best_units(self._quickest.values())
+
+    def _note_unit(self, latency: Latency) -> None:
+        before = self._quickest.get(latency.conditions.device)
+        if before is None or latency.canary_ms < before.canary_ms:
+            self._quickest[latency.conditions.device] = latency
 
     def _latency(self, arch: ArchConfig, device: Device, strict: bool) -> Latency:
         kind, protocol = ("strict", STRICT) if strict else ("latency", SEARCH)
@@ -72,6 +88,7 @@ class Evaluator:
             wait(self._expected.values())  # that clock would count what workers take from the measurement
         latency, samples = device.measure(arch, protocol)
         self._remember(memo_id, arch, latency.model_dump(mode="json"), samples=samples)
+        self._note_unit(latency)
         Table(device.context(), arch).add(arch, latency)
         return latency
 
@@ -188,12 +205,12 @@ def recorded(journal: Journal, kind: str) -> dict[str, dict[str, Any]]:
     return {r["key"]: r["value"] for r in journal.read() if r["id"].startswith(f"{kind}:")}
 
 
-def recorded_latencies(journal: Journal, kind: str) -> dict[str, dict[str, Latency]]:
-    """Key of the network -> device -> its latest "latency" or "strict" there, whatever machine made it."""
+def recorded_latencies(journal: Journal, kind: str, units: Units) -> dict[str, dict[str, Latency]]:
+    """Key of the network -> device -> its latest "latency" or "strict" there, whatever machine made it, by `units`."""
     found: dict[str, dict[str, Latency]] = {}
     for record in journal.read():
         if record["id"].startswith(f"{kind}:"):
-            latency = Latency.model_validate(record["value"])
+            [latency] = said_by(units, [Latency.model_validate(record["value"])])
             found.setdefault(record["key"], {})[latency.conditions.device] = latency
     return found
 

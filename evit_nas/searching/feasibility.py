@@ -115,7 +115,7 @@ def enough(settings: SearchSettings, latencies: Sequence[Latency]) -> str:
     """The smallest budgets that a network of these latencies keeps, as --budget takes them."""
     needed = []
     for latency, target in zip(latencies, settings.targets, strict=True):
-        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.rel_error) * 1.05)
+        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.ms_error) * 1.05)
         on = f"{target.device}=" if len(settings.targets) > 1 else ""
         needed.append(f"{on}{plainly(ms, 'latency_ms')}")
     return ",".join(needed)

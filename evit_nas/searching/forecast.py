@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial
 
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.latency import Device, Latency
+from evit_nas.latency import Device, Latency, Unit
 from evit_nas.latency.predictor import Predictor, Sample, Table, fit, merged, read_samples
+from evit_nas.latency.yardstick import Units
 from evit_nas.space import SearchSpace
 
 REFIT_EVERY = 16  # new measurements
@@ -29,14 +30,15 @@ class Forecast:
     """Predicts the median latency on one device, where that is good enough."""
 
     def __init__(self, device: Device, space: SearchSpace, folder: Path, note: Callable[[str], None]) -> None:
-        self._name, self._note = device.conditions.device, note
+        self.device, self._note = device.conditions.device, note
         table = Table(device.context(), space)
-        copy = folder / f"latencies-{self._name.replace(':', '-').replace('/', '-')}.json"
+        copy = folder / f"latencies-{self.device.replace(':', '-').replace('/', '-')}.json"
         if not copy.exists():
             table.export_to(copy)
         self._samples: list[Sample] = read_samples(json.loads(copy.read_text(encoding="utf-8")))
         self._copied, self._fitted_to = len(self._samples), -1
         self._predictor: Predictor | None = None
+        self._canary_ms: float | None = None  # the yardstick of what it was fitted to
         self._told = ""
 
     @property
@@ -44,31 +46,33 @@ class Forecast:
         """Share by which a prediction may well be off."""
         return WIDE * self._predictor.check.mape if self._predictor else 0.0
 
-    def predict_ms(self, archs: Sequence[ArchConfig]) -> np.ndarray | None:
-        """(n,) predicted medians in milliseconds; None while predictions are not good enough."""
+    def predict_ms(self, archs: Sequence[ArchConfig], unit: Unit | None) -> np.ndarray | None:
+        """(n,) predicted medians by that unit; None while predictions are not good enough."""
         due = max(self._copied, len(self._samples) // REFIT_EVERY * REFIT_EVERY)
         if due != self._fitted_to:
             self._fitted_to = due
             self._refit(merged(self._samples[:due]))
         if self._predictor is None or not self._predictor.check.trusted:
             return None
-        return self._predictor.predict_ms(archs)
+        predicted = self._predictor.predict_ms(archs)
+        return predicted * unit.ms / self._canary_ms if unit and self._canary_ms else predicted
 
     def learn(self, arch: ArchConfig, latency: Latency) -> None:
         """Takes one more measurement in."""
-        self._samples.append(Sample(arch, latency.median_ms, latency.rel_error))
+        self._samples.append(Sample.of(arch, latency))
 
     def _refit(self, samples: list[Sample]) -> None:
         self._predictor = fit(samples)
+        self._canary_ms = samples[0].canary_ms if samples else None
         if self._predictor is None:
             return
         check = self._predictor.check
         if check.trusted:
             end = "only what may reach the front is measured from here on"
-            self._tell("predicted", f"predicted latencies on {self._name} are {check}: {end}")
+            self._tell("predicted", f"predicted latencies on {self.device} are {check}: {end}")
         elif len(samples) >= GIVE_UP_AFTER:
             end = "every architecture is measured"
-            self._tell("measured", f"latencies on {self._name} cannot be predicted well ({check}): {end}")
+            self._tell("measured", f"latencies on {self.device} cannot be predicted well ({check}): {end}")
 
     def _tell(self, state: str, message: str) -> None:
         """Says it once, until it changes."""
@@ -88,6 +92,8 @@ class Forecasts:
     ) -> None:
         predictable = devices if settings.budget_stat == "median" else []
         self._forecasts = [Forecast(device, settings.space, folder, note) for device in predictable]
+        self.units: Units = {}
+        """By which it predicts."""
 
     @property
     def bands(self) -> np.ndarray:
@@ -96,7 +102,7 @@ class Forecasts:
 
     def predict_ms(self, archs: Sequence[ArchConfig]) -> np.ndarray | None:
         """(n, devices) predicted medians in milliseconds; None unless they are good enough on every device."""
-        columns = [forecast.predict_ms(archs) for forecast in self._forecasts]
+        columns = [forecast.predict_ms(archs, self.units.get(forecast.device)) for forecast in self._forecasts]
         known = [column for column in columns if column is not None]
         return np.column_stack(known) if known and len(known) == len(columns) else None
 

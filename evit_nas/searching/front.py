@@ -79,9 +79,11 @@ def numbers_of(
 def excess(latency: Latency, certified: bool, target: Target, stat: str) -> float:
     """How far a latency lies beyond the target's budget, as a share of it; zero or less keeps it.
 
-    A certified latency keeps the budget with its uncertainty, so that the network still does when measured again.
+    A certified latency keeps the budget with the uncertainty of its milliseconds, so that the network still does when
+    measured again.
     """
-    ms = latency.stat_ms(stat) * (1 + max(latency.rel_error, REPEATS) if certified else 1)
+    error = latency.rel_error if stat == "typical" else latency.ms_error
+    ms = latency.stat_ms(stat) * (1 + max(error, REPEATS) if certified else 1)
     return ms / target.budget_ms - 1
 
 
@@ -95,7 +97,7 @@ def unbeaten(candidates: Sequence[Candidate], settings: SearchSettings) -> list[
     if not candidates:
         return []
     kept = [c for c, keep in zip(candidates, non_dominated(points(candidates, settings)), strict=True) if keep]
-    return sorted(kept, key=lambda c: c.latency.median_ms)
+    return sorted(kept, key=lambda c: c.latency.stat_ms(settings.budget_stat))
 
 
 def points(candidates: Sequence[Candidate], settings: SearchSettings) -> np.ndarray:
@@ -111,9 +113,9 @@ def keeps_limits(candidate: Candidate, settings: SearchSettings) -> bool:
     return in_time and all(value <= 0 for value in beyond.values())
 
 
-def file_name(candidate: Candidate) -> str:
-    """A file name that explains itself: latency and parameters, for example evit-4.31ms-6.2M."""
-    return f"evit-{candidate.latency.median_ms:.2f}ms-{candidate.params / 1e6:.1f}M"
+def file_name(candidate: Candidate, stat: str) -> str:
+    """A file name that explains itself: the latency that the budget is for, and parameters, as evit-4.31ms-6.2M."""
+    return f"evit-{candidate.latency.stat_ms(stat):.2f}ms-{candidate.params / 1e6:.1f}M"
 
 
 def write_front(run: Run, members: Sequence[Candidate], origin: str) -> None:
@@ -155,10 +157,12 @@ def score_text(member: Candidate) -> str:
 
 def _provenance(latency: Latency) -> list[str]:
     noise = f"; noisy: {latency.noise}" if latency.noisy else ""
+    typical = f"; {latency.wall_ms:.2f} ms (p90 {latency.wall_p90_ms:.2f}) as it was" if latency.wall_ms else ""
+    yardstick = f" ± {latency.canary_error:.1%}" if latency.canary_error is not None else ""
     return [
-        f"{latency} (p90 {latency.p90_ms:.2f} ms) on {latency.conditions}",
-        f"  measured on {latency.machine}; {latency.runtime}; {latency.rounds} rounds, {latency.ratio:.3f} times "
-        f"the canary's {latency.canary_ms:.3f} ms{noise}",
+        f"{latency} (p90 {latency.p90_ms:.2f} ms) on {latency.conditions} when quiet{typical}",
+        f"  measured on {latency.machine}; {latency.runtime}; {latency.rounds} rounds, {latency.ratio:.3f} ± "
+        f"{latency.rel_error:.1%} times the canary's {latency.canary_ms:.3f} ms{yardstick}{noise}",
     ]
 
 
@@ -194,6 +198,15 @@ def _latency_cells(member: Candidate, latency: Latency) -> dict[str, object]:
         f"latency_ms{suffix}": round(latency.median_ms, 4),
         f"latency_p90_ms{suffix}": round(latency.p90_ms, 4),
         f"latency_rel_error{suffix}": round(latency.rel_error, 4),
+        f"latency_ms_error{suffix}": round(latency.ms_error, 4),
+        **(
+            {
+                f"typical_ms{suffix}": round(latency.wall_ms, 4),
+                f"typical_p90_ms{suffix}": round(latency.wall_p90_ms, 4),
+            }
+            if latency.wall_ms is not None and latency.wall_p90_ms is not None
+            else {}
+        ),
         f"noisy{suffix}": latency.noisy,
     }
 
@@ -202,7 +215,8 @@ def to_csv(members: Sequence[Candidate]) -> str:
     """The members as CSV, without the architecture itself (that is in the YAML file of the same name)."""
     table = [{k: v for k, v in row.items() if k != "arch"} for row in rows(members)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else ["name"], lineterminator="\n")
+    columns = dict.fromkeys(name for row in table for name in row) if table else ["name"]
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()

@@ -172,7 +172,7 @@ class _Stopwatch:
                 self._watch.note(f"left out: {arch.key}: {error}")
                 return None
             Table(self.device.context(), arch).add(arch, latency)
-            self.samples.append(Sample(arch, latency.median_ms, latency.rel_error))
+            self.samples.append(Sample.of(arch, latency))
             self.keep(arch, latency)
         return self._known[arch.key]
 

@@ -27,18 +27,23 @@ class Progress:
     """The distinct architectures of a search, and the front among those that were measured, hurriedly as yet."""
 
     def __init__(self, settings: SearchSettings, record: optuna.Study) -> None:
-        self._settings, self.known = settings, Known(record)
-        measured = list(self.known.candidates.values())
-        self._feasible = sum(keeps_limits(candidate, settings) for candidate in measured)
-        self.front = select(measured, settings)
+        self._settings, self._record = settings, record
         self._latest: deque[tuple[int, float, float]] = deque(maxlen=LATEST)
-        self._stall = Stall(settings)
-        for done, key in enumerate(self.known.by_key, start=1):
-            self._stall.add(done, self.known.candidates.get(key))
+        self.restate()
         latest = reversed(record.get_trials(deepcopy=False))
         self._repeats = sum(1 for _ in itertools.takewhile(_is_repeat, latest))
         self._begun = time.monotonic()
         self._moments = deque([self._begun], maxlen=PACE_OVER + 1)
+
+    def restate(self) -> None:
+        """Reads the record by the units that are on it now."""
+        self.known = Known(self._record)
+        measured = list(self.known.candidates.values())
+        self._feasible = sum(keeps_limits(candidate, self._settings) for candidate in measured)
+        self.front = select(measured, self._settings)
+        self._stall = Stall(self._settings)
+        for done, key in enumerate(self.known.by_key, start=1):
+            self._stall.add(done, self.known.candidates.get(key))
 
     def add(self, trial: FrozenTrial) -> None:
         """Counts one more finished trial."""
@@ -53,7 +58,10 @@ class Progress:
             self._feasible += 1
             self.front = unbeaten([*self.front, candidate], self._settings)
             if candidate in self.front:
-                self._latest.append((done, candidate.latency.median_ms, candidate.score))
+                self._latest.append((done, self._ms(candidate), candidate.score))
+
+    def _ms(self, candidate: Candidate) -> float:
+        return candidate.latency.stat_ms(self._settings.budget_stat)
 
     def over(self) -> str:
         """Why the search ends here; empty if it goes on."""
@@ -75,7 +83,7 @@ class Progress:
             total=self._settings.trials,
             failed=self.known.failed,
             feasible=self._feasible,
-            front=tuple((candidate.latency.median_ms, candidate.score) for candidate in self.front),
+            front=tuple((self._ms(candidate), candidate.score) for candidate in self.front),
             latest=tuple(self._latest),
             budget_ms=self._settings.targets[0].budget_ms,
             pace_s=(self._moments[-1] - self._moments[0]) / max(len(self._moments) - 1, 1),

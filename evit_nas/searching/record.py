@@ -18,12 +18,14 @@ from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.latency import Latency
+from evit_nas.latency.yardstick import best_units, said_by
 from evit_nas.regime import Regime
 from evit_nas.runs import Journal, Run
 from evit_nas.searching.evaluate import recorded, recorded_latencies
 from evit_nas.searching.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
 from evit_nas.searching.picks import thin
 from evit_nas.searching.storage import begun, open_study
+from evit_nas.searching.units import units_of
 
 ENDED = "ended"  # attribute of the study: why nothing more is evaluated; empty while the search goes on
 GIVEN_UP = "given up"  # attribute of the study: key of the network -> why
@@ -61,7 +63,7 @@ def load_front(run: Run, regime: Regime | None = None) -> Front:
     with open_study(run) as study:
         known, estimates = Known(study), study.user_attrs.get("references", {})
         origin, ended = study.user_attrs.get("judge", ""), study.user_attrs.get(ENDED, "")
-    strict = recorded_latencies(journal_of(run), "strict")
+    strict = recorded_latencies(journal_of(run), "strict", known.units)
     candidates = certified(known.candidates, strict, run.settings)
     if regime is not None:
         candidates, origin = rescored(candidates, regime)
@@ -75,7 +77,24 @@ def load_front(run: Run, regime: Regime | None = None) -> Front:
             references.append(_candidate(arch, estimate, latencies, name=name, certified=True))
     if regime is not None:
         references, _ = rescored(references, regime)
-    return Front(named(members), references, len(known.by_key), run.settings.trials, origin, ended)
+    return Front(
+        named(members, run.settings.budget_stat), references, len(known.by_key), run.settings.trials, origin, ended
+    )
+
+
+def better_since(run: Run) -> str:
+    """A sentence if this machine knows a better yardstick by now than the one that the run's figures are said by."""
+    with open_study(run) as study:
+        before = units_of(study)
+    strict = recorded_latencies(journal_of(run), "strict", {})
+    seen = best_units(latency for on_devices in strict.values() for latency in on_devices.values())
+    better = {device: seen[device] for device in seen if device in before and seen[device].improves(before[device])}
+    return " ".join(
+        f"quieter moments have been seen on {device} since: by these all its milliseconds are "
+        f"{1 - unit.ms / before[device].ms:.1%} lower, in the same order. "
+        f"{command_line('resume', run.path)} certifies the front by them."
+        for device, unit in better.items()
+    )
 
 
 def rescored(candidates: Sequence[Candidate], regime: Regime) -> tuple[list[Candidate], str]:
@@ -133,6 +152,7 @@ class Known:
         self.by_key: dict[str, FrozenTrial] = {}
         self.candidates: dict[str, Candidate] = {}  # those that were measured, and not given up since
         self.failed = 0
+        self.units = units_of(study)
         self._given_up = study.user_attrs.get(GIVEN_UP, {})
         for trial in study.get_trials(deepcopy=False):
             self.add(trial)
@@ -147,7 +167,7 @@ class Known:
         whole = trial.state is TrialState.COMPLETE and trial.constraints.get("unfinished", 0) <= 0
         if whole and trial.user_attrs["latencies"] and key not in self._given_up:
             arch = ArchConfig.model_validate(trial.user_attrs["arch"])
-            latencies = tuple(Latency.model_validate(latency) for latency in trial.user_attrs["latencies"])
+            latencies = said_by(self.units, map(Latency.model_validate, trial.user_attrs["latencies"]))
             estimate = Estimate.model_validate(trial.user_attrs["estimate"])
             memory_mb, energy_mj = (trial.user_attrs.get(name) for name in ("memory_mb", "energy_mj"))
             self.candidates[key] = _candidate(
@@ -232,9 +252,9 @@ def on_all(measured: dict[str, Latency], settings: SearchSettings) -> tuple[Late
     return tuple(measured[device] for device in devices) if all(device in measured for device in devices) else ()
 
 
-def named(members: list[Candidate]) -> list[Candidate]:
+def named(members: list[Candidate], stat: str) -> list[Candidate]:
     """Members with file names; where several would share one, the key tells them apart."""
-    names = [file_name(member) for member in members]
+    names = [file_name(member, stat) for member in members]
     return [
         replace(member, name=name if names.count(name) == 1 else f"{name}-{member.arch.key[:4]}")
         for member, name in zip(members, names, strict=True)

@@ -19,6 +19,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.latency import Latency
+from evit_nas.latency.yardstick import Units, said_by
 from evit_nas.runs import Journal, Run, explained
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judges import judge_of
@@ -27,6 +28,7 @@ from evit_nas.searching.record import check_same_conditions
 from evit_nas.searching.status import Watcher
 from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import open_devices
+from evit_nas.searching.units import predictions, units_of
 
 SAME = 1e-6  # share of a score: sums of floats in another order
 DAYS_APART = 0.1  # share of a latency: 90 % of a front's moved by less than 8 % (benchmarks/results/remeasure.md)
@@ -97,6 +99,7 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
             Evaluator(devices, Journal(place / "measurements.jsonl"), run.settings.seed, workers) as evaluator,
         ):
             check_same_conditions(memory, [device.context() for device in devices], run)
+            evaluator.units = units_of(record)  # what is compared is ratios
             judge = judge_of(run, evaluator, memory, (), watcher, labels=place / "labels")
             before = trial.user_attrs.get("reason", "") if trial.state is TrialState.FAIL else ""
             try:
@@ -107,10 +110,10 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
                 }
                 if before:
                     return Replay(trial.number, arch, [], before, "")
-                checks = list(_checks(trial, run.settings, estimate, latencies, more))
+                checks = list(_checks(trial, run.settings, estimate, latencies, more, evaluator.units))
                 if not all(check.holds for check in checks):
                     latencies = evaluator.latencies(arch, strict=True)
-                    checks = list(_checks(trial, run.settings, estimate, latencies, more))
+                    checks = list(_checks(trial, run.settings, estimate, latencies, more, evaluator.units))
             except (MeasurementError, RuntimeError, MemoryError) as error:
                 failure = " ".join(f"{type(error).__name__}: {error}".split())
                 return Replay(trial.number, arch, [], before, failure)
@@ -131,16 +134,17 @@ def _checks(
     estimate: Estimate,
     latencies: Sequence[Latency],
     more: dict[str, float | None],
+    units: Units,
 ) -> Iterator[Check]:
     attributes, names = trial.user_attrs, latency_names(settings)
     yield Check("score", attributes["estimate"]["value"], estimate.value, SAME)
-    measured = [Latency.model_validate(latency) for latency in attributes["latencies"]]
+    measured = said_by(units, map(Latency.model_validate, attributes["latencies"]))
     if measured:
         for name, before, now in zip(names, measured, latencies, strict=True):
             allowed = max(DAYS_APART, ERRORS * math.hypot(before.rel_error, now.rel_error))
             yield Check(name, before.stat_ms(settings.budget_stat), now.stat_ms(settings.budget_stat), allowed)
     else:
-        for name, ms, now in zip(names, attributes["predicted_ms"], latencies, strict=True):
+        for name, ms, now in zip(names, predictions(trial, units, settings), latencies, strict=True):
             yield Check(f"{name} (predicted)", ms, now.median_ms, None)
     for name, allowed in (("memory_mb", MEMORY), ("energy_mj", ENERGY)):
         was, found = attributes.get(name), more[name]

@@ -20,9 +20,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
+from evit_nas.latency.yardstick import Units
 from evit_nas.searching.objectives import directions
 from evit_nas.searching.samplers import make, own_name
 from evit_nas.searching.storage import for_samplers
+from evit_nas.searching.units import restated
 
 TOGETHER = 4  # proposals in a round of the pool or of a sampler, if the settings say nothing else
 SCREENED = 16  # best candidates of a screening, measured before the next one
@@ -68,12 +70,22 @@ class Rounds:
         settings: space, objectives, sampler and seed.
         pool: what is evaluated first.
         screening: proposes in the sampler's stead, as long as it finds something.
+        begin: told the number of a round that is about to be made; returns the units by which samplers are told the
+            trials before it.
         ahead: how many rounds are proposed before the one before them is told: one where candidates are dear, so that
             workers can begin with it. They may or may not be there, the proposals are the same.
     """
 
-    def __init__(self, settings: SearchSettings, pool: Pool, screening: Screening | None, ahead: int) -> None:
+    def __init__(
+        self,
+        settings: SearchSettings,
+        pool: Pool,
+        screening: Screening | None,
+        ahead: int,
+        begin: Callable[[int], Units] = lambda number: {},
+    ) -> None:
         self._settings, self._pool, self._screening, self._ahead = settings, pool, screening, ahead
+        self._begin = begin
         self._together = settings.together or TOGETHER
 
     def follow(self, record: optuna.Study, first: int, expect: Callable[[ArchConfig], None]) -> Iterator[Round]:
@@ -99,7 +111,8 @@ class Rounds:
         finished = [t for t in earlier if t.user_attrs["round"] < number - self._ahead and isinstance(t, FrozenTrial)]
         pending = earlier[len(finished) :]
         study = optuna.create_study(directions=directions(self._settings), sampler=optuna.samplers.RandomSampler())
-        study.add_trials([for_samplers(trial) for trial in finished])
+        units = self._begin(number)
+        study.add_trials([restated(for_samplers(trial), units, self._settings) for trial in finished])
         study.add_trials([_placeholder(trial) for trial in pending])
         known = {trial.user_attrs["key"] for trial in earlier}
         wanted = self._wanted(number, finished, known)

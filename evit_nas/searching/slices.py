@@ -106,7 +106,7 @@ def sliced_pool(
             note(f"left out: {arch.key}: {error}")
             continue
         table.add(arch, latency)
-        samples.append(Sample(arch, latency.median_ms, latency.rel_error))
+        samples.append(Sample.of(arch, latency))
         place = slice_of(latency.median_ms, open_slices)
         if place is not None:
             effort = 0

@@ -47,6 +47,7 @@ class Notes(BaseModel):
     given_up: dict[str, str] = Field({}, alias="given up")
     judge: str = ""
     references: dict[str, Estimate] = Field({})
+    units: dict[str, tuple[float, float]] = Field({})
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import optuna
 
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Device, open_device
+from evit_nas.latency.yardstick import Units
 from evit_nas.runs import Run
 from evit_nas.searching.certify import certify
 from evit_nas.searching.evaluate import Evaluator
@@ -30,6 +31,7 @@ from evit_nas.searching.samplers import AUTO
 from evit_nas.searching.status import Watcher
 from evit_nas.searching.storage import for_dashboards, open_study
 from evit_nas.searching.trials import Trials
+from evit_nas.searching.units import adopt, units_of
 
 if TYPE_CHECKING:
     from evit_nas.searching.parallel import Cluster
@@ -57,10 +59,13 @@ class Search:
             Evaluator(devices, journal, settings.seed, _workers(settings), cluster) as evaluator,
         ):
             evaluator.repair()
+            evaluator.units = units_of(record)
             check_same_conditions(record, [device.context() for device in devices], self._run)
             check_sizes(settings)
             check_sources(settings, self._run.path / "labels", self._watch.note)
             found = feasibility(evaluator, settings, self._watch.note)
+            adopt(record, evaluator.seen_units())
+            evaluator.units = units_of(record)
             if self._run.new:  # from here on there is something to go on with
                 self._watch.note(f"run folder: {self._run.path}")
             self._announce(found)
@@ -92,10 +97,18 @@ class Search:
     def _loop(self, record: optuna.Study, evaluator: Evaluator, judge: Judge, forecasts: Forecasts, pool: Pool) -> None:
         """Evaluates round after round until the search is over, from the last round on record on."""
         trials = Trials(self._settings, record, evaluator, judge, forecasts)
-        screened = judge.immediate and self._settings.sampler == AUTO
-        rounds = Rounds(self._settings, pool, trials.screened if screened else None, ahead=0 if judge.immediate else 1)
         on_record = {trial.number: trial for trial in record.get_trials(deepcopy=False)}
         first = max((trial.user_attrs["round"] for trial in on_record.values()), default=0)
+        forecasts.units = evaluator.units
+
+        def begin(number: int) -> Units:
+            if not (on_record and number == first) and adopt(record, evaluator.seen_units()):
+                evaluator.units = forecasts.units = units_of(record)
+                progress.restate()
+            return evaluator.units
+
+        screened = trials.screened if judge.immediate and self._settings.sampler == AUTO else None
+        rounds = Rounds(self._settings, pool, screened, ahead=0 if judge.immediate else 1, begin=begin)
         for trial in on_record.values():
             if trial.user_attrs["round"] < first:
                 forecasts.learn(trial)

@@ -25,6 +25,7 @@ from evit_nas.searching.record import plain
 from evit_nas.searching.rounds import SCREENED
 from evit_nas.searching.screening import screen
 from evit_nas.searching.storage import for_samplers
+from evit_nas.searching.units import UNITS, plain_units, units_of
 
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 DOUBT_EVERY = 16  # trials: then even what is predicted to be far from the front is measured
@@ -65,7 +66,7 @@ class Trials:
             latencies: tuple[Latency, ...] = ()
             if predicted is None or trial.number % DOUBT_EVERY == 0:
                 latencies = self._evaluator.latencies(arch)
-                estimate = self._estimate(trial, arch, latencies[0].median_ms)
+                estimate = self._estimate(trial, arch, latencies[0].stat_ms(self._settings.budget_stat))
             else:
                 estimate = self._estimate(trial, arch, float(predicted[0, 0]))
                 finished = not isinstance(estimate, Trained) or not estimate.unfinished
@@ -83,6 +84,7 @@ class Trials:
             _alive(self._record)
             raise
         predicted_ms: list[float] | None = None if predicted is None else predicted[0].tolist()
+        trial.set_user_attr(UNITS, plain_units(self._evaluator.units))
         trial.set_user_attr("estimate", plain(estimate))
         trial.set_user_attr("predicted_ms", predicted_ms)
         trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in latencies])
@@ -142,6 +144,7 @@ class Trials:
 
 def _repeated(trial: optuna.Trial, earlier: FrozenTrial) -> list[float] | None:
     trial.set_user_attr("repeat_of", earlier.number)
+    trial.set_user_attr(UNITS, plain_units(units_of(earlier)))
     if earlier.state is not TrialState.COMPLETE:
         return None
     for name, beyond in for_samplers(earlier).constraints.items():

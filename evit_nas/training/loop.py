@@ -299,7 +299,7 @@ class TrainingRun:
         return loss
 
     def pace(self, watched_s: float) -> Pace:
-        """How long a step and a validation take, from steps of `watched_s`; the weights are worth nothing afterwards."""
+        """How long a step and a validation take, from `watched_s` of steps; the weights are spoilt afterwards."""
         self._prepare(build(self._settings.arch, self._settings.seed))
         self._model.train()
         seconds, start = list[float](), time.monotonic()

@@ -107,13 +107,14 @@ def _nearest(arch: ArchConfig, run: Path) -> Chosen:
     from evit_nas.runs import Run
     from evit_nas.searching.record import load_front
 
-    front = load_front(Run.open(run))
-    own = next((member.latency.median_ms for member in front.members if member.arch.key == arch.key), None)
+    opened = Run.open(run)
+    front, stat = load_front(opened), opened.settings.budget_stat
+    own = next((member.latency.stat_ms(stat) for member in front.members if member.arch.key == arch.key), None)
     if own is None or not front.references:
         raise UsageError(
             f"{run} has no latency of this network beside the paper's; finish it: {command_line('resume', run)}"
         )
-    nearest = min(front.references, key=lambda reference: abs(reference.latency.median_ms / own - 1))
+    nearest = min(front.references, key=lambda reference: abs(reference.latency.stat_ms(stat) / own - 1))
     return Chosen(nearest.name, nearest.arch)
 
 

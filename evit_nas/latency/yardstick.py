@@ -1,0 +1,181 @@
+"""The yardstick: what the canaries take on this machine when it is quiet. It turns ratios into milliseconds.
+
+Ratios to a canary of about the same size repeat on a loaded machine, absolute times do not; and no machine says which
+of its moments are quiet. So canary samples fall into windows of a few, a window stands for what its quickest moments
+say, and the yardstick is the mean of the best windows that were ever seen. It stands once these agree. Every
+measurement of every process adds its windows, so it changes in one direction only, and by ever less; it is kept for a
+processor, a runtime and conditions in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from evit_nas.arch import ArchConfig, StageConfig
+from evit_nas.caches import cache_folder
+from evit_nas.config import Conditions
+from evit_nas.latency import Latency, Unit
+from evit_nas.latency.machine import machine_of
+from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.network.onnx_graph import build_onnx
+from evit_nas.runs import write_atomically
+
+# About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.
+CANARIES = (
+    ArchConfig(stages=tuple(StageConfig(width=width, depth=1, heads=2, q_kernels=(5, 5)) for width in (48, 96, 192))),
+    ArchConfig.preset("m1"),
+    ArchConfig.preset("m4"),
+)
+WINDOW = 12  # samples: a second or less, short enough to be quiet as a whole now and then
+QUICKEST = 10  # percentile of a window that stands for it: of a dozen the second, so that one freak sample is none
+BEST = 3  # windows whose mean is the yardstick
+STANDS = 0.015  # uncertainty at which it is learnt no longer before the first measurement
+UNTRIED = 0.1  # uncertainty as long as there are fewer windows than that
+BESIDE_WORK = 0.1  # the same if other processes kept a core busy during all of them: benchmarks/first_use.py
+BUSY_CORES = 0.25
+
+Units = Mapping[str, Unit]  # by the name of the device
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Window(BaseModel):
+    """The quickest moments of a few canary samples."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ms: Positive
+    """Of the smallest canary."""
+    shape: tuple[Positive, ...]
+    """What each canary takes, in units of the smallest."""
+    beside_work: bool
+    """Whether other processes kept a core busy meanwhile."""
+    at: float = Field(default_factory=time.time)
+    """When it was seen, in seconds since 1970: it counts once, whoever tells of it."""
+
+
+class Yardstick(BaseModel):
+    """The best windows, best first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: str
+    """Of the device that it belongs to: see `identity_of`."""
+    windows: Annotated[tuple[Window, ...], Field(min_length=1)]
+
+    @property
+    def ms(self) -> float:
+        """The smallest canary's time on the quiet machine."""
+        return geometric_mean(window.ms for window in self.windows)
+
+    @property
+    def quiet_ms(self) -> list[float]:
+        """All canaries' times, smallest first."""
+        return [self.ms * share for share in self.windows[0].shape]
+
+    @property
+    def rel_error(self) -> float:
+        """How far `ms` may be off, as a share of it: half of what the best windows differ by, and more if need be."""
+        apart = self.windows[-1].ms / self.windows[0].ms - 1
+        return max(
+            apart / 2,
+            UNTRIED if len(self.windows) < BEST else 0.0,
+            BESIDE_WORK if all(window.beside_work for window in self.windows) else 0.0,
+        )
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is known well enough to measure by."""
+        return self.rel_error <= STANDS
+
+    def seen(self, *windows: Window) -> Yardstick:
+        """It and these windows."""
+        best = sorted({*self.windows, *windows}, key=lambda window: window.ms)[:BEST]
+        return self.model_copy(update={"windows": tuple(best)})
+
+
+def window_of(samples_ms: Sequence[Sequence[float]], beside_work: bool) -> Window:
+    """The window of samples that each hold all canaries, in the order of CANARIES.
+
+    Their ratios come from the quicker half: what slows a machine down slows large and small networks differently.
+    """
+    rows = np.array(samples_ms)  # (n, canaries)
+    level = np.exp(np.log(rows).mean(1))
+    quick = np.median(rows[level <= np.median(level)], axis=0)
+    shape = quick / quick[0]
+    scale = math.exp(np.log(shape).mean())
+    return Window(ms=np.percentile(level, QUICKEST) / scale, shape=tuple(shape.tolist()), beside_work=beside_work)
+
+
+def identity_of(conditions: Conditions) -> str:
+    """What the yardstick of a device depends on: processor, runtime, conditions and canary graphs, as a hash."""
+    version = RUNTIMES[conditions.family].version(conditions.family)
+    digest = hashlib.sha256(f"{machine_of(conditions)}; {version}; {conditions.model_dump_json()}".encode())
+    for arch in CANARIES:
+        digest.update(build_onnx(arch).SerializeToString())  # with the version of this package in it
+    return digest.hexdigest()[:12]
+
+
+def known(identity: str) -> Yardstick | None:
+    """The yardstick as this machine knows it by now; None if it does not, or the file is damaged."""
+    try:
+        return Yardstick.model_validate_json(_path(identity).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def kept(yardstick: Yardstick) -> Yardstick:
+    """The yardstick with what other processes have seen meanwhile, as it is kept from now on.
+
+    Without a folder to keep it in, it is learnt anew by every process.
+    """
+    with suppress(OSError), _locked(_path(yardstick.identity)) as path:
+        others = known(yardstick.identity)
+        if others is not None:
+            yardstick = yardstick.seen(*others.windows)
+        if yardstick != others:
+            write_atomically(path, yardstick.model_dump_json())
+    return yardstick
+
+
+def best_units(latencies: Iterable[Latency]) -> dict[str, Unit]:
+    """The best yardstick of each device that these were measured by, or that this machine knows for it by now."""
+    found: dict[str, Unit] = {}
+    identities: dict[str, str] = {}
+    for latency in latencies:
+        device, unit = latency.conditions.device, latency.unit
+        if unit is not None and (device not in found or unit < found[device]):
+            found[device] = unit
+        identities[device] = latency.yardstick
+    for device, identity in identities.items():
+        if identity and (now := known(identity)) is not None and now.ms < found[device].ms:
+            found[device] = Unit(now.ms, now.rel_error)
+    return found
+
+
+def said_by(units: Units, latencies: Iterable[Latency]) -> tuple[Latency, ...]:
+    """The same measurements, all by these units."""
+    return tuple(latency.by(units.get(latency.conditions.device)) for latency in latencies)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield path
+
+
+def _path(identity: str) -> Path:
+    return cache_folder() / f"yardstick-{identity}.json"
