@@ -7,10 +7,14 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from evit_nas.latency.yardstick import Yardstick
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
@@ -18,9 +22,31 @@ settings.register_profile("evit_nas", derandomize=True, deadline=None)
 settings.load_profile("evit_nas")
 
 
+@cache
+def _a_yardstick(conditions: str) -> "Yardstick":
+    """As a device has it that was used before: learning one takes half a minute."""
+    from evit_nas.config import Conditions
+    from evit_nas.latency.yardstick import MOMENT_S, Window, Yardstick, identity_of
+
+    identity = identity_of(Conditions.model_validate_json(conditions))
+    windows = [Window(ms=2.0, shape=(1, 3, 6), beside_work=False, at=MOMENT_S * number) for number in range(3)]
+    return Yardstick(identity=identity, windows=windows)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
+    """Where every device of this machine has been used before."""
+    from evit_nas.latency.local import LocalDevice
+    from evit_nas.latency.yardstick import kept
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    start = LocalDevice._start
+
+    def start_used(self):
+        kept(_a_yardstick(self.conditions.model_dump_json()))
+        return start(self)
+
+    monkeypatch.setattr(LocalDevice, "_start", start_used)
 
 
 @pytest.fixture(autouse=True)

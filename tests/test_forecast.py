@@ -287,7 +287,7 @@ def test_a_trial_tells_whether_its_latency_was_measured_or_predicted(whole):
 
 
 def test_the_front_is_that_of_a_search_which_measures_everything(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(Forecasts, "predict_ms", lambda self, archs: None)
+    monkeypatch.setattr(Forecasts, "predict_ms", lambda self, archs, units: None)
     found = search(new_run(tmp_path))
     assert found.measured == found.evaluated == whole.evaluated
     assert [member.arch.key for member in found.front.members] == [m.arch.key for m in whole.front.members]

@@ -455,7 +455,7 @@ def fill(found: Table, count: int) -> list[ArchConfig]:
 
 def test_what_is_added_is_there_for_the_next_process():
     archs = fill(table(), 3)
-    assert table().samples() == [Sample(arch, pytest.approx(macs_device(arch)), 0.01) for arch in archs]
+    assert table().samples() == [Sample(arch, pytest.approx(macs_device(arch)), 0.01, 2.0) for arch in archs]
 
 
 def test_visits_of_a_network_are_one_sample_weighted_by_their_errors():
@@ -498,7 +498,7 @@ def test_networks_of_another_input_are_another_table():
     small, large = members(1, "efficientvit-96")[0], members(1, "efficientvit-224")[0]
     Table({}, small).add(small, latency_of(1.0))
     assert Table({}, large).samples() == []
-    assert Table({}, SearchSpace.load("efficientvit-96")).samples() == [Sample(small, pytest.approx(1.0), 0.01)]
+    assert Table({}, SearchSpace.load("efficientvit-96")).samples() == [Sample(small, pytest.approx(1.0), 0.01, 2.0)]
 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):

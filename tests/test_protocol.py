@@ -11,7 +11,7 @@ import pytest
 
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import STRICT, Protocol, child, machine, torch_backend
+from evit_nas.latency import STRICT, Protocol, child, machine, torch_backend, yardstick
 from evit_nas.latency.protocol import (
     REWARM_NS,
     REWARM_RUNS,
@@ -289,6 +289,8 @@ def backend(workshop, monkeypatch):
     backend = Backend(workshop)
     monkeypatch.setitem(sys.modules, "evit_nas.latency.fake_backend", backend)
     monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary chip", "fake_backend"))
+    moments = itertools.count(step=yardstick.MOMENT_S)
+    monkeypatch.setattr(yardstick.time, "time", lambda: float(next(moments)))
     monkeypatch.setattr(child, "LEARNING_S", 0.1)
     for name in ("cpu_time", "wall_time"):
         monkeypatch.setattr(child, name, clocked(workshop.clock))
@@ -374,7 +376,7 @@ class TestBench:
         assert latency.canary_error == BESIDE_WORK
         assert latency.noise == "all milliseconds may be 10% too many: no quiet moment has been seen yet"
         load_of_others(monkeypatch, 0.0)
-        assert not bench().measure(tiny_arch(), Protocol())[0].noisy
+        assert not bench().measure(tiny_arch(), STRICT)[0].noisy
 
     def test_quiet_times_belong_to_the_conditions_they_were_learnt_under(self, workshop):
         bench()

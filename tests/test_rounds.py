@@ -71,7 +71,7 @@ def test_the_rounds_after_any_trial_on_record_are_those_of_an_uninterrupted_sear
 
 
 def test_the_same_holds_where_a_screening_proposes():
-    def screening(earlier, number):
+    def screening(earlier, number, units):
         """Looks at what was found last, and finds nothing at times."""
         wanted = round(earlier[-1].values[1] * 1e6) % 7
         archs = [arch for arch, _ in pool_of(settings_of(seed=wanted, pool=4))]
@@ -139,7 +139,7 @@ def test_every_proposal_is_expected_a_round_before_it_is_evaluated():
 def test_a_screening_sees_all_that_was_found_before():
     seen = []
 
-    def screening(earlier, number):
+    def screening(earlier, number, units):
         seen.append((number, [trial.number for trial in earlier]))
         return []
 

@@ -14,6 +14,7 @@ from evit_nas.latency import Unit, about_ms, yardstick
 from evit_nas.latency.yardstick import (
     BESIDE_WORK,
     BEST,
+    MOMENT_S,
     STANDS,
     UNTRIED,
     WINDOW,
@@ -31,8 +32,12 @@ from tests.fakes import latency_of
 SHAPE = (1.0, 3.0, 6.0)
 
 
-def window(ms, *, shape=SHAPE, beside_work=False):
-    return Window(ms=ms, shape=shape, beside_work=beside_work)
+moments = itertools.count(step=MOMENT_S)
+
+
+def window(ms, *, shape=SHAPE, beside_work=False, at=None):
+    """Seen in a moment of its own, if nothing else is said."""
+    return Window(ms=ms, shape=shape, beside_work=beside_work, at=next(moments) if at is None else at)
 
 
 def of(*windows, identity="here"):
@@ -70,6 +75,12 @@ class TestYardstick:
         assert found.ms == pytest.approx((1.98 * 2.0 * 2.02) ** (1 / 3))
         assert found.quiet_ms == pytest.approx([found.ms, 3 * found.ms, 6 * found.ms])
 
+    def test_takes_one_window_of_each_moment(self):
+        near = [window(2.0 + step / 10, at=100 + step) for step in range(4)]  # within five seconds
+        assert of(near[3]).seen(*near[:3]).windows == (near[0],)
+        later = window(2.5, at=100 + MOMENT_S)
+        assert of(near[3]).seen(*near[:3], later).windows == (near[0], later)
+
     def test_is_uncertain_by_half_of_what_they_differ_by(self):
         assert of(window(2.0), window(2.02), window(2.1)).rel_error == pytest.approx(0.025)
 
@@ -87,6 +98,14 @@ class TestYardstick:
         beside = [window(2.0 + step / 1000, beside_work=True) for step in range(BEST)]
         assert of(*beside).rel_error == BESIDE_WORK
         assert of(*beside[1:], window(2.0)).stands
+
+    def test_learnt_beside_other_work_stands_once_quiet_moments_were_no_better(self):
+        beside = of(*[window(2.0 + step / 1000, beside_work=True) for step in range(BEST)])
+        quiet = beside.seen(window(2.5))
+        assert quiet.windows == beside.windows
+        assert quiet.stands
+        kept(quiet)
+        assert kept(beside).stands  # what another process tells later takes nothing back
 
     @pytest.mark.parametrize("seed", range(5))
     def test_gets_better_and_never_worse_whatever_comes(self, seed):
@@ -153,7 +172,8 @@ class TestKept:
 def _learn(first):
     """Sees every second window of a hundred, the best of them last."""
     for step in range(49, -1, -1):
-        kept(of(window(2.0 + (2 * step + first) / 100)))
+        number = 2 * step + first
+        kept(of(window(2.0 + number / 100, at=MOMENT_S * number)))
 
 
 class TestIdentity:

@@ -102,7 +102,7 @@ def _train(
     seed: int,
     out: Path | None,
 ) -> LabelTable:
-    from evit_nas.latency import open_device
+    from evit_nas.latency import Steady, open_device
     from evit_nas.searching.trained_pool import PoolSettings, TrainedPool
     from evit_nas.space import SearchSpace
     from evit_nas.yamlio import validate
@@ -120,7 +120,7 @@ def _train(
     folder = out or Path("runs") / f"pool-{Path(data).name}"
     pool = TrainedPool(folder, settings)
     say(f"pool: {folder}")
-    with open_device(settings.conditions) as opened, progress_view() as view:
+    with Steady(open_device(settings.conditions)) as opened, progress_view() as view:
         return pool.train(opened, workers, view, seeds)
 
 

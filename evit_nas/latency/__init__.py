@@ -202,6 +202,25 @@ class Device(ABC):
         self.close()
 
 
+class Steady(Device):
+    """A device all of whose figures are by the yardstick of its first one: they are compared in milliseconds."""
+
+    def __init__(self, device: Device) -> None:
+        self.conditions, self._device = device.conditions, device
+        self._unit: Unit | None = None
+
+    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        latency, samples = self._device.measure(subject, protocol)
+        self._unit = self._unit or latency.unit
+        return latency.by(self._unit), samples
+
+    def context(self) -> dict[str, str]:
+        return self._device.context()
+
+    def close(self) -> None:
+        self._device.close()
+
+
 def _local(conditions: Conditions) -> Device:
     from evit_nas.latency.local import LocalDevice
 

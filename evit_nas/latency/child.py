@@ -56,7 +56,7 @@ MAX_VISIT_SPREAD = 0.05  # two visits further apart call for a third
 SLOW_FACTOR = 1.5  # a canary's median over its quiet time beyond which even ratios are not to be trusted
 UNCERTAIN = 0.05  # the yardstick
 SESSIONS = 3  # of each canary
-LEARNING_S = 8.0  # spent at most on the canaries alone when a measuring process starts and the yardstick does not stand
+LEARNING_S = 30.0  # spent at most on the canaries alone when a device is used for the first time
 DUEL = Protocol(min_rounds=12, max_rounds=12)
 
 
@@ -144,9 +144,9 @@ class Bench:
         return "; ".join(reasons)
 
     def _learned(self, loaded: list[list[Network]], identity: str) -> Yardstick:
-        """The yardstick as it is known; if that does not stand, from more canary samples, as long as it may take."""
+        """The yardstick as it is known; at the first use from samples of the canaries alone, until it stands."""
         yardstick = known(identity)
-        if yardstick is not None and yardstick.stands:
+        if yardstick is not None:
             return yardstick
         run_ns = [min(self._stopwatch(run, 3) for run in sessions) for sessions in loaded]  # about
         end = time.monotonic() + LEARNING_S
@@ -168,7 +168,7 @@ class Bench:
         self._slowdowns += slowdowns.tolist()
         if len(self._slowdowns) >= WINDOW:
             ms = self._unit_ms * float(np.percentile(self._slowdowns, QUICKEST))
-            window = Window(ms=ms, shape=self._shape, beside_work=_busy(others))
+            window = Window(ms=ms, shape=self._shape, beside_work=_busy(others), at=time.time())
             self._yardstick = kept(self._yardstick.seen(window))
             self._slowdowns.clear()
 

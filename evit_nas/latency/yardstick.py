@@ -1,10 +1,11 @@
 """The yardstick: what the canaries take on this machine when it is quiet. It turns ratios into milliseconds.
 
 Ratios to a canary of about the same size repeat on a loaded machine, absolute times do not; and no machine says which
-of its moments are quiet. So canary samples fall into windows of a few, a window stands for what its quickest moments
-say, and the yardstick is the mean of the best windows that were ever seen. It stands once these agree. Every
-measurement of every process adds its windows, so it changes in one direction only, and by ever less; it is kept for a
-processor, a runtime and conditions in the user's cache folder.
+of its moments are quiet. So canary samples fall into windows of a few, a window stands for what its quickest samples
+say, and the yardstick is the mean of the best windows that were ever seen, at most one of each five seconds: what a
+neighbour takes, it takes for a while. It stands once these agree. Every measurement of every process adds its windows,
+so it changes in one direction only, and by ever less; it is kept for a processor, a runtime and conditions in the
+user's cache folder.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ CANARIES = (
 )
 WINDOW = 12  # samples: a second or less, short enough to be quiet as a whole now and then
 QUICKEST = 10  # percentile of a window that stands for it: of a dozen the second, so that one freak sample is none
-BEST = 3  # windows whose mean is the yardstick
+MOMENT_S = 5.0
+BEST = 3  # moments whose mean is the yardstick
 STANDS = 0.015  # uncertainty at which it is learnt no longer before the first measurement
-UNTRIED = 0.1  # uncertainty as long as there are fewer windows than that
-BESIDE_WORK = 0.1  # the same if other processes kept a core busy during all of them: benchmarks/first_use.py
+UNTRIED = 0.1  # uncertainty as long as there are fewer moments than that
+BESIDE_WORK = 0.1  # the same as long as other processes have kept a core busy all the time
 BUSY_CORES = 0.25
 
 Units = Mapping[str, Unit]  # by the name of the device
@@ -61,8 +63,8 @@ class Window(BaseModel):
     """What each canary takes, in units of the smallest."""
     beside_work: bool
     """Whether other processes kept a core busy meanwhile."""
-    at: float = Field(default_factory=time.time)
-    """When it was seen, in seconds since 1970: it counts once, whoever tells of it."""
+    at: float
+    """When it was seen, in seconds since 1970."""
 
 
 class Yardstick(BaseModel):
@@ -73,6 +75,8 @@ class Yardstick(BaseModel):
     identity: str
     """Of the device that it belongs to: see `identity_of`."""
     windows: Annotated[tuple[Window, ...], Field(min_length=1)]
+    calm: bool = False
+    """Whether one was ever seen, best or not, while no other process kept a core busy."""
 
     @property
     def ms(self) -> float:
@@ -91,7 +95,7 @@ class Yardstick(BaseModel):
         return max(
             apart / 2,
             UNTRIED if len(self.windows) < BEST else 0.0,
-            BESIDE_WORK if all(window.beside_work for window in self.windows) else 0.0,
+            0.0 if self.calm or not all(window.beside_work for window in self.windows) else BESIDE_WORK,
         )
 
     @property
@@ -100,9 +104,12 @@ class Yardstick(BaseModel):
         return self.rel_error <= STANDS
 
     def seen(self, *windows: Window) -> Yardstick:
-        """It and these windows."""
-        best = sorted({*self.windows, *windows}, key=lambda window: window.ms)[:BEST]
-        return self.model_copy(update={"windows": tuple(best)})
+        """It and these windows, of which the best of each moment counts."""
+        moments: dict[int, Window] = {}
+        for window in sorted([*self.windows, *windows], key=lambda window: window.ms):
+            moments.setdefault(int(window.at / MOMENT_S), window)
+        calm = self.calm or not all(window.beside_work for window in windows)
+        return self.model_copy(update={"windows": tuple(moments.values())[:BEST], "calm": calm})
 
 
 def window_of(samples_ms: Sequence[Sequence[float]], beside_work: bool) -> Window:
@@ -115,7 +122,8 @@ def window_of(samples_ms: Sequence[Sequence[float]], beside_work: bool) -> Windo
     quick = np.median(rows[level <= np.median(level)], axis=0)
     shape = quick / quick[0]
     scale = math.exp(np.log(shape).mean())
-    return Window(ms=np.percentile(level, QUICKEST) / scale, shape=tuple(shape.tolist()), beside_work=beside_work)
+    ms = float(np.percentile(level, QUICKEST)) / scale
+    return Window(ms=ms, shape=tuple(shape.tolist()), beside_work=beside_work, at=time.time())
 
 
 def identity_of(conditions: Conditions) -> str:
@@ -143,7 +151,7 @@ def kept(yardstick: Yardstick) -> Yardstick:
     with suppress(OSError), _locked(_path(yardstick.identity)) as path:
         others = known(yardstick.identity)
         if others is not None:
-            yardstick = yardstick.seen(*others.windows)
+            yardstick = others.seen(*yardstick.windows).model_copy(update={"calm": others.calm or yardstick.calm})
         if yardstick != others:
             write_atomically(path, yardstick.model_dump_json())
     return yardstick

@@ -66,8 +66,12 @@ class Evaluator:
         self._journal.repair()
 
     def latencies(self, arch: ArchConfig, strict: bool = False) -> tuple[Latency, ...]:
-        """Measured latency on each device, quickly as a search needs it or as carefully as what is published."""
-        return said_by(self.units, [self._latency(arch, device, strict) for device in self.devices])
+        """Latency on each device by `units`, as quickly as a search needs it or as carefully as what is published."""
+        return said_by(self.units, self.measured(arch, strict))
+
+    def measured(self, arch: ArchConfig, strict: bool = False) -> tuple[Latency, ...]:
+        """The same by the yardsticks that it was measured by."""
+        return tuple(self._latency(arch, device, strict) for device in self.devices)
 
     def seen_units(self) -> dict[str, Unit]:
         """The best yardstick of each device: of what was measured for this run, and as this machine knows it by now."""

@@ -46,8 +46,8 @@ class Forecast:
         """Share by which a prediction may well be off."""
         return WIDE * self._predictor.check.mape if self._predictor else 0.0
 
-    def predict_ms(self, archs: Sequence[ArchConfig], unit: Unit | None) -> np.ndarray | None:
-        """(n,) predicted medians by that unit; None while predictions are not good enough."""
+    def predict_ms(self, archs: Sequence[ArchConfig], unit: Unit | None = None) -> np.ndarray | None:
+        """(n,) predicted medians in milliseconds by that unit; None while predictions are not good enough."""
         due = max(self._copied, len(self._samples) // REFIT_EVERY * REFIT_EVERY)
         if due != self._fitted_to:
             self._fitted_to = due
@@ -92,17 +92,15 @@ class Forecasts:
     ) -> None:
         predictable = devices if settings.budget_stat == "median" else []
         self._forecasts = [Forecast(device, settings.space, folder, note) for device in predictable]
-        self.units: Units = {}
-        """By which it predicts."""
 
     @property
     def bands(self) -> np.ndarray:
         """(devices,) shares by which predictions may well be off."""
         return np.array([forecast.band for forecast in self._forecasts])
 
-    def predict_ms(self, archs: Sequence[ArchConfig]) -> np.ndarray | None:
-        """(n, devices) predicted medians in milliseconds; None unless they are good enough on every device."""
-        columns = [forecast.predict_ms(archs, self.units.get(forecast.device)) for forecast in self._forecasts]
+    def predict_ms(self, archs: Sequence[ArchConfig], units: Units) -> np.ndarray | None:
+        """(n, devices) predicted medians in milliseconds by `units`; None unless good enough on every device."""
+        columns = [forecast.predict_ms(archs, units.get(forecast.device)) for forecast in self._forecasts]
         known = [column for column in columns if column is not None]
         return np.column_stack(known) if known and len(known) == len(columns) else None
 

@@ -28,7 +28,7 @@ from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
-from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.latency import Device, Latency, Protocol, Steady
 from evit_nas.latency.predictor import Sample, Table, fit, merged
 from evit_nas.runs import Journal, write_atomically
 from evit_nas.searching.slices import Sliced, TooFew, slice_of, sliced_pool
@@ -150,7 +150,7 @@ class _Stopwatch:
     """Measures networks on the device, each once: the folder remembers what was measured for it."""
 
     def __init__(self, folder: Path, device: Device, settings: SearchSettings, watch: Watcher) -> None:
-        self.device, self._watch = device, watch
+        self.device, self._watch = Steady(device), watch
         self.samples: list[Sample] = Table(device.context(), settings.space).samples()
         """All that is known of the device's latencies."""
         self._journal = Journal(folder / "latencies.jsonl")

@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -24,7 +25,7 @@ from evit_nas.latency.yardstick import Units
 from evit_nas.searching.objectives import directions
 from evit_nas.searching.samplers import make, own_name
 from evit_nas.searching.storage import for_samplers
-from evit_nas.searching.units import restated
+from evit_nas.searching.units import after, restated
 
 TOGETHER = 4  # proposals in a round of the pool or of a sampler, if the settings say nothing else
 SCREENED = 16  # best candidates of a screening, measured before the next one
@@ -33,8 +34,9 @@ MAX_POOL_DRAWS = 50  # random draws for each place in the pool, in a space with 
 Pool = Sequence[tuple[ArchConfig, str]]
 """Architectures with where they come from."""
 
-Screening = Callable[[Sequence[FrozenTrial], int], list[ArchConfig]]
-"""From the trials before a round, and its number: the architectures that are worth a measurement; may be none."""
+Screening = Callable[[Sequence[FrozenTrial], int, Units], list[ArchConfig]]
+"""From the trials before a round, its number and its units: the architectures that are worth a measurement; may be
+none."""
 
 
 def pool_of(settings: SearchSettings) -> Pool:
@@ -57,6 +59,8 @@ class Round:
 
     study: optuna.Study
     proposals: list[tuple[optuna.Trial, ArchConfig]]
+    units: Units
+    """By which milliseconds are said while it is evaluated."""
 
     def finish(self, trial: optuna.Trial, values: Sequence[float] | None) -> FrozenTrial:
         """The trial as it goes on record; None is a failure, whose reason is among its attributes."""
@@ -70,8 +74,7 @@ class Rounds:
         settings: space, objectives, sampler and seed.
         pool: what is evaluated first.
         screening: proposes in the sampler's stead, as long as it finds something.
-        begin: told the number of a round that is about to be made; returns the units by which samplers are told the
-            trials before it.
+        units: by which milliseconds are said in the first round.
         ahead: how many rounds are proposed before the one before them is told: one where candidates are dear, so that
             workers can begin with it. They may or may not be there, the proposals are the same.
     """
@@ -82,10 +85,10 @@ class Rounds:
         pool: Pool,
         screening: Screening | None,
         ahead: int,
-        begin: Callable[[int], Units] = lambda number: {},
+        units: Units = MappingProxyType({}),
     ) -> None:
         self._settings, self._pool, self._screening, self._ahead = settings, pool, screening, ahead
-        self._begin = begin
+        self._units = units
         self._together = settings.together or TOGETHER
 
     def follow(self, record: optuna.Study, first: int, expect: Callable[[ArchConfig], None]) -> Iterator[Round]:
@@ -111,12 +114,12 @@ class Rounds:
         finished = [t for t in earlier if t.user_attrs["round"] < number - self._ahead and isinstance(t, FrozenTrial)]
         pending = earlier[len(finished) :]
         study = optuna.create_study(directions=directions(self._settings), sampler=optuna.samplers.RandomSampler())
-        units = self._begin(number)
+        units = after(finished, self._units)
         study.add_trials([restated(for_samplers(trial), units, self._settings) for trial in finished])
         study.add_trials([_placeholder(trial) for trial in pending])
         known = {trial.user_attrs["key"] for trial in earlier}
-        wanted = self._wanted(number, finished, known)
-        return Round(study, [self._ask(study, number, arch, origin) for arch, origin in wanted])
+        wanted = self._wanted(number, finished, known, units)
+        return Round(study, [self._ask(study, number, arch, origin) for arch, origin in wanted], units)
 
     def _ask(
         self, study: optuna.Study, number: int, arch: ArchConfig | None, origin: str
@@ -136,14 +139,14 @@ class Rounds:
         return trial, proposed
 
     def _wanted(
-        self, number: int, finished: Sequence[FrozenTrial], known: set[str]
+        self, number: int, finished: Sequence[FrozenTrial], known: set[str], units: Units
     ) -> Iterator[tuple[ArchConfig | None, str]]:
         """What the round holds; None leaves the choice to the sampler."""
         untried = [(arch, origin) for arch, origin in self._pool if arch.key not in known]
         if untried:
             yield from untried[: self._together]
             return
-        screened = self._screening(finished, number) if self._screening else []
+        screened = self._screening(finished, number, units) if self._screening else []
         if screened:
             yield from ((arch, "screening") for arch in screened)
         else:

@@ -17,7 +17,6 @@ import optuna
 
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Device, open_device
-from evit_nas.latency.yardstick import Units
 from evit_nas.runs import Run
 from evit_nas.searching.certify import certify
 from evit_nas.searching.evaluate import Evaluator
@@ -31,7 +30,7 @@ from evit_nas.searching.samplers import AUTO
 from evit_nas.searching.status import Watcher
 from evit_nas.searching.storage import for_dashboards, open_study
 from evit_nas.searching.trials import Trials
-from evit_nas.searching.units import adopt, units_of
+from evit_nas.searching.units import UNITS, adopt, plain_units, units_of
 
 if TYPE_CHECKING:
     from evit_nas.searching.parallel import Cluster
@@ -64,8 +63,9 @@ class Search:
             check_sizes(settings)
             check_sources(settings, self._run.path / "labels", self._watch.note)
             found = feasibility(evaluator, settings, self._watch.note)
-            adopt(record, evaluator.seen_units())
-            evaluator.units = units_of(record)
+            if not evaluator.units:  # a resumed search goes on by those that its last round was told by
+                adopt(record, evaluator.seen_units())
+                evaluator.units = units_of(record)
             if self._run.new:  # from here on there is something to go on with
                 self._watch.note(f"run folder: {self._run.path}")
             self._announce(found)
@@ -99,16 +99,9 @@ class Search:
         trials = Trials(self._settings, record, evaluator, judge, forecasts)
         on_record = {trial.number: trial for trial in record.get_trials(deepcopy=False)}
         first = max((trial.user_attrs["round"] for trial in on_record.values()), default=0)
-        forecasts.units = evaluator.units
-
-        def begin(number: int) -> Units:
-            if not (on_record and number == first) and adopt(record, evaluator.seen_units()):
-                evaluator.units = forecasts.units = units_of(record)
-                progress.restate()
-            return evaluator.units
-
         screened = trials.screened if judge.immediate and self._settings.sampler == AUTO else None
-        rounds = Rounds(self._settings, pool, screened, ahead=0 if judge.immediate else 1, begin=begin)
+        units = units_of(on_record[0]) if on_record else evaluator.units  # of its first trial
+        rounds = Rounds(self._settings, pool, screened, ahead=0 if judge.immediate else 1, units=units)
         for trial in on_record.values():
             if trial.user_attrs["round"] < first:
                 forecasts.learn(trial)
@@ -118,6 +111,10 @@ class Search:
             return
         self._end(record, "")
         for current in rounds.follow(record, first, judge.expect):
+            if current.units != evaluator.units:
+                evaluator.units = current.units
+                record.set_user_attr(UNITS, plain_units(current.units))
+                progress.restate()
             for asked, arch in current.proposals:
                 told = on_record.get(asked.number)
                 if told is None:

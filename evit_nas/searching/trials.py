@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import optuna
@@ -14,6 +15,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Interrupted, MeasurementError
 from evit_nas.latency import Latency
+from evit_nas.latency.yardstick import Units, said_by
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.forecast import Forecasts
 from evit_nas.searching.front import NEAR, numbers_of, points
@@ -55,25 +57,27 @@ class Trials:
             MeasurementError: the link to a device was lost.
             UsageError: a device or a node of the cluster refuses: it is set up in another way than before.
         """
+        trial.set_user_attr(UNITS, plain_units(self._evaluator.units))
         earlier = progress.known.by_key.get(arch.key)
         if earlier is not None:
             return _repeated(trial, earlier)
         try:
             _survive(self._record, arch)
-            predicted = self._forecasts.predict_ms([arch])
+            predicted = self._forecasts.predict_ms([arch], self._evaluator.units)
             memory_mb = self._evaluator.memory_mb(arch) if asked("memory", self._settings) else None
             energy_mj = self._evaluator.energy_mj(arch) if asked("energy", self._settings) else None
-            latencies: tuple[Latency, ...] = ()
+            measured: tuple[Latency, ...] = ()
             if predicted is None or trial.number % DOUBT_EVERY == 0:
-                latencies = self._evaluator.latencies(arch)
-                estimate = self._estimate(trial, arch, latencies[0].stat_ms(self._settings.budget_stat))
+                measured = self._evaluator.measured(arch)
+                [first, *_] = said_by(self._evaluator.units, measured)
+                estimate = self._estimate(trial, arch, first.stat_ms(self._settings.budget_stat))
             else:
                 estimate = self._estimate(trial, arch, float(predicted[0, 0]))
                 finished = not isinstance(estimate, Trained) or not estimate.unfinished
                 fastest_ms = (predicted[0] * (1 - self._forecasts.bands)).tolist()
                 hopeful = numbers_of(arch, estimate.value, fastest_ms, memory_mb, energy_mj)
                 if finished and self._may_reach_front(hopeful, progress):
-                    latencies = self._evaluator.latencies(arch)
+                    measured = self._evaluator.measured(arch)
         except (MeasurementError, RuntimeError, MemoryError) as error:
             if isinstance(error, MeasurementError) and error.kind == "lost link":
                 _alive(self._record)
@@ -84,13 +88,13 @@ class Trials:
             _alive(self._record)
             raise
         predicted_ms: list[float] | None = None if predicted is None else predicted[0].tolist()
-        trial.set_user_attr(UNITS, plain_units(self._evaluator.units))
         trial.set_user_attr("estimate", plain(estimate))
         trial.set_user_attr("predicted_ms", predicted_ms)
-        trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in latencies])
+        trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in measured])
         trial.set_user_attr("memory_mb", memory_mb)
         trial.set_user_attr("energy_mj", energy_mj)
-        best_known = [latency.stat_ms(self._settings.budget_stat) for latency in latencies] or predicted_ms or []
+        said = said_by(self._evaluator.units, measured)
+        best_known = [latency.stat_ms(self._settings.budget_stat) for latency in said] or predicted_ms or []
         numbers = numbers_of(arch, estimate.value, best_known, memory_mb, energy_mj)
         beyond = self._constraints(numbers)
         if isinstance(estimate, Trained):
@@ -105,18 +109,19 @@ class Trials:
             trial.set_user_attr("trained", estimate.model_dump(mode="json"))
         return estimate
 
-    def screened(self, earlier: Sequence[FrozenTrial], number: int) -> list[ArchConfig]:
+    def screened(self, earlier: Sequence[FrozenTrial], number: int, units: Units) -> list[ArchConfig]:
         """New architectures of the front that predictions promise; none while a number that counts is not predicted."""
         rng = random.Random(f"{self._settings.seed} {number}")
         if asked("memory", self._settings) or asked("energy", self._settings):
             return []
-        if self._forecasts.predict_ms([self._settings.space.smallest()]) is None:
+        if self._forecasts.predict_ms([self._settings.space.smallest()], units) is None:
             return []
-        return screen(self._settings.space, [trial.params for trial in earlier], self._look, SCREENED, rng)
+        look = partial(self._look, units=units)
+        return screen(self._settings.space, [trial.params for trial in earlier], look, SCREENED, rng)
 
-    def _look(self, archs: Sequence[ArchConfig]) -> tuple[np.ndarray, np.ndarray]:
+    def _look(self, archs: Sequence[ArchConfig], units: Units) -> tuple[np.ndarray, np.ndarray]:
         """(n, m) losses, and (n,) how far the furthest limit is missed; all predicted."""
-        predicted = self._forecasts.predict_ms(archs)
+        predicted = self._forecasts.predict_ms(archs, units)
         assert predicted is not None
         triples = zip(archs, self._judge.values(archs).tolist(), predicted.tolist(), strict=True)
         found = [numbers_of(arch, score, latencies_ms, None, None) for arch, score, latencies_ms in triples]

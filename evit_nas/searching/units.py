@@ -9,12 +9,13 @@ order, but a candidate may come into the budget.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from evit_nas.config import SearchSettings
-from evit_nas.latency import Unit
+from evit_nas.latency import Latency, Unit
 from evit_nas.latency.yardstick import Units
 from evit_nas.searching.objectives import latency_names, metric_names
 from evit_nas.searching.storage import NAMELESS
@@ -39,6 +40,17 @@ def adopt(record: optuna.Study, seen: Units) -> bool:
     if better:
         record.set_user_attr(UNITS, plain_units({**before, **better}))
     return bool(better)
+
+
+def after(trials: Iterable[FrozenTrial], first: Units) -> dict[str, Unit]:
+    """The units after these trials, in their order: a better one that was met is taken from there on."""
+    units = dict(first)
+    for trial in trials:
+        for latency in map(Latency.model_validate, trial.user_attrs.get("latencies") or ()):
+            device = latency.conditions.device
+            if latency.unit and device in units and latency.unit.improves(units[device]):
+                units[device] = latency.unit
+    return units
 
 
 def factors(trial: FrozenTrial, now: Units, settings: SearchSettings) -> dict[str, float]:

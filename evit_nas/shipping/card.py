@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from evit_nas.console import millions
+from evit_nas.latency import Latency
 from evit_nas.shipping.shipped import FP32, INT8, PREDICT, Graph, Shipped
 from evit_nas.stats import binomial_error
 from evit_nas.training.recipe import Recipe
@@ -72,16 +73,20 @@ def _figures(shipped: Shipped) -> str:
     lines = [
         "\n".join(rows),
         f"Accuracy on {shipped.images:,} validation images of {trained.data_name}, ± the standard error that so many "
-        f"images leave. Latency is the median of one inference on {latency.machine} ({latency.conditions}; "
-        f"{latency.runtime}), ± its standard error.",
+        f"images leave. Latency is the median of one inference on {latency.machine} when it is quiet "
+        f"({latency.conditions}; {latency.runtime}), ± its uncertainty{_as_it_was(latency)}.",
     ]
     if shipped.int8_refusal:
         lines.append(f"There is no 8-bit file: {shipped.int8_refusal.removesuffix('.')}.")
     if noise := {graph.latency.noise for graph in (shipped.fp32, shipped.int8) if graph} - {""}:
-        lines.append(
-            f"The machine was not quiet ({'; '.join(sorted(noise))}): ratios hold, milliseconds are estimates."
-        )
+        lines.append(f"Latencies are estimates: {'; '.join(sorted(noise))}.")
     return "## Figures\n\n" + "\n\n".join(lines)
+
+
+def _as_it_was(latency: Latency) -> str:
+    if latency.wall_ms is None:
+        return ""
+    return f"; by the wall clock, as the machine was, it took {latency.wall_ms:.2f} ms (p90 {latency.wall_p90_ms:.2f})"
 
 
 def _row(name: str, graph: Graph, file: str, images: int) -> str:

@@ -16,7 +16,7 @@ from evit_nas.data.images import Source
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.exporting import TOLERANCE, open_onnx
-from evit_nas.latency import STRICT, open_device
+from evit_nas.latency import STRICT, Steady, open_device
 from evit_nas.network.cost import cost
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.runs import installed_versions
@@ -90,7 +90,7 @@ def ship(
         if skipped:
             note(f"{source.name}: skipped {len(skipped)} unreadable of these images: {_some(skipped)}")
         note(f"measuring {' and '.join(path.name for path in paths)} on {conditions}")
-        with open_device(conditions) as device:
+        with Steady(open_device(conditions)) as device:
             graphs = {
                 path.name: Graph(
                     top1=found.top1s[path.name],

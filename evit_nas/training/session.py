@@ -87,11 +87,11 @@ class Outcome:
         What cannot be measured is left out.
         """
         from evit_nas.config import Conditions
-        from evit_nas.latency import Protocol, open_device
+        from evit_nas.latency import Protocol, Steady, open_device
 
         known = {settings.arch: shipped.fp32.latency.median_ms for settings, shipped in self.shipped.items()}
         if rest := [settings.arch for settings in self.trained if settings.arch not in known]:
-            with suppress(MeasurementError), open_device(Conditions()) as device:
+            with suppress(MeasurementError), Steady(open_device(Conditions())) as device:
                 for arch in dict.fromkeys(rest):
                     known[arch] = device.measure(arch, Protocol())[0].median_ms
         return known
