@@ -87,7 +87,7 @@ def duel(device: Device) -> list[Finding]:
         Finding("canary against itself", f"ratio {latency.ratio:.3f}", off <= GOOD_DUEL, fatal=off > MAX_DUEL),
         Finding(
             f"canary, {latency.canary_ms:.2f} ms when quiet",
-            f"{latency.noise}: milliseconds are estimates" if latency.noisy else "as when quiet",
+            f"{latency.doubts}: an estimate" if latency.noisy else "as when quiet",
             not latency.noisy,
         ),
     ]

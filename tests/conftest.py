@@ -26,11 +26,11 @@ settings.load_profile("evit_nas")
 def _a_yardstick(conditions: str) -> "Yardstick":
     """As a device has it that was used before: learning one takes half a minute."""
     from evit_nas.config import Conditions
-    from evit_nas.latency.yardstick import MOMENT_S, Window, Yardstick, identity_of
+    from evit_nas.latency.yardstick import MOMENT_S, TRIED, Window, Yardstick, identity_of
 
     identity = identity_of(Conditions.model_validate_json(conditions))
     windows = [Window(ms=2.0, shape=(1, 3, 6), beside_work=False, at=MOMENT_S * number) for number in range(3)]
-    return Yardstick(identity=identity, windows=windows)
+    return Yardstick(identity=identity, windows=windows, calm=True, moments=TRIED)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from evit_nas.latency.yardstick import (
     BESIDE_WORK,
     BEST,
     MOMENT_S,
-    STANDS,
+    TRIED,
     UNTRIED,
     WINDOW,
     Window,
@@ -40,8 +40,10 @@ def window(ms, *, shape=SHAPE, beside_work=False, at=None):
     return Window(ms=ms, shape=shape, beside_work=beside_work, at=next(moments) if at is None else at)
 
 
-def of(*windows, identity="here"):
-    return Yardstick(identity=identity, windows=windows)
+def of(*windows, identity="here", moments=TRIED):
+    """Of a device that has been measured for long."""
+    calm = not all(window.beside_work for window in windows)
+    return Yardstick(identity=identity, windows=windows, calm=calm, moments=moments)
 
 
 def rows(slowdowns, ms=2.0, shape=SHAPE):
@@ -84,28 +86,23 @@ class TestYardstick:
     def test_is_uncertain_by_half_of_what_they_differ_by(self):
         assert of(window(2.0), window(2.02), window(2.1)).rel_error == pytest.approx(0.025)
 
-    @pytest.mark.parametrize("count", range(1, BEST))
-    def test_does_not_stand_on_fewer(self, count):
-        found = of(*[window(2.0)] * count)
-        assert found.rel_error == UNTRIED
-        assert not found.stands
+    def test_is_worth_as_much_as_there_were_moments(self):
+        found = Yardstick.first("here", window(2.0, at=1000.0))
+        assert (found.moments, found.rel_error) == (1, UNTRIED)
+        for second in range(1001, 1001 + int((TRIED - 1) * MOMENT_S)):
+            assert found.rel_error == UNTRIED
+            found = found.seen(window(2.0 + second / 1e6, at=float(second)))
+        assert found.moments == TRIED
+        assert found.rel_error < 0.001
 
-    def test_stands_once_they_agree(self):
-        assert of(window(2.0), window(2.01), window(2.0 * (1 + 1.9 * STANDS))).stands
-        assert not of(window(2.0), window(2.01), window(2.0 * (1 + 2.1 * STANDS))).stands
-
-    def test_does_not_stand_if_other_processes_worked_during_all_of_them(self):
-        beside = [window(2.0 + step / 1000, beside_work=True) for step in range(BEST)]
-        assert of(*beside).rel_error == BESIDE_WORK
-        assert of(*beside[1:], window(2.0)).stands
-
-    def test_learnt_beside_other_work_stands_once_quiet_moments_were_no_better(self):
+    def test_learnt_beside_other_work_is_uncertain_until_quiet_moments_were_no_better(self):
         beside = of(*[window(2.0 + step / 1000, beside_work=True) for step in range(BEST)])
+        assert beside.rel_error == BESIDE_WORK
         quiet = beside.seen(window(2.5))
         assert quiet.windows == beside.windows
-        assert quiet.stands
+        assert quiet.rel_error < 0.001
         kept(quiet)
-        assert kept(beside).stands  # what another process tells later takes nothing back
+        assert kept(beside).rel_error < 0.001  # what another process tells later takes nothing back
 
     @pytest.mark.parametrize("seed", range(5))
     def test_gets_better_and_never_worse_whatever_comes(self, seed):
@@ -220,6 +217,12 @@ class TestUnits:
         assert not Unit(1.99, 0.0).improves(Unit(2.0, 0.0))
         assert not Unit(1.9, 0.06).improves(Unit(2.0, 0.0))
         assert not Unit(2.1, 0.0).improves(Unit(2.0, 0.5))
+
+    def test_one_that_is_half_as_uncertain_supersedes_its_equal(self):
+        assert Unit(2.0, 0.04).supersedes(Unit(2.0, 0.08))
+        assert not Unit(2.0, 0.05).supersedes(Unit(2.0, 0.08))
+        assert not Unit(2.01, 0.0).supersedes(Unit(2.0, 0.08))
+        assert Unit(1.9, 0.01).supersedes(Unit(2.0, 0.01))
 
     def test_the_best_of_each_device_is_taken(self):
         one, two = (Conditions(device=name) for name in ("fake", "fake:2"))

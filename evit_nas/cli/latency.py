@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,8 +82,20 @@ def measure(
                     row["memory_mb"] = peak_memory_mb(subjects[row["network"]], conditions)
     if rows:
         _print_measured(_by_one_yardstick(rows), format_)
+        _tell_better(networks or ())
     if failed:
         raise EvitNasError(f"not measured: {', '.join(failed)}; see above for the reason.")
+
+
+def _tell_better(networks: Sequence[str]) -> None:
+    """Says so where a network's front was certified by a yardstick that is not the best any more."""
+    from evit_nas.runs import Run
+    from evit_nas.searching.record import better_since
+
+    parents = [parent for text in networks for parent in Path(text).parents if (parent / "front").is_dir()]
+    for parent in dict.fromkeys(parents):
+        if (parent / "run.yaml").is_file() and (said := better_since(Run.open(parent))):
+            say(said)
 
 
 def _by_one_yardstick(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -362,7 +362,7 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
     targets = run.settings.targets
     several = len(targets) > 1
     columns = [f"{target.device} ms" if several else "ms" for target in targets]
-    further = [stat] if stat == "p90" else []
+    further: list[str] = [stat] if stat == "p90" else []
     further += ["typical"] if all(c.latency.wall_ms for c in shown) else []
     further = [] if several else further
     memory, energy = (any(getattr(c, name) for c in shown) for name in ("memory_mb", "energy_mj"))

@@ -25,6 +25,9 @@ from evit_nas.yamlio import validate
 _log = logging.getLogger(__name__)
 
 
+UNCERTAIN = 0.09  # a yardstick that was never seen without other work beside it
+
+
 class Unit(NamedTuple):
     """A yardstick as figures are said by it: the smallest canary's quiet milliseconds, and how uncertain they are."""
 
@@ -34,6 +37,10 @@ class Unit(NamedTuple):
     def improves(self, before: Unit) -> bool:
         """Whether it is better than the one before by more than it is uncertain, or by a percent."""
         return self.ms < before.ms * (1 - max(self.rel_error, 0.01))
+
+    def supersedes(self, before: Unit) -> bool:
+        """The same, or whether it is no worse and half as uncertain."""
+        return self.improves(before) or (self.ms <= before.ms and self.rel_error <= before.rel_error / 2)
 
 
 class Latency(BaseModel):
@@ -78,7 +85,7 @@ class Latency(BaseModel):
     machine: str
     """Processor or GPU the figure belongs to."""
     noise: str = ""
-    """Why a figure is only an estimate; empty if it is none."""
+    """Why the ratio is only an estimate; empty if it is none. See `doubts`."""
 
     def __str__(self) -> str:
         mark = " (noisy)" if self.noisy else ""
@@ -86,8 +93,16 @@ class Latency(BaseModel):
 
     @property
     def noisy(self) -> bool:
-        """Whether one of the two uncertainties is not to be trusted, or is large: `noise` says which, and why."""
-        return bool(self.noise)
+        """Whether one of the two uncertainties is not to be trusted: `doubts` says which, and why."""
+        return bool(self.doubts)
+
+    @property
+    def doubts(self) -> str:
+        """Why the figure is only an estimate; empty if it is none."""
+        unknown = self.canary_error is not None and self.canary_error > UNCERTAIN
+        beside = "other programs have been busy whenever this device was measured"
+        reasons = [self.noise, f"all milliseconds may be {self.canary_error:.0%} too many: {beside}" if unknown else ""]
+        return "; ".join(filter(None, reasons))
 
     @property
     def ms_error(self) -> float:
@@ -130,7 +145,7 @@ def about_ms(latencies: Iterable[Latency]) -> str:
             f"ms: on the quiet machine; ± is for comparisons, and all of them together may be off by {error:.1%}; "
             "typical: by the wall clock, as the machine was"
         )
-    if reasons := sorted({latency.noise for latency in shown if latency.noisy}, key=len):
+    if reasons := sorted({latency.doubts for latency in shown if latency.noisy}, key=len):
         lines.append(f"* an estimate: {reasons[0]}")
     return "\n".join(lines)
 

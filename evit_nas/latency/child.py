@@ -54,9 +54,8 @@ MAX_DUEL = 0.05  # the canary measured against itself: beyond it, nothing measur
 MAX_FOREIGN_CORES = 0.5  # busy with other processes, where their time is counted too
 MAX_VISIT_SPREAD = 0.05  # two visits further apart call for a third
 SLOW_FACTOR = 1.5  # a canary's median over its quiet time beyond which even ratios are not to be trusted
-UNCERTAIN = 0.05  # the yardstick
 SESSIONS = 3  # of each canary
-LEARNING_S = 30.0  # spent at most on the canaries alone when a device is used for the first time
+LEARNING_S = 30.0  # spent on the canaries alone when a device is used for the first time
 DUEL = Protocol(min_rounds=12, max_rounds=12)
 
 
@@ -130,13 +129,11 @@ class Bench:
             return None
 
     def _noise(self, slowdown: float, foreign_cores: float | None) -> str:
-        """Why the ratio or the milliseconds are only an estimate; empty if they are none."""
+        """Why the ratio is only an estimate; empty if it is none."""
         reasons = []
         slowdown *= self._unit_ms / self._yardstick.ms
         if slowdown > SLOW_FACTOR:
             reasons.append(f"the canaries ran {slowdown:.2f} times as long as when quiet")
-        if (error := self._yardstick.rel_error) > UNCERTAIN:
-            reasons.append(f"all milliseconds may be {error:.0%} too many: no quiet moment has been seen yet")
         if self._clock != "cpu" and foreign_cores is not None and foreign_cores > MAX_FOREIGN_CORES:
             reasons.append(f"other processes kept {foreign_cores:.1f} cores busy")
         if abs(self._duel - 1) > MAX_DUEL:
@@ -144,16 +141,16 @@ class Bench:
         return "; ".join(reasons)
 
     def _learned(self, loaded: list[list[Network]], identity: str) -> Yardstick:
-        """The yardstick as it is known; at the first use from samples of the canaries alone, until it stands."""
+        """The yardstick as it is known; at the first use from samples of the canaries alone."""
         yardstick = known(identity)
         if yardstick is not None:
             return yardstick
         run_ns = [min(self._stopwatch(run, 3) for run in sessions) for sessions in loaded]  # about
         end = time.monotonic() + LEARNING_S
-        while yardstick is None or not (yardstick.stands or time.monotonic() > end):
-            window = self._window(loaded, run_ns)
-            yardstick = kept(yardstick.seen(window) if yardstick else Yardstick(identity=identity, windows=(window,)))
-        return yardstick
+        yardstick = Yardstick.first(identity, self._window(loaded, run_ns))
+        while time.monotonic() < end:
+            yardstick = yardstick.seen(self._window(loaded, run_ns))
+        return kept(yardstick)
 
     def _window(self, loaded: list[list[Network]], run_ns: list[float]) -> Window:
         """A window of nothing but canaries, whose sessions take turns."""

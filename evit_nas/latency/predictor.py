@@ -228,8 +228,8 @@ class Table:
         self._journal = Journal(cache_folder() / f"latency-{self.digest}.jsonl")
 
     def add(self, arch: ArchConfig, latency: Latency) -> None:
-        """Keeps one more measurement, unless the machine was noisy; without a cache folder it is forgotten."""
-        if latency.noisy:
+        """Keeps one more measurement, unless its ratio is an estimate only; without a cache folder it is forgotten."""
+        if latency.noise:
             return
         with contextlib.suppress(OSError):
             self._append([Sample.of(arch, latency)])

@@ -3,9 +3,9 @@
 Ratios to a canary of about the same size repeat on a loaded machine, absolute times do not; and no machine says which
 of its moments are quiet. So canary samples fall into windows of a few, a window stands for what its quickest samples
 say, and the yardstick is the mean of the best windows that were ever seen, at most one of each five seconds: what a
-neighbour takes, it takes for a while. It stands once these agree. Every measurement of every process adds its windows,
-so it changes in one direction only, and by ever less; it is kept for a processor, a runtime and conditions in the
-user's cache folder.
+neighbour takes, it takes for a while. The more moments there were, the more it is worth. Every measurement of every
+process adds its windows, so it changes in one direction only, and by ever less; it is kept for a processor, a runtime
+and conditions in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ WINDOW = 12  # samples: a second or less, short enough to be quiet as a whole no
 QUICKEST = 10  # percentile of a window that stands for it: of a dozen the second, so that one freak sample is none
 MOMENT_S = 5.0
 BEST = 3  # moments whose mean is the yardstick
-STANDS = 0.015  # uncertainty at which it is learnt no longer before the first measurement
-UNTRIED = 0.1  # uncertainty as long as there are fewer moments than that
+TRIED = 24  # moments, two minutes of measuring, ...
+UNTRIED = 0.08  # ... below which the quietest may be yet to come: the uncertainty, benchmarks/results/first_use.md
 BESIDE_WORK = 0.1  # the same as long as other processes have kept a core busy all the time
 BUSY_CORES = 0.25
 
@@ -66,6 +66,11 @@ class Window(BaseModel):
     at: float
     """When it was seen, in seconds since 1970."""
 
+    @property
+    def moment(self) -> int:
+        """Number of the moment it belongs to."""
+        return int(self.at / MOMENT_S)
+
 
 class Yardstick(BaseModel):
     """The best windows, best first."""
@@ -77,6 +82,15 @@ class Yardstick(BaseModel):
     windows: Annotated[tuple[Window, ...], Field(min_length=1)]
     calm: bool = False
     """Whether one was ever seen, best or not, while no other process kept a core busy."""
+    moments: int = 1
+    """How many were seen."""
+    latest: int = 0
+    """Number of the last of them."""
+
+    @classmethod
+    def first(cls, identity: str, window: Window) -> Yardstick:
+        """Of a device that has never been used."""
+        return cls(identity=identity, windows=(window,), calm=not window.beside_work, latest=window.moment)
 
     @property
     def ms(self) -> float:
@@ -94,22 +108,25 @@ class Yardstick(BaseModel):
         apart = self.windows[-1].ms / self.windows[0].ms - 1
         return max(
             apart / 2,
-            UNTRIED if len(self.windows) < BEST else 0.0,
-            0.0 if self.calm or not all(window.beside_work for window in self.windows) else BESIDE_WORK,
+            UNTRIED if self.moments < TRIED else 0.0,
+            0.0 if self.calm else BESIDE_WORK,
         )
-
-    @property
-    def stands(self) -> bool:
-        """Whether it is known well enough to measure by."""
-        return self.rel_error <= STANDS
 
     def seen(self, *windows: Window) -> Yardstick:
         """It and these windows, of which the best of each moment counts."""
         moments: dict[int, Window] = {}
         for window in sorted([*self.windows, *windows], key=lambda window: window.ms):
-            moments.setdefault(int(window.at / MOMENT_S), window)
+            moments.setdefault(window.moment, window)
+        new = {window.moment for window in windows if window.moment > self.latest}
         calm = self.calm or not all(window.beside_work for window in windows)
-        return self.model_copy(update={"windows": tuple(moments.values())[:BEST], "calm": calm})
+        return self.model_copy(
+            update={
+                "windows": tuple(moments.values())[:BEST],
+                "calm": calm,
+                "moments": self.moments + len(new),
+                "latest": max(new, default=self.latest),
+            }
+        )
 
 
 def window_of(samples_ms: Sequence[Sequence[float]], beside_work: bool) -> Window:
@@ -151,7 +168,9 @@ def kept(yardstick: Yardstick) -> Yardstick:
     with suppress(OSError), _locked(_path(yardstick.identity)) as path:
         others = known(yardstick.identity)
         if others is not None:
-            yardstick = others.seen(*yardstick.windows).model_copy(update={"calm": others.calm or yardstick.calm})
+            own = yardstick.model_dump(include={"calm", "moments", "latest"})
+            most = {name: max(value, getattr(others, name)) for name, value in own.items()}
+            yardstick = others.seen(*yardstick.windows).model_copy(update=most)
         if yardstick != others:
             write_atomically(path, yardstick.model_dump_json())
     return yardstick

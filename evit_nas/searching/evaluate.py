@@ -79,7 +79,7 @@ class Evaluator:
 
     def _note_unit(self, latency: Latency) -> None:
         before = self._quickest.get(latency.conditions.device)
-        if before is None or latency.canary_ms < before.canary_ms:
+        if latency.unit and (before is None or before.unit is None or latency.unit < before.unit):
             self._quickest[latency.conditions.device] = latency
 
     def _latency(self, arch: ArchConfig, device: Device, strict: bool) -> Latency:

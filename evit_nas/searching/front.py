@@ -156,7 +156,7 @@ def score_text(member: Candidate) -> str:
 
 
 def _provenance(latency: Latency) -> list[str]:
-    noise = f"; noisy: {latency.noise}" if latency.noisy else ""
+    noise = f"; an estimate: {latency.doubts}" if latency.noisy else ""
     typical = f"; {latency.wall_ms:.2f} ms (p90 {latency.wall_p90_ms:.2f}) as it was" if latency.wall_ms else ""
     yardstick = f" ± {latency.canary_error:.1%}" if latency.canary_error is not None else ""
     return [

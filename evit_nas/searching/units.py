@@ -36,7 +36,7 @@ def plain_units(units: Units) -> dict[str, list[float]]:
 def adopt(record: optuna.Study, seen: Units) -> bool:
     """Takes the units that are better than those on record by more than they are uncertain; whether there was one."""
     before = units_of(record)
-    better = {device: unit for device, unit in seen.items() if device not in before or unit.improves(before[device])}
+    better = {device: unit for device, unit in seen.items() if device not in before or unit.supersedes(before[device])}
     if better:
         record.set_user_attr(UNITS, plain_units({**before, **better}))
     return bool(better)
@@ -48,7 +48,7 @@ def after(trials: Iterable[FrozenTrial], first: Units) -> dict[str, Unit]:
     for trial in trials:
         for latency in map(Latency.model_validate, trial.user_attrs.get("latencies") or ()):
             device = latency.conditions.device
-            if latency.unit and device in units and latency.unit.improves(units[device]):
+            if latency.unit and device in units and latency.unit.supersedes(units[device]):
                 units[device] = latency.unit
     return units
 

@@ -78,7 +78,7 @@ def _figures(shipped: Shipped) -> str:
     ]
     if shipped.int8_refusal:
         lines.append(f"There is no 8-bit file: {shipped.int8_refusal.removesuffix('.')}.")
-    if noise := {graph.latency.noise for graph in (shipped.fp32, shipped.int8) if graph} - {""}:
+    if noise := {graph.latency.doubts for graph in (shipped.fp32, shipped.int8) if graph} - {""}:
         lines.append(f"Latencies are estimates: {'; '.join(sorted(noise))}.")
     return "## Figures\n\n" + "\n\n".join(lines)
 
