@@ -136,8 +136,11 @@ def open_onnx(path: Path) -> Any:
     import onnxruntime as ort
     import torch
 
+    from evit_nas.latency.onnx_backend import EXACT_8_BITS
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry(*EXACT_8_BITS)
     options.log_severity_level = 3
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

@@ -514,7 +514,7 @@ def test_a_check_marks_noisy_figures(run, moody):
     moody(noise="the canaries ran 2.00 times as long as when quiet")
     shown = run("latency", "check", *space, "--networks", "3")
     assert shown.out.count("*") == 3
-    assert "* the machine was not quiet" in shown.err
+    assert "* an estimate" in shown.err
     rows = json.loads(run("latency", "check", *space, "--networks", "3", "--format", "json").out)
     assert all(row["noisy"] for row in rows)
 

@@ -19,7 +19,7 @@ from evit_nas.network.model import (
 )
 from tests.networks import VARIANTS, lively_network, relative_error, tiny_arch
 
-TOLERANCE = 1e-5  # relative to the largest logit
+TOLERANCE = 3e-5  # relative to the largest logit; on AVX2 1.1e-5 has been seen
 
 
 def images(arch: ArchConfig, count: int = 2) -> torch.Tensor:

@@ -208,9 +208,10 @@ class TestConditions:
 
 
 def test_a_latency_reads_with_its_spread_and_its_doubt():
-    assert str(latency_of(4.3149)) == "4.31 ms ± 1.0%"
-    assert str(latency_of(4.3149, rel_error=0.0)) == "4.31 ms ± 0.1%"  # no measurement is exact
-    assert str(latency_of(4.3149, noise="others were busy")) == "4.31 ms ± 1.0% (noisy)"
+    assert str(latency_of(4.3149)) == "4.31 ms ± 1.1%"
+    assert str(latency_of(4.3149, rel_error=0.0)) == "4.31 ms ± 0.5%"  # the yardstick's
+    assert str(latency_of(4.3149, rel_error=0.0, canary_error=0.0)) == "4.31 ms ± 0.1%"  # no measurement is exact
+    assert str(latency_of(4.3149, noise="others were busy")) == "4.31 ms ± 1.1% (noisy)"
     assert latency_of(4.0).stat_ms("median") == 4.0
     assert latency_of(4.0).stat_ms("p90") == 4.4
 
@@ -560,7 +561,7 @@ class TestDoctor:
         noisy = latency_of(2.0, noise="the canaries ran 2.00 times as long as when quiet")
         monkeypatch.setattr(FakeDevice, "measure", lambda *args: (noisy, {}))
         canary = self.findings()["canary, 2.00 ms when quiet"]
-        assert canary.result == f"{noisy.noise}: milliseconds are estimates"
+        assert canary.result == f"{noisy.noise}: an estimate"
         assert canary.ok is False
 
     def test_calls_a_device_that_cannot_measure_unfit(self, monkeypatch):

@@ -455,7 +455,7 @@ def test_a_front_of_one_member_is_best_knee_and_fastest(unfinished, monkeypatch)
 def test_several_devices_have_a_chart_and_columns_each(two_devices):
     page, front = page_of(two_devices), find(two_devices).front.members
     assert "within 1.2 ms on fake and 1.8 ms on fake:2" in text(page)
-    assert "fake ms spread fake:2 ms spread score" in text(page)
+    assert "fake ms spread typical ms fake:2 ms spread typical ms score" in text(page)
     for index, budget_ms in enumerate((1.2, 1.8)):
         assert xs(series(two_devices, f"pareto-{index}")["front"]) == [m.latencies[index].median_ms for m in front]
         assert [rule.x for rule in figures(find(two_devices))[f"pareto-{index}"].rules] == [budget_ms]

@@ -548,7 +548,7 @@ def proposed(run: Run) -> set[str]:
 
 
 def test_auto_screens_what_is_predicted_and_a_sampler_that_is_asked_for_proposes_itself(new_run, monkeypatch):
-    def in_proportion_to_macs(_, archs):
+    def in_proportion_to_macs(_, archs, unit):
         return np.array([cost(arch).macs / 1e6 for arch in archs])
 
     monkeypatch.setattr(forecast.Forecast, "predict_ms", in_proportion_to_macs)
@@ -565,7 +565,9 @@ def test_nothing_is_screened_while_a_number_is_asked_for_that_is_not_predicted(n
     from evit_nas.latency import memory
 
     monkeypatch.setattr(memory, "peak_memory_mb", lambda arch, conditions: cost(arch).params / 1e4)
-    monkeypatch.setattr(forecast.Forecast, "predict_ms", lambda _, archs: np.array([cost(a).macs / 1e6 for a in archs]))
+    monkeypatch.setattr(
+        forecast.Forecast, "predict_ms", lambda _, archs, unit: np.array([cost(a).macs / 1e6 for a in archs])
+    )
     run = new_run(accuracy={"method": "table"}, trials=16, **more)
     Search(run, Silent()).run()
     assert "screening" not in proposed(run)

@@ -69,7 +69,7 @@ def test_measure(at, networks):
         text = at(width, "measure", *NETWORKS, "m0", "--device", "fake", "--quick")
         assert widest(text) <= max(width or 200, len(f"network  {NETWORKS[-1]}"))
         assert all(any(name in line for line in text.splitlines()) for name in NETWORKS)
-        assert ("no room for p90 ms, ratio" in text) is (width == 80)
+        assert ("no room for p90 ms, typ p90" in text) is (width == 80)
         assert text.count("──") == 0 if width == 60 else all(f" {name} " in text for name in NETWORKS)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evit_nas.latency.profile import Profile
 
 LONGEST_HEADER = 12
-SPARE = ("p90 ms", "peak MB", "mJ", "typical p90 ms", "ratio", "published", "typical ms", "spread")  # of a measurement
+SPARE = ("p90 ms", "peak MB", "mJ", "typ p90", "ratio", "published", "typical", "spread")  # of a measurement
 UNRELIABLE = "latency cannot be measured here reliably"
 
 
@@ -175,8 +175,8 @@ def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
         "spread",
         "p90 ms",
         "ratio",
-        "typical ms",
-        "typical p90 ms",
+        "typical",
+        "typ p90",
         *(titles[name] for name in titles if shown[name]),
     ]
     machine = rows[0]["latency"]

@@ -31,6 +31,7 @@ from evit_nas.latency import Device, Latency, Protocol, Subject
 from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.subjects import encoded, resolved
+from evit_nas.latency.yardstick import identity_of, known
 
 WAIT_S = 1.0
 TOLD_AFTER_S = 30.0  # a network takes half a second, one with strict measurements some
@@ -102,6 +103,9 @@ class LocalDevice(Device):
         raise MeasurementError(f"the measuring process died with exit status {status}: {last_line(words)}", kind)
 
     def _start(self) -> subprocess.Popen[str]:
+        if known(identity_of(self.conditions)) is None:
+            device = self.conditions.device
+            logger.warning("first use of %s here: half a minute to learn how fast it is when quiet", device)
         self._stderr.seek(0)
         self._stderr.truncate()
         return subprocess.Popen(

@@ -92,6 +92,7 @@ def _run_graph(path: str, conditions: dict[str, Any]) -> None:
     options = ort.SessionOptions()
     options.intra_op_num_threads = conditions["threads"]
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     for name, value in conditions["entries"].items():
         options.add_session_config_entry(name, value)

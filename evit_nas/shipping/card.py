@@ -76,6 +76,11 @@ def _figures(shipped: Shipped) -> str:
         f"images leave. Latency is the median of one inference on {latency.machine} when it is quiet "
         f"({latency.conditions}; {latency.runtime}), ± its uncertainty{_as_it_was(latency)}.",
     ]
+    if shipped.int8 and not shipped.int8_refusal:
+        lines.append(
+            f"Open {INT8} with the session entry `session.x64quantprecision` set to `1`, as `{PREDICT}` does: on "
+            "processors without VNNI it computes something else without."
+        )
     if shipped.int8_refusal:
         lines.append(f"There is no 8-bit file: {shipped.int8_refusal.removesuffix('.')}.")
     if noise := {graph.latency.doubts for graph in (shipped.fp32, shipped.int8) if graph} - {""}:

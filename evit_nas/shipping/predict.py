@@ -63,6 +63,7 @@ def opened(path: Path, threads: int) -> Any:
     """The network in `path`, after a first inference, which takes longer."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.x64quantprecision", "1")  # or 8 bits saturate on processors without VNNI
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     session.run(None, {"input": np.zeros(session.get_inputs()[0].shape, np.float32)})
     return session
