@@ -23,6 +23,7 @@ from evit_nas.latency import (
     STRICT,
     Latency,
     Protocol,
+    Steady,
     TimmModel,
     child,
     machine,
@@ -31,7 +32,7 @@ from evit_nas.latency import (
 )
 from evit_nas.latency.local import LocalDevice
 from evit_nas.latency.runtimes import RUNTIMES, Runtime
-from evit_nas.latency.yardstick import CANARIES
+from evit_nas.latency.yardstick import CANARIES, Window, Yardstick, kept
 from evit_nas.network.cost import cost
 from evit_nas.network.onnx_graph import build_onnx
 from tests.fakes import FakeDevice, latency_of
@@ -207,6 +208,20 @@ class TestConditions:
         assert str(conditions) == "cpu:2, 2 threads, batch 4, fp32, a=1, b=2"
 
 
+def test_a_steady_device_says_all_figures_by_the_yardstick_of_the_first():
+    class Settling(FakeDevice):
+        found = iter([latency_of(6.0), latency_of(5.4, canary_ms=1.8), latency_of(3.0)])
+
+        def measure(self, subject, protocol):
+            return next(self.found), {}
+
+    device = Steady(Settling(Conditions(device="fake")))
+    figures = [device.measure(SMALL, QUICK)[0] for _ in range(3)]
+    assert [(one.median_ms, one.canary_ms) for one in figures] == [(6, 2), (pytest.approx(6), 2), (3, 2)]
+    assert device.conditions == Conditions(device="fake")
+    assert device.context()["processor"] == "imaginary"
+
+
 def test_a_latency_reads_with_its_spread_and_its_doubt():
     assert str(latency_of(4.3149)) == "4.31 ms ± 1.1%"
     assert str(latency_of(4.3149, rel_error=0.0)) == "4.31 ms ± 0.5%"  # the yardstick's
@@ -307,6 +322,16 @@ class TestLocalDevice:
         local._child.wait()
         assert local.measure(SMALL, QUICK)[0].median_ms == 7.5
         assert len(started(folder)) == 2
+
+    @pytest.mark.parametrize("identity", ["known", "new"])
+    def test_says_when_it_is_used_for_the_first_time_and_takes_longer(self, stand_in, monkeypatch, caplog, identity):
+        kept(Yardstick(identity="known", windows=[Window(ms=2.0, shape=(1, 3, 6), beside_work=False, at=0.0)]))
+        monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary chip", "fake_backend"))
+        monkeypatch.setattr("evit_nas.latency.local.identity_of", lambda conditions: identity)
+        stand_in(ANSWERS)
+        with LocalDevice(Conditions(device="fake")) as device:
+            device.measure(SMALL, QUICK)
+        assert ("first use of fake here: half a minute" in caplog.text) is (identity == "new")
 
     def test_ends_and_replaces_a_process_that_takes_longer_than_its_runtime_may(self, stand_in, monkeypatch):
         monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary chip", "fake_backend", timeout_s=2))
