@@ -236,6 +236,9 @@ class TestUnits:
         )
         assert found == {"fake": Unit(1.8, 0.005), "fake:2": Unit(5.0, 0.005)}
 
+    def test_figures_of_earlier_versions_have_none(self):
+        assert best_units([latency_of(6.0, canary_error=None, yardstick="here")]) == {}
+
     def test_what_the_machine_has_learnt_since_counts(self):
         latency = latency_of(6.0, yardstick="here")
         assert best_units([latency]) == {"fake": latency.unit}

@@ -182,12 +182,12 @@ def best_units(latencies: Iterable[Latency]) -> dict[str, Unit]:
     identities: dict[str, str] = {}
     for latency in latencies:
         device, unit = latency.conditions.device, latency.unit
-        if unit is not None and (device not in found or unit < found[device]):
-            found[device] = unit
-        identities[device] = latency.yardstick
+        if unit is not None:
+            found[device] = min(unit, found.get(device, unit))
+            identities[device] = latency.yardstick
     for device, identity in identities.items():
-        if identity and (now := known(identity)) is not None and now.ms < found[device].ms:
-            found[device] = Unit(now.ms, now.rel_error)
+        if now := known(identity):
+            found[device] = min(Unit(now.ms, now.rel_error), found[device])
     return found
 
 

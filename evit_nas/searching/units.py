@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from evit_nas.config import SearchSettings
-from evit_nas.latency import Latency, Unit
+from evit_nas.latency import Unit
 from evit_nas.latency.yardstick import Units
 from evit_nas.searching.objectives import latency_names, metric_names
 from evit_nas.searching.storage import NAMELESS
@@ -46,10 +46,11 @@ def after(trials: Iterable[FrozenTrial], first: Units) -> dict[str, Unit]:
     """The units after these trials, in their order: a better one that was met is taken from there on."""
     units = dict(first)
     for trial in trials:
-        for latency in map(Latency.model_validate, trial.user_attrs.get("latencies") or ()):
-            device = latency.conditions.device
-            if latency.unit and device in units and latency.unit.supersedes(units[device]):
-                units[device] = latency.unit
+        for latency in trial.user_attrs.get("latencies") or ():  # as recorded: each round reads all before it
+            device, error = latency["conditions"]["device"], latency.get("canary_error")
+            if error is not None and device in units:
+                unit = Unit(latency["canary_ms"], error)
+                units[device] = unit if unit.supersedes(units[device]) else units[device]
     return units
 
 
