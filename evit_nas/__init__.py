@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from evit_nas.network.model import build as build
     from evit_nas.products import Model as Model
     from evit_nas.products import evaluate as evaluate
+    from evit_nas.products import export as export
     from evit_nas.products import make as make
+    from evit_nas.products import measure as measure
     from evit_nas.products import predict as predict
     from evit_nas.products import ship as ship
     from evit_nas.products import train as train
@@ -35,7 +37,9 @@ _PLACES = {  # of what is offered here; each is imported when it is first asked 
     "SearchSpace": "evit_nas.space",
     "build": "evit_nas.network.model",
     "evaluate": "evit_nas.products",
+    "export": "evit_nas.products",
     "make": "evit_nas.products",
+    "measure": "evit_nas.products",
     "predict": "evit_nas.products",
     "resume": "evit_nas.api",
     "search": "evit_nas.api",

@@ -24,12 +24,12 @@ from evit_nas.config import (
     parse_quantity,
     resolved_device,
 )
-from evit_nas.console import onlooker
 from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.space import SearchSpace, resolved_space
+from evit_nas.views import onlooker
 from evit_nas.yamlio import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -220,12 +220,16 @@ def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace)
     asked = before.get("regime")
     before["regime"] = None  # which every other score has of its own
     if before["method"] == "table" and not before.get("table"):
-        before["regime"] = regime_from(given, space) or asked or default_regime(space.num_classes)
+        before["regime"] = regime_from(given, space.num_classes) or asked or default_regime(space.num_classes)
     return before
 
 
-def regime_from(given: Mapping[str, Any], space: SearchSpace) -> Regime | None:
+def regime_from(given: Mapping[str, Any], num_classes: int) -> Regime | None:
     """The regime that the words `images`, `classes` and `data` name; None if they name none.
+
+    Args:
+        given: the words.
+        num_classes: where `classes` is left out.
 
     Raises:
         UsageError: no such regime, or data that cannot be read.
@@ -237,7 +241,7 @@ def regime_from(given: Mapping[str, Any], space: SearchSpace) -> Regime | None:
         return Regime(images=len(source.train.labels), classes=len(source.classes))
     if not {"images", "classes"} & given.keys():
         return None
-    fallback = default_regime(given.get("classes", space.num_classes))
+    fallback = default_regime(given.get("classes", num_classes))
     images = given.get("images", fallback.images)
     count = round(parse_quantity(images, "--images")) if isinstance(images, str) else images
     return validate(Regime, {"images": count, "classes": fallback.classes}, "--images and --classes")
@@ -289,7 +293,7 @@ def file_name(device: str) -> str:
 
 
 def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **words: Unpack[Words]) -> Result:
-    """Finds the architectures with the best score within a latency budget, as `evit-nas search` does.
+    """Finds the architectures with the best score within a latency budget, as `evit-nas search` does, report included.
 
     A search that is refused or interrupted before it has evaluated anything leaves no run folder.
 
@@ -317,10 +321,12 @@ def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
 
 
 def _searched(run: Run, watcher: Watcher | None) -> Result:
+    from evit_nas.report.page import write_report
     from evit_nas.searching.study import Search
 
     with nullcontext(watcher) if watcher is not None else onlooker() as watch:
         Search(run, watch).run()
+    write_report(run)
     return Result(run.path)
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from evit_nas import __version__
 from evit_nas.config import Conditions
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import LostLink, MeasurementError
 from evit_nas.latency import STRICT, Device, open_device
 from evit_nas.latency.child import MAX_DUEL, MAX_FOREIGN_CORES
 from evit_nas.latency.machine import LoadMeter, probe
@@ -80,7 +80,7 @@ def duel(device: Device) -> list[Finding]:
     """A canary measured as if it were any network: it must take as long as the canary."""
     try:
         latency, _ = device.measure(CANARIES[0], STRICT)
-    except MeasurementError as error:
+    except (MeasurementError, LostLink) as error:
         return [Finding("canary against itself", str(error), ok=False, fatal=True)]
     off = abs(latency.ratio - 1)
     return [

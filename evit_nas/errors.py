@@ -27,13 +27,17 @@ class Infeasible(EvitNasError):
 class MeasurementError(EvitNasError):
     """A number could not be had: the runtime rejected the graph, crashed or ran out of time, or a proxy diverged.
 
-    `kind` is one of "rejected" (the runtime or the proxy refused this network), "timeout", "out of memory", "crashed",
-    "noisy" (measured, but not to be trusted) and "lost link" (to a remote device; asking again may help).
+    `kind` is one of "rejected" (the runtime or the proxy refused this network), "timeout", "out of memory", "crashed"
+    and "noisy" (measured, but not to be trusted).
     """
 
     def __init__(self, message: str, kind: str = "rejected") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class LostLink(EvitNasError):
+    """A remote device or the cluster is out of reach: no network's fault, and asking again later may help."""
 
 
 class RunError(EvitNasError):

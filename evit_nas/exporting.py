@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import EvitNasError
-from evit_nas.runs import serialised
+from evit_nas.files import serialised
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,4 +1,4 @@
-"""From Python: train, evaluate, ship, predict and make, in the words of the command line.
+"""From Python: measure, export, train, evaluate, ship, predict and make, in the words of the command line.
 
     model = evit_nas.make("photos", budget="5ms", time="1h")
     print(model.predict("cat.jpg"))
@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from evit_nas.commands import in_python, said_in_python
-from evit_nas.console import onlooker
 from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.trained import WEIGHTS
+from evit_nas.views import onlooker
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from evit_nas.arch import ArchConfig
     from evit_nas.evaluation import Evaluation
+    from evit_nas.latency import Subject
+    from evit_nas.measuring import Measured
     from evit_nas.shipping.answer import Answer
     from evit_nas.shipping.shipped import Shipped
     from evit_nas.trained import Trained
@@ -82,6 +86,90 @@ class Model:
 
     def __repr__(self) -> str:
         return f"{self.folder}: {self.shipped.summary()}"
+
+
+def measure(
+    *networks: str | Path | ArchConfig,
+    device: str = "cpu",
+    threads: int | None = None,
+    batch: int = 1,
+    precision: str | None = None,
+    image_size: int | None = None,
+    session: Sequence[str] = (),
+    references: bool = False,
+    quick: bool = False,
+) -> Listing[Measured]:
+    """Latency and memory of networks side by side, all by one yardstick, as `evit-nas measure` has them.
+
+    Args:
+        networks: presets, YAML files, run/name, timm:NAME, .onnx files, architectures.
+        session: settings for the runtime, NAME=VALUE each.
+        references: also m0 to m5 and popular small networks of timm, with their published accuracy.
+        quick: as a search measures, instead of strictly; without memory and energy.
+
+    Raises:
+        UsageError: a wrong word or value, or no network.
+        LostLink: the device is out of reach.
+        EvitNasError: none of them could be measured; of others the log says why.
+    """
+    from evit_nas.arch import ArchConfig
+    from evit_nas.latency import STRICT, Protocol, parse_conditions
+    from evit_nas.lookup import find_subject, resized
+    from evit_nas.measuring import measure_all
+
+    if not networks and not references:
+        raise UsageError("name at least one network (m0..m5, a YAML file, run/name, timm:NAME, an .onnx file).")
+    with said_in_python():
+        conditions = parse_conditions(device, threads=threads, batch=batch, precision=precision, entries=session)
+        subjects: dict[str, Subject] = {}
+        for network in networks:
+            if isinstance(network, ArchConfig):
+                subjects[network.key] = network if image_size is None else resized(network, image_size)
+            else:
+                subjects[str(network)] = find_subject(str(network), image_size)
+        protocol = Protocol() if quick else STRICT
+        found, failed = measure_all(subjects, conditions, protocol, _note, memory=not quick, references=references)
+        if not found:
+            raise EvitNasError(f"not measured: {', '.join(failed)}; the log says why.")
+    return Listing(found, [one.plain() for one in found])
+
+
+def export(
+    arch: str | Path | ArchConfig,
+    to: str = "onnx",
+    *,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    batch: int = 1,
+    seed: int = 0,
+) -> Path:
+    """Writes the deploy form of a network, checked against torch, as `evit-nas export` does; returns the file.
+
+    Args:
+        to: "onnx", "torchscript" or "pt2".
+        out: the file; by default the network's name with its suffix, here.
+        weights: a checkpoint or its folder; by default those of a training or shipped folder, else random ones.
+        batch: images per inference, 0 for a dynamic batch size.
+        seed: of random weights.
+
+    Raises:
+        UsageError: a wrong word or value, or weights that do not fit.
+        EvitNasError: the file does not compute what the network does; nothing is written.
+    """
+    from evit_nas.arch import ArchConfig
+    from evit_nas.exporting import EXPORTERS, SUFFIXES
+    from evit_nas.lookup import find_arch
+
+    if to not in EXPORTERS:
+        raise UsageError(f"to must be one of {', '.join(EXPORTERS)}, got '{to}'.")
+    with said_in_python():
+        config = arch if isinstance(arch, ArchConfig) else find_arch(str(arch))
+        name = config.key if isinstance(arch, ArchConfig) else Path(arch).resolve().name.removesuffix(".yaml")
+        if weights is None and not isinstance(arch, ArchConfig) and (Path(arch) / WEIGHTS).is_file():
+            weights = arch
+        path = Path(out) if out is not None else Path(f"{name}{SUFFIXES[to]}")
+        EXPORTERS[to](config, path, weights=None if weights is None else Path(weights), batch=batch or None, seed=seed)
+    return path
 
 
 def train(

@@ -17,7 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from evit_nas.arch import ArchConfig, StageConfig, parse_image_size, parse_stages
 from evit_nas.errors import UsageError, did_you_mean
@@ -111,11 +113,38 @@ def _range(value: Mapping[str, Any]) -> tuple[int | float, ...]:
 
 Choices = Annotated[tuple[Any, ...], BeforeValidator(_choices)]
 
+_RANGE = {
+    "type": "object",
+    "properties": {name: {"type": "number"} for name in ("from", "to", "step")},
+    "required": ["from", "to"],
+    "additionalProperties": False,
+}
+
+
+def _offer(schema: JsonSchemaValue, of: type[BaseModel]) -> None:
+    """Lets every dimension in a JSON schema be what `_choices` reads: a value as in `of`, several, or a range."""
+    values = of.model_json_schema()["properties"]
+    for name, own in schema["properties"].items():
+        if own.get("items") == {}:  # choices of anything
+            value = {key: part for key, part in values[name].items() if key not in ("default", "title", "description")}
+            if value.get("type") == "array":  # of kernels, or the same one for all heads
+                value = {"anyOf": [value["items"], value]}
+            forms = [value, {"type": "array", "items": value, "minItems": 1}]
+            forms += [_RANGE] if value.get("type") in ("integer", "number") else []
+            about = {"description": values[name]["description"]} | {key: own[key] for key in ("default",) if key in own}
+            schema["properties"][name] = {"anyOf": forms, "title": own["title"]} | about
+
 
 class StageSpace(BaseModel):
     """Choices for every field of a StageConfig; fields left out are fixed at the paper's value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        _offer(handler.resolve_ref_schema(schema), StageConfig)
+        return schema
 
     width: Choices
     depth: Choices
@@ -181,6 +210,12 @@ class SearchSpace(BaseModel):
     """Fixed input and classes, and for every architecture field the choices a search has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        _offer(handler.resolve_ref_schema(schema), ArchConfig)
+        return schema
 
     image_size: Annotated[int | tuple[int, int], BeforeValidator(parse_image_size)] = 224
     in_channels: Annotated[int, Field(strict=True, ge=1, le=64)] = 3

@@ -17,7 +17,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.runs import write_atomically
+from evit_nas.files import write_atomically
 from evit_nas.yamlio import validate
 
 WEIGHTS, RECORD, ARCH = "model.safetensors", "trained.json", "arch.yaml"

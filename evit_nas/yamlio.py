@@ -47,6 +47,11 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def to_yaml(model: BaseModel) -> str:
+    """All fields of a model as YAML that `read_yaml` reads."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, width=110)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping a YAML file holds.
 

@@ -12,8 +12,8 @@ from evit_nas.analysis.proportion import TOLERANCE, Variant, attention_share, ma
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.errors import EvitNasError, RunError, UsageError
+from evit_nas.files import lock
 from evit_nas.latency import Protocol
-from evit_nas.runs import lock
 from tests.fakes import FakeDevice, latency_of
 from tests.networks import tiny_arch
 

@@ -19,7 +19,8 @@ from evit_nas.errors import Infeasible, RunError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import IMAGENET, Regime
-from evit_nas.runs import Run, to_yaml
+from evit_nas.runs import Run
+from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies
 
 SEARCH = {"device": "fake", "budget": "1.2ms", "space": "efficientvit-tiny", "trials": 12, "pool": 5, "workers": 0}

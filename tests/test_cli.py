@@ -14,9 +14,9 @@ import yaml
 from evit_nas import console
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.cli.app import find_arch
-from evit_nas.errors import Interrupted, MeasurementError
+from evit_nas.errors import Interrupted, LostLink, MeasurementError
 from evit_nas.latency import DEVICES
+from evit_nas.lookup import find_arch
 from evit_nas.space import SearchSpace, shipped_spaces
 from tests.fakes import FakeDevice, fake_proxies
 from tests.networks import tiny_arch
@@ -350,9 +350,41 @@ def test_score_with_a_run_ranks_against_its_pool(run):
     assert row.keys() == {"arch", "score", *fake_proxies(tiny_arch())}
 
 
+def test_score_gives_what_a_search_uses_for_the_regime_that_is_asked_for(run):
+    shown = run("score", "m0", "m3", "--accuracy", "table")
+    assert "score: top-1 in percent on ImageNet" in shown.err
+    imagenet = json.loads(run("score", "m0", "m3", "--accuracy", "table", "--format", "json").out)
+    few = json.loads(run("score", "m0", "m3", "--images", "5k", "--classes", "10", "--format", "json").out)
+    assert [row["score"] for row in imagenet] == pytest.approx([63.2, 73.3], abs=0.3)
+    assert [row["score"] for row in few] != [row["score"] for row in imagenet]
+    assert all(row["score_low"] < row["score"] < row["score_high"] for row in [*imagenet, *few])
+
+
+def test_score_with_a_run_gives_the_score_of_its_members_to_the_digit(run):
+    assert run(*SEARCH, "--accuracy", "table", "--images", "5k", "--out", "r").code == 0
+    member = json.loads(run("front", "r", "--format", "json").out)[-1]
+    (row,) = json.loads(run("score", f"r/{member['name']}", "--run", "r", "--format", "json").out)
+    assert row["score"] == pytest.approx(member["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--accuracy", "zero-cost", "--images", "5k"], "proxies see no images"),
+        (["--run", "r", "--images", "5k"], "a run has its own score"),
+    ],
+)
+def test_a_score_is_for_one_thing_at_a_time(run, options, words):
+    run(*SEARCH, "--out", "r")
+    refused = run("score", "m0", *options)
+    assert (refused.code, words in refused.err) == (2, True)
+
+
 def test_space_dump_is_the_file_and_samples_load(run, tmp_path):
     for name, path in shipped_spaces().items():
-        assert run("space", name, "--dump").out == path.read_text()
+        first, *rest = run("space", name, "--dump").out.splitlines(keepends=True)
+        assert first.startswith("# yaml-language-server: $schema=space.schema.json ")
+        assert "".join(rest) == path.read_text()
     (tmp_path / "one.yaml").write_text(run("space", "efficientvit-tiny", "--sample", "1", "--seed", "4").out)
     assert ArchConfig.load(tmp_path / "one.yaml") in SearchSpace.load("efficientvit-tiny")
 
@@ -405,11 +437,11 @@ class Moody(FakeDevice):
     """Does not run m1, and is noisy while `noise` says so."""
 
     noise = ""
-    kind = "rejected"
+    error = MeasurementError
 
     def measure(self, subject, protocol):
         if subject == ArchConfig.preset("m1"):
-            raise MeasurementError("the runtime does not like it", self.kind)
+            raise self.error("the runtime does not like it")
         latency, samples = super().measure(subject, protocol)
         return latency.model_copy(update={"noise": self.noise}), samples
 
@@ -439,7 +471,7 @@ def test_a_reference_that_cannot_be_measured_costs_no_other(run, moody, monkeypa
 
 
 def test_a_lost_link_is_not_the_networks_fault(run, moody):
-    moody(kind="lost link")
+    moody(error=LostLink)
     result = run("measure", "m1", "m2", "--device", "fake")
     assert (result.code, result.out) == (1, "")
     assert result.err == "evit-nas: the runtime does not like it\n"

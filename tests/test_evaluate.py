@@ -14,7 +14,7 @@ from evit_nas.accuracy import zero_cost
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.runs import Journal
+from evit_nas.files import Journal
 from evit_nas.searching import evaluate
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.space import SearchSpace

@@ -9,7 +9,7 @@ import pytest
 from evit_nas.accuracy import labels
 from evit_nas.accuracy.labels import Job, Labels
 from evit_nas.data import load_dataset
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import LostLink, MeasurementError
 from tests.test_labels import ONE, OTHER, RECIPE, label_of
 
 pytest.importorskip("pyarrow")
@@ -69,5 +69,5 @@ def test_a_cluster_that_is_gone_ends_the_collection_where_a_network_that_fails_i
     assert collected(found, [Job(ONE, 0, 1)], Elsewhere(MeasurementError("died", "crashed"))) == [
         f"left out: {ONE.key}: died"
     ]
-    with pytest.raises(MeasurementError, match="gone"):
-        collected(found, [Job(OTHER, 0, 1)], Elsewhere(MeasurementError("gone", "lost link")))
+    with pytest.raises(LostLink, match="gone"):
+        collected(found, [Job(OTHER, 0, 1)], Elsewhere(LostLink("gone")))

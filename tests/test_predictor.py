@@ -20,7 +20,7 @@ import pytest
 from scipy import stats
 
 from evit_nas.arch import ArchConfig
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.errors import EvitNasError, LostLink, MeasurementError, UsageError
 from evit_nas.latency import Protocol, predictor
 from evit_nas.latency.operators import CHANNEL_BLOCK, kernel, operators
 from evit_nas.latency.predictor import (
@@ -589,13 +589,13 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 class PickyDevice:
     """Measures what it has not been told to refuse."""
 
-    def __init__(self, refused: Sequence[ArchConfig] = (), kind: str = "rejected") -> None:
-        self.refused, self.kind, self.asked = {arch.key for arch in refused}, kind, []
+    def __init__(self, refused: Sequence[ArchConfig] = (), error: type[EvitNasError] = MeasurementError) -> None:
+        self.refused, self.error, self.asked = {arch.key for arch in refused}, error, []
 
     def measure(self, arch, protocol):
         self.asked.append(arch.key)
         if arch.key in self.refused:
-            raise MeasurementError("the runtime does not like it", self.kind)
+            raise self.error("the runtime does not like it")
         return latency_of(macs_device(arch)), {}
 
 
@@ -632,8 +632,8 @@ def test_a_network_that_cannot_be_measured_is_left_out_with_a_note_and_another_t
 
 def test_a_lost_link_is_not_the_networks_fault():
     archs = members(2)
-    device = PickyDevice(refused=archs[:1], kind="lost link")
-    with pytest.raises(MeasurementError):
+    device = PickyDevice(refused=archs[:1], error=LostLink)
+    with pytest.raises(LostLink):
         visit(device, archs, count=1)
     assert device.asked == [archs[0].key]
     assert archs[1].key not in {sample.arch.key for sample in table().samples()}

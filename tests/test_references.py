@@ -5,7 +5,7 @@ import torch
 
 from evit_nas.arch import PRESETS
 from evit_nas.config import Conditions
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.errors import LostLink, MeasurementError, UsageError
 from evit_nas.latency import Device, Latency, Protocol, TimmModel, references
 from evit_nas.latency.references import PUBLISHED_TOP1, REFERENCES, known_references, measure_references
 from evit_nas.network import timm_models
@@ -146,15 +146,15 @@ def latency_of(ms, noise=""):
 class Shelf(Device):
     """A device that answers from a table of milliseconds and notes what it was asked."""
 
-    def __init__(self, ms=3.0, noise="", place="here", broken=(), kind="rejected"):
-        self.conditions, self.kind = Conditions(), kind
+    def __init__(self, ms=3.0, noise="", place="here", broken=(), error=MeasurementError):
+        self.conditions, self.error = Conditions(), error
         self.ms, self.noise, self.place, self.broken, self.asked = ms, noise, place, broken, []
 
     def measure(self, subject, protocol):
         assert isinstance(subject, TimmModel)
         self.asked.append((subject.name, subject.image_size))
         if subject.name in self.broken:
-            raise MeasurementError("it fell off", self.kind)
+            raise self.error("it fell off")
         return latency_of(self.ms, self.noise), {}
 
     def context(self):
@@ -171,8 +171,8 @@ class TestMeasuring:
         assert shelf.asked == [(reference.name, reference.image_size) for reference in REFERENCES]
 
     def test_a_lost_link_is_not_the_networks_fault(self):
-        shelf = Shelf(broken=[REFERENCES[0].name], kind="lost link")
-        with pytest.raises(MeasurementError, match="it fell off"):
+        shelf = Shelf(broken=[REFERENCES[0].name], error=LostLink)
+        with pytest.raises(LostLink, match="it fell off"):
             measure_references(shelf, Protocol())
         assert len(shelf.asked) == 1
 

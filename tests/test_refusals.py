@@ -106,6 +106,28 @@ def test_from_python_as_well(odd, fakes, monkeypatch, changes, words):
     assert tree(odd) == before
 
 
+LONG_WORK = {
+    "pool": ("proxies", "bench", "--slices", "1ms", "--space", "efficientvit-tiny", "--out", "new/pool"),
+    "study": ("proportion", "m0", "--out", "new/study"),
+    "training": ("train", "m0", "--out", "new/trainings"),
+}
+
+
+@pytest.mark.parametrize("work", LONG_WORK)
+@pytest.mark.parametrize("data", ["nowhere", "texts", "split"])
+def test_other_long_work_leaves_no_folder_either_where_its_data_are_refused(call, odd, work, data):
+    before = tree(odd)
+    assert call(*LONG_WORK[work], "--data", data).code == 2
+    assert tree(odd) == before
+
+
+@pytest.mark.parametrize("work", ["pool", "study"])
+def test_nor_where_there_is_no_such_device(call, odd, work):
+    before = tree(odd)
+    assert call(*LONG_WORK[work], "--data", "digits", "--device", "cuda").code == 2
+    assert tree(odd) == before
+
+
 def test_wrong_data_is_refused_by_a_dry_run_too(call, odd):
     assert "nowhere: no such data" in search(call, **SHORT, data="nowhere", budget="1.2ms").err
     refused = call(

@@ -23,12 +23,13 @@ from evit_nas.accuracy.table import LabelTable
 from evit_nas.api import settings_from
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.cli import app
-from evit_nas.cli.app import find_arch, given
+from evit_nas.cli.app import given
 from evit_nas.config import SHIPPED, SearchSettings
 from evit_nas.errors import Infeasible, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.latency.predictor import compare
 from evit_nas.latency.references import PUBLISHED_TOP1, REFERENCES, MeasuredReference
+from evit_nas.lookup import find_arch
 from evit_nas.published import IMAGENET_1K, TOP1
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.report import findings, worth

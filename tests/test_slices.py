@@ -7,7 +7,7 @@ import random
 import pytest
 
 from evit_nas.config import Conditions
-from evit_nas.errors import EvitNasError, MeasurementError
+from evit_nas.errors import EvitNasError, LostLink, MeasurementError
 from evit_nas.latency.predictor import Table
 from evit_nas.network.cost import cost
 from evit_nas.searching import slices
@@ -124,10 +124,10 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(device, monkeypatch):
 
 def test_a_lost_link_is_nobodys_fault_and_ends_it(device, monkeypatch):
     def lost(self, subject, protocol):
-        raise MeasurementError("the board does not answer", "lost link")
+        raise LostLink("the board does not answer")
 
     monkeypatch.setattr(FakeDevice, "measure", lost)
-    with pytest.raises(MeasurementError, match="does not answer"):
+    with pytest.raises(LostLink, match="does not answer"):
         drawn(device)
 
 

@@ -8,7 +8,7 @@ import pytest
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError
 from evit_nas.space import FixedTrial, SearchSpace, resolved_space, shipped_spaces
-from evit_nas.yamlio import validate
+from evit_nas.yamlio import read_yaml, validate
 
 STAGE = {"width": {"from": 32, "to": 96, "step": 16}, "depth": [1, 2], "heads": [1, 2, 3], "q_kernels": 3}
 
@@ -35,6 +35,32 @@ def refused(stage=None, **top) -> str:
 )
 def test_a_dimension_is_a_value_a_list_or_a_range(written, choices):
     assert space_of(STAGE | {"depth": written}).stages[2].depth == choices
+
+
+def schema_takes(written) -> bool:
+    jsonschema = pytest.importorskip("jsonschema")
+    try:
+        jsonschema.validate(written, SearchSpace.model_json_schema())
+    except jsonschema.ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", shipped_spaces().values(), ids=lambda path: path.stem)
+def test_the_schema_takes_every_shipped_space_as_it_is_written_and_as_it_is_stored(path):
+    assert schema_takes(read_yaml(path))
+    assert schema_takes(SearchSpace.load(path).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("written", [2, [3, 1, 2], {"from": 1, "to": 4}, {"from": 1, "to": 6, "step": 2}])
+def test_the_schema_takes_a_value_a_list_and_a_range(written):
+    assert schema_takes({"stages": [STAGE, STAGE, STAGE | {"depth": written}]})
+
+
+@pytest.mark.parametrize("written", [0, [1, "two"], [], {"from": 1}, {"from": 1, "to": 4, "by": 2}, None])
+def test_the_schema_refuses_what_the_reader_refuses(written):
+    assert "depth" in refused(STAGE | {"depth": written})
+    assert not schema_takes({"stages": [STAGE, STAGE, STAGE | {"depth": written}]})
 
 
 def test_float_ranges_hit_their_decimals():

@@ -12,10 +12,11 @@ import pytest
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions, parse_budgets
-from evit_nas.errors import Infeasible, Interrupted, MeasurementError, RunError, UsageError
+from evit_nas.errors import Infeasible, Interrupted, LostLink, MeasurementError, RunError, UsageError
+from evit_nas.files import Journal
 from evit_nas.latency import Protocol
 from evit_nas.network.cost import cost
-from evit_nas.runs import Journal, Run
+from evit_nas.runs import Run
 from evit_nas.searching import forecast, progress
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.feasibility import feasibility, plainly
@@ -178,13 +179,13 @@ def test_a_lost_link_ends_the_search_and_is_nobodys_fault(new_run, monkeypatch, 
 
     def lost(self, arch, protocol):
         if arch.key == victim and protocol.visits == visits:
-            raise MeasurementError("the board does not answer", "lost link")
+            raise LostLink("the board does not answer")
         return real(self, arch, protocol)
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeDevice, "measure", lost)
         for _ in range(MAX_DEATHS + 1):
-            with pytest.raises(MeasurementError, match="does not answer"):
+            with pytest.raises(LostLink, match="does not answer"):
                 Search(run, Silent()).run()
     assert Search(run, Silent()).run() == expected
 

@@ -23,9 +23,9 @@ from evit_nas.data import open_source
 from evit_nas.data.folder import FolderImages
 from evit_nas.data.images import Images
 from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError
+from evit_nas.files import lock
 from evit_nas.network.model import build
 from evit_nas.network.weights import load_weights, read_weights
-from evit_nas.runs import lock
 from evit_nas.trained import WEIGHTS, Trained
 from evit_nas.training import checkpoint, loop
 from evit_nas.training.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches

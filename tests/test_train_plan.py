@@ -5,7 +5,7 @@ import pytest
 from evit_nas.arch import ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import RunError, UsageError
-from evit_nas.runs import lock
+from evit_nas.files import lock
 from evit_nas.searching import record
 from evit_nas.searching.front import Candidate
 from evit_nas.trained import WEIGHTS
@@ -90,6 +90,13 @@ def test_a_finished_training_needs_no_resume_and_takes_no_other_settings(tmp_pat
     begin(plans_of("a", out=tmp_path), "", resume=False)
     with pytest.raises(UsageError, match="begun with another recipe"):
         begin(plans_of("a", recipe=Recipe(), out=tmp_path), "", resume=False)
+
+
+def test_where_one_training_is_refused_no_folder_is_made_for_the_others(tmp_path, begun):
+    (begun / BEST).touch()
+    with pytest.raises(RunError, match="Add --resume"):
+        begin(plans_of("b", "a", out=tmp_path), "", resume=False)
+    assert list(tmp_path.iterdir()) == [begun]
 
 
 def test_settings_do_not_change_under_a_training_that_is_at_work(tmp_path, begun):

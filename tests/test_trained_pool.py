@@ -12,9 +12,9 @@ from evit_nas.accuracy import labels as labels_module
 from evit_nas.accuracy import zero_cost
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import Conditions, ShortRecipe
-from evit_nas.errors import EvitNasError, MeasurementError, RunError
+from evit_nas.errors import EvitNasError, LostLink, MeasurementError, RunError
+from evit_nas.files import lock
 from evit_nas.network.cost import cost
-from evit_nas.runs import lock
 from evit_nas.searching import trained_pool
 from evit_nas.searching.trained_pool import PoolSettings, TrainedPool
 from evit_nas.space import SearchSpace
@@ -215,11 +215,11 @@ def test_a_lost_link_ends_it_and_no_pool_is_kept_without_the_papers_networks(tmp
 
     def lost(self, subject, protocol):
         if protocol.visits > 1:
-            raise MeasurementError("the board does not answer", "lost link")
+            raise LostLink("the board does not answer")
         return real(self, subject, protocol)
 
     monkeypatch.setattr(FakeDevice, "measure", lost)
-    with pytest.raises(MeasurementError, match="does not answer"):
+    with pytest.raises(LostLink, match="does not answer"):
         train(tmp_path)
     assert not (tmp_path / "pool.json").exists()
 

@@ -12,8 +12,9 @@ import yaml
 from evit_nas.api import load_settings, settings_from
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError
-from evit_nas.runs import Run, to_yaml
+from evit_nas.runs import Run
 from evit_nas.space import SearchSpace, shipped_spaces
+from evit_nas.yamlio import to_yaml
 
 SECONDS = 5  # of processor time for one file, on a slow machine
 STRANGE = [

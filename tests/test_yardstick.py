@@ -14,9 +14,9 @@ from evit_nas.latency import Unit, about_ms, yardstick
 from evit_nas.latency.yardstick import (
     BESIDE_WORK,
     BEST,
+    FIRST,
+    FIRST_MOMENTS,
     MOMENT_S,
-    TRIED,
-    UNTRIED,
     WINDOW,
     Window,
     Yardstick,
@@ -40,7 +40,7 @@ def window(ms, *, shape=SHAPE, beside_work=False, at=None):
     return Window(ms=ms, shape=shape, beside_work=beside_work, at=next(moments) if at is None else at)
 
 
-def of(*windows, identity="here", moments=TRIED):
+def of(*windows, identity="here", moments=1_000_000):
     """Of a device that has been measured for long."""
     calm = not all(window.beside_work for window in windows)
     return Yardstick(identity=identity, windows=windows, calm=calm, moments=moments)
@@ -88,12 +88,14 @@ class TestYardstick:
 
     def test_is_worth_as_much_as_there_were_moments(self):
         found = Yardstick.first("here", window(2.0, at=1000.0))
-        assert (found.moments, found.rel_error) == (1, UNTRIED)
-        for second in range(1001, 1001 + int((TRIED - 1) * MOMENT_S)):
-            assert found.rel_error == UNTRIED
+        assert (found.moments, found.rel_error) == (1, FIRST)
+        for second in range(1001, 1001 + int((FIRST_MOMENTS - 1) * MOMENT_S)):
+            assert found.rel_error == FIRST
             found = found.seen(window(2.0 + second / 1e6, at=float(second)))
-        assert found.moments == TRIED
-        assert found.rel_error < 0.001
+        assert found.moments == FIRST_MOMENTS
+        for moment in range(400, 400 + 3 * FIRST_MOMENTS):
+            found = found.seen(window(2.1, at=moment * MOMENT_S))
+        assert found.rel_error == pytest.approx(FIRST / 2)  # four times as many
 
     def test_learnt_beside_other_work_is_uncertain_until_quiet_moments_were_no_better(self):
         beside = of(*[window(2.0 + step / 1000, beside_work=True) for step in range(BEST)])

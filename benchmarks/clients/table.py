@@ -1,6 +1,6 @@
 """Puts what the clients answered into one table, as Markdown.
 
-python benchmarks/clients/table.py runs/clients > benchmarks/results/clients.md
+python benchmarks/clients/table.py runs/clients > docs/results/clients.md
 """
 
 from __future__ import annotations

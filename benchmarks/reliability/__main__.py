@@ -11,8 +11,9 @@ from pathlib import Path
 
 from benchmarks.reliability import abuse, flips, inputs, kills
 from evit_nas import __version__
+from evit_nas.files import Journal
 from evit_nas.latency.machine import probe
-from evit_nas.runs import Journal, installed_versions
+from evit_nas.runs import installed_versions
 
 
 def main() -> None:

@@ -33,14 +33,16 @@ from benchmarks.reliability.sandbox import Ended, Fork, command, rehearsed
 from evit_nas.accuracy import zero_cost
 from evit_nas.api import settings_from
 from evit_nas.arch import ArchConfig
+from evit_nas.files import Journal
 from evit_nas.latency import DEVICES
 from evit_nas.network.onnx_graph import build_onnx
-from evit_nas.runs import Journal, Run, to_yaml
+from evit_nas.runs import Run
 from evit_nas.searching.record import load_front
 from evit_nas.shipping.package import ship
 from evit_nas.space import SearchSpace, space_path
 from evit_nas.training.loop import train
 from evit_nas.training.recipe import RECIPES
+from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies
 from tests.networks import tiny_arch
 from tests.test_resume import Died, label_table, new_run, search

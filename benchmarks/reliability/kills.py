@@ -21,8 +21,9 @@ from typing import Any
 
 from benchmarks.reliability.sandbox import Fork, command, rehearsed
 from evit_nas.accuracy import zero_cost
+from evit_nas.files import Journal
 from evit_nas.latency import DEVICES
-from evit_nas.runs import Journal, Run
+from evit_nas.runs import Run
 from evit_nas.searching import screening
 from evit_nas.searching.record import journal_of
 from tests.fakes import FakeDevice, fake_proxies

@@ -26,7 +26,7 @@ from evit_nas.accuracy import ShortScore
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
-from evit_nas.runs import Journal
+from evit_nas.files import Journal
 from evit_nas.workers import end, worker_pool
 
 if TYPE_CHECKING:
@@ -180,8 +180,6 @@ class Labels:
         except BrokenProcessPool:
             raise
         except (MeasurementError, RuntimeError, MemoryError) as error:
-            if isinstance(error, MeasurementError) and error.kind == "lost link":
-                raise
             if isinstance(error, MeasurementError) and error.kind == "rejected":
                 self._failures.append({"id": self._id(job), "reason": str(error)})
             note(f"left out: {job.arch.key}: {error}")

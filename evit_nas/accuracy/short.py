@@ -27,8 +27,8 @@ from evit_nas.arch import WIDTH_STEP, ArchConfig, StageConfig, round_to
 from evit_nas.config import ShortRecipe
 from evit_nas.data.dataset import check_channels
 from evit_nas.errors import MeasurementError
+from evit_nas.files import serialised
 from evit_nas.network.model import EfficientViT, build
-from evit_nas.runs import serialised
 
 if TYPE_CHECKING:
     from evit_nas.data import Dataset, Split

@@ -18,8 +18,8 @@ from evit_nas.accuracy import ShortScore
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.files import write_atomically
 from evit_nas.regime import Regime
-from evit_nas.runs import write_atomically
 from evit_nas.stats import seed_sd, without_seed_effects
 from evit_nas.yamlio import validate
 

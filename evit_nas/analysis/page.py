@@ -10,8 +10,8 @@ from evit_nas.analysis.proportion import Proportion
 from evit_nas.analysis.results import Analysis
 from evit_nas.analysis.suggest import CUT, Suggestion
 from evit_nas.errors import UsageError
+from evit_nas.files import write_atomically
 from evit_nas.report.template import render
-from evit_nas.runs import write_atomically
 
 
 def write_page(

@@ -24,8 +24,8 @@ from evit_nas.arch import ArchConfig, round_to
 from evit_nas.config import ShortRecipe
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.files import work_folder, write_atomically
 from evit_nas.latency import Device, Latency, Protocol
-from evit_nas.runs import lock, write_atomically
 from evit_nas.searching.status import Watcher
 
 VARIANTS = "variants.json"  # in the folder of a study
@@ -176,11 +176,7 @@ def study(
     """
     if not workers and not (folder / VARIANTS).is_file():
         raise UsageError(f"{folder} holds no study that could be shown. Begin it with --workers 1.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror}. Choose another with --out.") from None
-    with lock(folder):
+    with work_folder(folder):
         return _study(folder, arch, data, device, watch, recipe or ShortRecipe(), seeds, workers)
 
 
@@ -245,8 +241,6 @@ def _variants(
         try:
             match = matched(device, variant, target_ms)
         except MeasurementError as error:
-            if error.kind == "lost link":
-                raise
             watch.note(f"left out: {name}: {error}")
             continue
         if match is None:

@@ -21,10 +21,10 @@ from evit_nas.analysis.channels import QKV, head_rows, mixers, stage_of
 from evit_nas.analysis.results import Channels
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.errors import UsageError
+from evit_nas.files import write_atomically
 from evit_nas.network.model import ConvNorm, Downsample, EfficientViT, LinearAttention, LocalFfn, SqueezeExcite, build
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.network.transfer import copy_common
-from evit_nas.runs import write_atomically
 from evit_nas.trained import ARCH, WEIGHTS
 from evit_nas.training.checkpoint import save_weights
 from evit_nas.yamlio import validate

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from evit_nas.analysis.results import INNER, Channels, Kind
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import UsageError
-from evit_nas.runs import write_atomically
+from evit_nas.files import write_atomically
 from evit_nas.space import SearchSpace, StageSpace, describe_choices
 from evit_nas.yamlio import validate
 

@@ -16,12 +16,12 @@ from evit_nas.cli.app import (
     ThreadsOption,
     app,
     conditions_of,
-    find_arch,
-    resized,
 )
 from evit_nas.commands import command_line
-from evit_nas.console import Format, emit, make_table, progress_view, say
+from evit_nas.console import Format, emit, make_table, say
 from evit_nas.errors import UsageError
+from evit_nas.lookup import find_arch, resized
+from evit_nas.views import progress_view
 
 
 @app.command()

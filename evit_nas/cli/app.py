@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evit_nas import __version__
-from evit_nas.arch import ArchConfig
 from evit_nas.console import Format, put
-from evit_nas.errors import UsageError
-from evit_nas.lookup import find_arch as find_arch
-from evit_nas.yamlio import validate
 
 if TYPE_CHECKING:
     from evit_nas.config import Conditions
-    from evit_nas.latency import Subject
 
 app = typer.Typer(
     help="Search EfficientViT architectures that keep a latency budget on your own device.",
@@ -52,6 +47,12 @@ ImageSizeOption = Annotated[
     typer.Option(
         min=32, metavar="PX", help="Input side in pixels instead of the network's own.", show_default="its own"
     ),
+]
+ImagesOption = Annotated[
+    str | None, typer.Option(metavar="5k", help="Score for so many training images.", show_default="ImageNet's")
+]
+ClassesOption = Annotated[
+    int | None, typer.Option(min=2, metavar="N", help="Classes of these images.", show_default="the space's")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")]
 
@@ -91,32 +92,3 @@ def given(context: typer.Context) -> Any:
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
     return {name: context.params[name] for name in on_the_line}
-
-
-def find_subject(text: str, image_size: int | None = None) -> Subject:
-    """What a command-line argument names: an architecture as for `find_arch`, timm:NAME, or an ONNX file.
-
-    Raises:
-        UsageError: it is none of them, its input size cannot be chosen, or has to be.
-    """
-    from evit_nas.latency import TimmModel
-
-    if text.startswith("timm:"):
-        return TimmModel(text.removeprefix("timm:"), image_size)
-    if text.endswith(".onnx"):
-        from evit_nas.latency.subjects import sized
-
-        if not Path(text).is_file():
-            raise UsageError(f"there is no file {text}.")
-        return sized(Path(text), image_size)
-    arch = find_arch(text)
-    return arch if image_size is None else resized(arch, image_size)
-
-
-def resized(arch: ArchConfig, image_size: int) -> ArchConfig:
-    """`arch` for square images of `image_size` pixels.
-
-    Raises:
-        UsageError: not a size that an architecture can have.
-    """
-    return validate(ArchConfig, arch.model_dump(mode="json") | {"image_size": image_size}, "--image-size")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evit_nas.arch import ArchConfig
-from evit_nas.cli.app import Arch, Archs, FormatOption, SeedOption, app, find_arch
+from evit_nas.cli.app import Arch, Archs, ClassesOption, FormatOption, ImagesOption, SeedOption, app
 from evit_nas.commands import command_line
 from evit_nas.console import Format, emit, make_table, millions, plain, put, say
 from evit_nas.errors import UsageError
+from evit_nas.lookup import find_arch
 from evit_nas.regime import default_regime
 
 if TYPE_CHECKING:
+    from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.space import SearchSpace
+
+
+EDITORS = "# yaml-language-server: $schema=space.schema.json (written by: evit-nas schema space > space.schema.json)\n"
 
 
 @app.command()
@@ -70,31 +75,77 @@ def _mixer(stage: Any) -> str:
     return f"{'cascade' if stage.cascaded else 'parallel'} q{kernels} w{stage.window}"
 
 
+class ScoreKind(StrEnum):
+    """What `score` shows."""
+
+    table = "table"
+    zero_cost = "zero-cost"
+
+
 @app.command()
 def score(
     archs: Archs,
-    run: Annotated[Path | None, typer.Option(help="Also rank against this run's pool.")] = None,
+    accuracy: Annotated[
+        ScoreKind | None,
+        typer.Option(help="Which score, as in a search.", show_default="zero-cost: proxies; with --run that run's"),
+    ] = None,
+    images: ImagesOption = None,
+    classes: ClassesOption = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="Score for as many images and classes.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help="The score that this run's search used.")] = None,
     seed: SeedOption = 0,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Zero-cost proxies of architectures, side by side.
+    """Scores of architectures, side by side; higher is better.
 
-    Higher is better, and weak evidence: see evit-nas proxies bench.
+    Zero-cost proxies are weak evidence: see evit-nas proxies bench.
     """
+    from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.accuracy.zero_cost import score_all
+    from evit_nas.api import regime_from
     from evit_nas.runs import Run
+    from evit_nas.searching.judges import learned_of
     from evit_nas.searching.record import load_aggregate
 
+    configs = {text: find_arch(text) for text in archs}
     opened = Run.open(run) if run is not None else None
+    words = {"images": images, "classes": classes, "data": data}
+    asked = {name: value for name, value in words.items() if value is not None}
+    if opened is not None and (asked or accuracy is not None):
+        raise UsageError("a run has its own score: leave out --accuracy, --images, --classes and --data, or --run.")
+    if asked and accuracy is ScoreKind.zero_cost:
+        raise UsageError("--images, --classes and --data are for --accuracy table; proxies see no images.")
+    if opened is not None:
+        learned = learned_of(opened)
+    elif asked or accuracy is ScoreKind.table:
+        own = default_regime(next(iter(configs.values())).num_classes)
+        learned = LearnedAccuracy.under(regime_from(asked, own.classes) or own)
+    else:
+        learned = None
+    if learned is not None:
+        _print_learned(configs, learned, format_)
+        return
     aggregate = load_aggregate(opened) if opened is not None else None
     used_seed = opened.settings.seed if opened is not None else seed
     rows = []
     for text in archs:
-        scores = score_all(find_arch(text), seed=used_seed)
+        scores = score_all(configs[text], seed=used_seed)
         rows.append({"arch": text, **scores, **({"score": aggregate.score(scores)} if aggregate else {})})
     names = [name for name in rows[0] if name != "arch"]
     cells = [[name, *(f"{row[name]:,.6g}" for row in rows)] for name in names]
     emit(rows, format_, make_table("proxies, higher is better", ["", *archs], cells, block=1))
+
+
+def _print_learned(configs: Mapping[str, ArchConfig], learned: LearnedAccuracy, format_: Format) -> None:
+    found = {
+        text: (float(value), float(low), float(high))
+        for text, value, low, high in zip(configs, *learned.intervals(list(configs.values())), strict=True)
+    }
+    rows = [{"arch": text, "score": value, "score_low": a, "score_high": b} for text, (value, a, b) in found.items()]
+    cells = [[text, f"{value:.2f}", f"{a:.2f} to {b:.2f}"] for text, (value, a, b) in found.items()]
+    emit(rows, format_, make_table("scores, higher is better", ["", "score", "four times in five"], cells))
+    if format_ is Format.table:
+        say(f"score: {learned.origin}")
 
 
 @app.command()
@@ -114,7 +165,7 @@ def space(
     name = resolved_space(name)
     found = SearchSpace.load(name)
     if dump:
-        put(space_path(name).read_text(encoding="utf-8"))
+        put(EDITORS + space_path(name).read_text(encoding="utf-8"))
     elif sample:
         _sample_space(found, name, sample, seed)
     else:
@@ -185,7 +236,7 @@ def export(
         weights = Path(arch)
     path = out or Path(f"{Path(arch).resolve().name.removesuffix('.yaml')}{SUFFIXES.get(to.value, '.yaml')}")
     if to is ExportFormat.yaml:
-        from evit_nas.runs import write_atomically
+        from evit_nas.files import write_atomically
 
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,11 @@ VERBS = {  # group -> verb -> examples, each short enough for 80 columns
         ),
         "space": ("evit-nas space", "evit-nas space tiny", "evit-nas space efficientvit-224 --dump > mine.yaml"),
         "schema": ("evit-nas schema", "evit-nas schema arch > arch.json", "evit-nas schema space > space.json"),
-        "score": ("evit-nas score m0 m4", "evit-nas score net.yaml --seed 1", f"evit-nas score m4 --run {RUN}"),
+        "score": (
+            "evit-nas score m0 m4",
+            "evit-nas score m0 m4 --accuracy table --images 5k --classes 10",
+            f"evit-nas score m4 --run {RUN}",
+        ),
         "proxies list": (
             "evit-nas proxies list",
             "evit-nas proxies list --format json",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,16 +19,22 @@ from evit_nas.cli.app import (
     ThreadsOption,
     app,
     conditions_of,
-    find_subject,
 )
 from evit_nas.console import Format, emit, make_table, say
-from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.lookup import find_subject
 
 if TYPE_CHECKING:
     from evit_nas.latency.profile import Profile
+    from evit_nas.measuring import Measured
 
 LONGEST_HEADER = 12
 SPARE = ("p90 ms", "peak MB", "mJ", "typ p90", "ratio", "published", "typical", "spread")  # of a measurement
+OPTIONAL = {  # columns: title and form
+    "memory_mb": ("peak MB", "{:.0f}"),
+    "energy_mj": ("mJ", "{:.2f}"),
+    "published_top1": ("published", "{:.1f}%"),
+}
 UNRELIABLE = "latency cannot be measured here reliably"
 
 
@@ -52,36 +57,17 @@ def measure(
     format_: FormatOption = Format.table,
 ) -> None:
     """Measure latency, memory and energy of networks side by side."""
-    from evit_nas.arch import ArchConfig
-    from evit_nas.latency import STRICT, Protocol, open_device
-    from evit_nas.latency.predictor import Table
+    from evit_nas.latency import STRICT, Protocol
+    from evit_nas.measuring import measure_all
 
     if not networks and not references:
         raise UsageError("name at least one network (m0..m5, a YAML file, RUN/NAME, timm:NAME or an .onnx file).")
     conditions = conditions_of(device, threads, batch, precision, session)
     protocol = Protocol() if quick else STRICT
     subjects = {text: find_subject(text, image_size) for text in networks or ()}
-    rows: list[dict[str, Any]] = []
-    failed: list[str] = []
-    with open_device(conditions) as opened:
-        for text, subject in subjects.items():
-            with _tried(text, failed):
-                latency, samples = opened.measure(subject, protocol)
-                if isinstance(subject, ArchConfig):
-                    Table(opened.context(), subject).add(subject, latency)
-                energy = {"energy_mj": samples.get("energy_mj")} if protocol.energy else {}
-                rows.append({"network": text, "latency": latency, **energy})
-        if references:
-            rows += _references(opened, protocol, failed)
-    if not quick and conditions.family != "remote":
-        from evit_nas.latency.memory import peak_memory_mb
-
-        for row in rows:
-            if row["network"] in subjects:
-                with _tried(f"memory of {row['network']}", failed):
-                    row["memory_mb"] = peak_memory_mb(subjects[row["network"]], conditions)
-    if rows:
-        _print_measured(_by_one_yardstick(rows), format_)
+    found, failed = measure_all(subjects, conditions, protocol, say, memory=not quick, references=references)
+    if found:
+        _print_measured(found, format_, energy=protocol.energy and bool(networks))
         _tell_better(networks or ())
     if failed:
         raise EvitNasError(f"not measured: {', '.join(failed)}; see above for the reason.")
@@ -98,105 +84,38 @@ def _tell_better(networks: Sequence[str]) -> None:
             say(said)
 
 
-def _by_one_yardstick(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was measured first as well by what the yardstick is at the end."""
-    from evit_nas.latency.yardstick import best_units, said_by
-
-    latencies = [row["latency"] for row in rows]
-    return [row | {"latency": one} for row, one in zip(rows, said_by(best_units(latencies), latencies), strict=True)]
-
-
-@contextmanager
-def _tried(what: str, failed: list[str]) -> Iterator[None]:
-    """Says and notes a measurement that fails, so that the others go on; of a lost link it is no network's fault."""
-    try:
-        yield
-    except MeasurementError as error:
-        if error.kind == "lost link":
-            raise
-        say(f"{what}: {error}")
-        failed.append(what)
-
-
-def _references(opened: Any, protocol: Any, failed: list[str]) -> list[dict[str, Any]]:
-    """The presets and the references, with the accuracy that their authors published."""
-    from evit_nas.arch import ArchConfig
-    from evit_nas.latency.references import PUBLISHED_TOP1, measure_references
-
-    presets = []
-    for name, top1 in PUBLISHED_TOP1.items():
-        label = f"EfficientViT-{name.upper()}"
-        with _tried(label, failed):
-            latency, _ = opened.measure(ArchConfig.preset(name), protocol)
-            presets.append({"network": label, "latency": latency, "published_top1": top1})
-    return presets + [
-        {"network": one.reference.label, "latency": one.latency, "published_top1": one.reference.published_top1}
-        for one in measure_references(opened, protocol, note=say)
-    ]
-
-
-def _print_measured(rows: list[dict[str, Any]], format_: Format) -> None:
+def _print_measured(found: Sequence[Measured], format_: Format, energy: bool) -> None:
     from evit_nas.latency import about_ms
 
-    first = rows[0]["latency"].median_ms
-    if any("published_top1" in row for row in rows):
-        rows = sorted(rows, key=lambda row: float(row["latency"].median_ms))
-    shown = {
-        name: any(row.get(name) is not None for row in rows) for name in ("memory_mb", "energy_mj", "published_top1")
-    }
-    cells = []
-    for row in rows:
-        latency = row["latency"]
-        optional = {
-            "memory_mb": "{:.0f}",
-            "energy_mj": "{:.2f}",
-            "published_top1": "{:.1f}%",
-        }
-        cells.append(
-            [
-                row["network"],
-                f"{latency.median_ms:.3f}",
-                f"±{100 * latency.rel_error:.1f}%{'*' if latency.noisy else ''}",
-                f"{latency.p90_ms:.3f}",
-                f"{latency.median_ms / first:.3f}×",
-                f"{latency.stat_ms('typical'):.3f}",
-                f"{latency.wall_p90_ms or latency.p90_ms:.3f}",
-                *(
-                    text.format(row[name]) if row.get(name) is not None else "-"
-                    for name, text in optional.items()
-                    if shown[name]
-                ),
-            ]
-        )
-    titles = {"memory_mb": "peak MB", "energy_mj": "mJ", "published_top1": "published"}
-    columns = [
-        "network",
-        "ms",
-        "spread",
-        "p90 ms",
-        "ratio",
-        "typical",
-        "typ p90",
-        *(titles[name] for name in titles if shown[name]),
+    first = found[0].latency
+    if any(one.published_top1 is not None for one in found):
+        found = sorted(found, key=lambda one: one.latency.median_ms)
+    shown = {name: each for name, each in OPTIONAL.items() if any(getattr(one, name) is not None for one in found)}
+    cells = [
+        [
+            one.network,
+            f"{one.latency.median_ms:.3f}",
+            f"±{100 * one.latency.rel_error:.1f}%{'*' if one.latency.noisy else ''}",
+            f"{one.latency.p90_ms:.3f}",
+            f"{one.latency.median_ms / first.median_ms:.3f}×",
+            f"{one.latency.stat_ms('typical'):.3f}",
+            f"{one.latency.wall_p90_ms or one.latency.p90_ms:.3f}",
+            *(
+                "-" if (value := getattr(one, name)) is None else form.format(value)
+                for name, (_, form) in shown.items()
+            ),
+        ]
+        for one in found
     ]
-    machine = rows[0]["latency"]
-    table = make_table(f"{machine.conditions}; {machine.runtime}", columns, cells, spare=SPARE)
-    plain_rows = [
-        {
-            "network": row["network"],
-            **row["latency"].model_dump(mode="json"),
-            "ms_error": row["latency"].ms_error,
-            "noisy": row["latency"].noisy,
-            **{name: row.get(name) for name in titles},
-        }
-        for row in rows
-    ]
-    emit(plain_rows, format_, table)
+    columns = ["network", "ms", "spread", "p90 ms", "ratio", "typical", "typ p90"]
+    columns += [title for title, _ in shown.values()]
+    table = make_table(f"{first.conditions}; {first.runtime}", columns, cells, spare=SPARE)
+    emit([one.plain() for one in found], format_, table)
     if format_ is Format.table:
-        say(about_ms(row["latency"] for row in rows))
-        if not shown["energy_mj"] and any("energy_mj" in row for row in rows):  # asked for, and none was read
+        say(about_ms(one.latency for one in found))
+        if energy and "energy_mj" not in shown:
             say("energy: not available here (no readable RAPL or NVML counter)")
-        if shown["published_top1"]:
+        if "published_top1" in shown:
             say("published: ImageNet-1k top-1 as its authors report it, none of it measured here")
 
 

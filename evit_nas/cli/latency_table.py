@@ -21,8 +21,9 @@ from evit_nas.cli.app import (
     conditions_of,
 )
 from evit_nas.commands import command_line
-from evit_nas.console import Format, emit, make_table, progress_view, say
+from evit_nas.console import Format, emit, make_table, say
 from evit_nas.errors import EvitNasError
+from evit_nas.views import progress_view
 
 if TYPE_CHECKING:
     from evit_nas.latency import Device, Protocol

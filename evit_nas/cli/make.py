@@ -13,7 +13,8 @@ from evit_nas.cli.predict import print_answers
 from evit_nas.cli.search import print_found
 from evit_nas.cli.train import FROM, LoadersOption, print_trained
 from evit_nas.commands import command_line, typed
-from evit_nas.console import Format, progress_view, say
+from evit_nas.console import Format, say
+from evit_nas.views import progress_view
 
 if TYPE_CHECKING:
     from evit_nas.runs import Run

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evit_nas.cli.app import FormatOption, app
-from evit_nas.console import Format, emit, make_table, progress_view, say
+from evit_nas.console import Format, emit, make_table, say
 from evit_nas.errors import EvitNasError
+from evit_nas.views import progress_view
 
 if TYPE_CHECKING:
     from evit_nas.shipping.answer import Answer

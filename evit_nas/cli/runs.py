@@ -9,8 +9,9 @@ import typer
 from typer.main import get_command
 
 from evit_nas.cli.app import FormatOption, RunPath, app, given
-from evit_nas.console import Format, emit, make_table, progress_view, put, say
+from evit_nas.console import Format, emit, make_table, put, say
 from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.views import progress_view
 
 SPARE = ("begun", "device", "budget", "best")  # a run is named after its device and budget, as a rule
 
@@ -147,7 +148,7 @@ def config(context: typer.Context) -> None:
     They are those of RUN, of a search with these options, or of RUN with these changes, as YAML.
     """
     from evit_nas.api import settings_from
-    from evit_nas.runs import to_yaml
+    from evit_nas.yamlio import to_yaml
 
     named = context.args[:1] if context.args and not context.args[0].startswith("-") else []
     options = context.args[len(named) :]

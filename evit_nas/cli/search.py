@@ -11,8 +11,10 @@ import typer
 
 from evit_nas.cli.app import (
     BatchOption,
+    ClassesOption,
     FormatOption,
     ImageSizeOption,
+    ImagesOption,
     PrecisionOption,
     RunPath,
     SeedOption,
@@ -22,8 +24,9 @@ from evit_nas.cli.app import (
     given,
 )
 from evit_nas.commands import command_line, typed
-from evit_nas.console import Format, duration, emit, make_table, millions, progress_view, put, say
+from evit_nas.console import Format, duration, emit, make_table, millions, put, say
 from evit_nas.errors import EvitNasError, Interrupted, UsageError, interruptions
+from evit_nas.views import progress_view
 
 if TYPE_CHECKING:
     from evit_nas.config import SearchSettings
@@ -80,14 +83,6 @@ FailuresOption = Annotated[
 StorageOption = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="Files that all nodes of Ray see, if not the run folder.", show_default=False),
-]
-
-
-ImagesOption = Annotated[
-    str | None, typer.Option(metavar="5k", help="Score for so many training images.", show_default="ImageNet's")
-]
-ClassesOption = Annotated[
-    int | None, typer.Option(min=2, metavar="N", help="Classes of these images.", show_default="the space's")
 ]
 
 
@@ -326,7 +321,7 @@ def front(
 
     opened = Run.open(run)
     words = {"images": images, "classes": classes, "data": data}
-    regime = regime_from({k: v for k, v in words.items() if v is not None}, opened.settings.space)
+    regime = regime_from({k: v for k, v in words.items() if v is not None}, opened.settings.space.num_classes)
     with explained(run):
         found = load_front(opened, regime)
     if pick is not None:
@@ -397,7 +392,7 @@ def _dry_run(settings: SearchSettings) -> None:
     import tempfile
     import time
 
-    from evit_nas.runs import Journal
+    from evit_nas.files import Journal
     from evit_nas.searching.evaluate import Evaluator
     from evit_nas.searching.feasibility import feasibility
     from evit_nas.searching.judges import check_sources

@@ -25,8 +25,9 @@ from evit_nas.cli.app import (
 )
 from evit_nas.cli.latency import report_findings
 from evit_nas.commands import command_line, typed
-from evit_nas.console import Format, emit, make_table, millions, progress_view, say
+from evit_nas.console import Format, emit, make_table, millions, say
 from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.views import progress_view
 
 if TYPE_CHECKING:
     from evit_nas.arch import ArchConfig

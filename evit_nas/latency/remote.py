@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from evit_nas import __version__
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.errors import LostLink, MeasurementError, UsageError
 from evit_nas.latency import BOARDS_DEFAULT, Device, Latency, Protocol, Subject, TimmModel
 from evit_nas.latency.board import Board
 from evit_nas.latency.subjects import resolved
@@ -64,7 +64,8 @@ class RemoteDevice(Device):
         """See Device.
 
         Raises:
-            MeasurementError: also of the kind "lost link".
+            MeasurementError: the network could not be measured.
+            LostLink: the worker was out of reach or busy for longer than the patience.
             UsageError: no worker at the first contact, another one than at the first contact, or it refuses.
         """
         job = {
@@ -168,7 +169,7 @@ class RemoteDevice(Device):
         """The worker's answer, or the error of a measurement, however long it takes.
 
         Raises:
-            MeasurementError: the worker was out of reach or busy for longer than the patience.
+            LostLink: the worker was out of reach or busy for longer than the patience.
             UsageError: it refuses.
         """
         lost_since: float | None = None
@@ -191,7 +192,7 @@ class RemoteDevice(Device):
                 logger.warning("waiting for the worker at %s: %s", self._address, trouble)
             if time.monotonic() - lost_since > self._patience_s:
                 message = f"the worker at {self._address} could not be had for {self._patience_s:.0f} s: {trouble}"
-                raise MeasurementError(message, "lost link")
+                raise LostLink(message)
             time.sleep(delay)
             delay = min(2 * delay, MAX_DELAY_S)
 

@@ -26,11 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
+from evit_nas.files import write_atomically
 from evit_nas.latency import Latency, Unit
 from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.network.onnx_graph import build_onnx
-from evit_nas.runs import write_atomically
 
 # About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.
 CANARIES = (
@@ -42,9 +42,9 @@ WINDOW = 12  # samples: a second or less, short enough to be quiet as a whole no
 QUICKEST = 10  # percentile of a window that stands for it: of a dozen the second, so that one freak sample is none
 MOMENT_S = 5.0
 BEST = 3  # moments whose mean is the yardstick
-TRIED = 24  # moments, two minutes of measuring, ...
-UNTRIED = 0.08  # ... below which the quietest may be yet to come: the uncertainty, benchmarks/results/first_use.md
-BESIDE_WORK = 0.1  # the same as long as other processes have kept a core busy all the time
+# How far off it may be for want of quiet moments, as a share; docs/results/first_use.md has what was seen.
+FIRST, FIRST_MOMENTS = 0.1, 6  # after a first use; then it goes with the root of the moments, 4 % after three minutes
+BESIDE_WORK = 0.15  # as long as other processes have kept a core busy all the time
 BUSY_CORES = 0.25
 
 Units = Mapping[str, Unit]  # by the name of the device
@@ -106,11 +106,8 @@ class Yardstick(BaseModel):
     def rel_error(self) -> float:
         """How far `ms` may be off, as a share of it: half of what the best windows differ by, and more if need be."""
         apart = self.windows[-1].ms / self.windows[0].ms - 1
-        return max(
-            apart / 2,
-            UNTRIED if self.moments < TRIED else 0.0,
-            0.0 if self.calm else BESIDE_WORK,
-        )
+        to_come = FIRST * math.sqrt(min(FIRST_MOMENTS / self.moments, 1.0))
+        return max(apart / 2, to_come, 0.0 if self.calm else BESIDE_WORK)
 
     def seen(self, *windows: Window) -> Yardstick:
         """It and these windows, of which the best of each moment counts."""
@@ -155,7 +152,7 @@ def identity_of(conditions: Conditions) -> str:
 def known(identity: str) -> Yardstick | None:
     """The yardstick as this machine knows it by now; None if it does not, or the file is damaged."""
     try:
-        return Yardstick.model_validate_json(_path(identity).read_text(encoding="utf-8"))
+        return Yardstick.model_validate_json(path_of(identity).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -165,7 +162,7 @@ def kept(yardstick: Yardstick) -> Yardstick:
 
     Without a folder to keep it in, it is learnt anew by every process.
     """
-    with suppress(OSError), _locked(_path(yardstick.identity)) as path:
+    with suppress(OSError), _locked(path_of(yardstick.identity)) as path:
         others = known(yardstick.identity)
         if others is not None:
             own = yardstick.model_dump(include={"calm", "moments", "latest"})
@@ -204,5 +201,6 @@ def _locked(path: Path) -> Iterator[Path]:
         yield path
 
 
-def _path(identity: str) -> Path:
+def path_of(identity: str) -> Path:
+    """Where the yardstick of a device is kept."""
     return cache_folder() / f"yardstick-{identity}.json"

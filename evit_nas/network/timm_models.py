@@ -16,8 +16,8 @@ import numpy as np
 
 from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.files import write_whole
 from evit_nas.network.onnx_graph import OPSET
-from evit_nas.runs import write_whole
 
 if TYPE_CHECKING:
     from torch import nn

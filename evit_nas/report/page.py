@@ -12,6 +12,7 @@ from pathlib import Path
 
 from evit_nas.commands import command_line
 from evit_nas.data.look import FEW_IMAGES, few
+from evit_nas.files import write_atomically
 from evit_nas.latency import Latency, about_ms
 from evit_nas.latency.predictor import compare
 from evit_nas.regime import IMAGENET, Regime
@@ -29,7 +30,7 @@ from evit_nas.report.findings import (
 from evit_nas.report.repeat import limits, repeat
 from evit_nas.report.template import render
 from evit_nas.report.worth import worth_of
-from evit_nas.runs import Run, write_atomically
+from evit_nas.runs import Run
 from evit_nas.searching.feasibility import enough
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.objectives import asked

@@ -17,8 +17,9 @@ from evit_nas.accuracy.coverage import default_method
 from evit_nas.accuracy.table import LabelTable, shipped_tables
 from evit_nas.config import SHIPPED
 from evit_nas.errors import UsageError
+from evit_nas.files import write_atomically
 from evit_nas.regime import IMAGENET, Regime
-from evit_nas.runs import Run, write_atomically
+from evit_nas.runs import Run
 
 if TYPE_CHECKING:
     from evit_nas.accuracy.scorecard import Card, Row

@@ -57,8 +57,6 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
                 evaluator.latencies(member.arch, strict=True)
                 late.clear()
             except MeasurementError as error:
-                if error.kind == "lost link":
-                    raise
                 late = [*late, member.arch.key] if error.kind == "timeout" else []
                 if len(late) == MAX_LATE:
                     readmit(record, late)
@@ -97,8 +95,6 @@ def _references(
             estimate = judge.estimate(arch)
             evaluator.latencies(arch, strict=True)
         except MeasurementError as error:
-            if error.kind == "lost link":
-                raise
             watch.note(f"without {name} beside the front: {error}")
         else:
             found[name] = plain(estimate)

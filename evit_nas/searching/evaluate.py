@@ -20,12 +20,12 @@ from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import MeasurementError
+from evit_nas.files import Journal
 from evit_nas.latency import ENERGY, STRICT, Device, Latency, Protocol, Unit
 from evit_nas.latency.machine import measuring_core
 from evit_nas.latency.predictor import Table
 from evit_nas.latency.runtimes import RUNTIMES, clock_of
 from evit_nas.latency.yardstick import Units, best_units, said_by
-from evit_nas.runs import Journal
 from evit_nas.workers import end, worker_pool
 
 if TYPE_CHECKING:

@@ -55,8 +55,6 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
         try:
             return evaluator.latencies(arch)
         except MeasurementError as error:
-            if error.kind == "lost link":
-                raise
             note(f"{name} cannot be measured: {error}")
             return None
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings, Target
+from evit_nas.files import write_atomically
 from evit_nas.latency import Latency
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
-from evit_nas.runs import Run, write_atomically
+from evit_nas.runs import Run
 from evit_nas.searching.objectives import Numbers, limit_excess, losses
 
 NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it

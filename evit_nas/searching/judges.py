@@ -19,8 +19,9 @@ from optuna.trial import FrozenTrial
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import ArchConfig
+from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
-from evit_nas.errors import MeasurementError, RunError
+from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.regime import default_regime
 from evit_nas.runs import Run
 from evit_nas.searching.evaluate import Evaluator
@@ -89,8 +90,6 @@ class ZeroCost(Judge):
             try:
                 scored.append(self._evaluator.proxies(arch))
             except (MeasurementError, RuntimeError, MemoryError) as error:
-                if isinstance(error, MeasurementError) and error.kind == "lost link":
-                    raise
                 why = error
                 watch.note(f"left out of the pool: {origin} {arch.key}: {error}")
         if not scored:
@@ -165,6 +164,29 @@ def judge_of(
     return judge
 
 
+def learned_of(run: Run) -> LearnedAccuracy | None:
+    """What a run's score is learned from, as its search used it; None if its score is no learned one.
+
+    Raises:
+        UsageError: its networks have not been trained yet, or its table cannot be read.
+    """
+    from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.accuracy.table import LabelTable
+    from evit_nas.searching.labelling import TABLE
+
+    wish = run.settings.accuracy
+    if wish.method == "predictor":
+        path = run.path / "labels" / TABLE
+        if not path.exists():
+            raise UsageError(f"{run.path} has not trained its networks yet: {command_line('resume', run.path)}")
+        return LearnedAccuracy.of_table(LabelTable.load(path))
+    if wish.method != "table":
+        return None
+    if wish.table is not None:
+        return LearnedAccuracy.of_table(LabelTable.load(wish.table))
+    return LearnedAccuracy.under(wish.regime or default_regime(run.settings.space.num_classes))
+
+
 def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], None]) -> None:
     """Reads what the judge will need, so that it is refused before anything is measured; images are decoded here.
 
@@ -195,14 +217,9 @@ def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], 
 
 
 def _table(desk: Desk) -> Judge:
-    from evit_nas.accuracy.learned import LearnedAccuracy
-    from evit_nas.accuracy.table import LabelTable
-
-    wish = desk.run.settings.accuracy
-    if wish.table is not None:
-        return Learned(LearnedAccuracy.of_table(LabelTable.load(wish.table)), "table")
-    regime = wish.regime or default_regime(desk.run.settings.space.num_classes)
-    return Learned(LearnedAccuracy.under(regime), "table")
+    learned = learned_of(desk.run)
+    assert learned is not None
+    return Learned(learned, "table")
 
 
 def _short(desk: Desk) -> Judge:

@@ -17,10 +17,11 @@ from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
+from evit_nas.files import Journal
 from evit_nas.latency import Latency
 from evit_nas.latency.yardstick import best_units, said_by
 from evit_nas.regime import Regime
-from evit_nas.runs import Journal, Run
+from evit_nas.runs import Run
 from evit_nas.searching.evaluate import recorded, recorded_latencies
 from evit_nas.searching.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
 from evit_nas.searching.picks import thin

@@ -18,9 +18,10 @@ from evit_nas.accuracy import Estimate
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, RunError, UsageError
+from evit_nas.files import Journal
 from evit_nas.latency import Latency
 from evit_nas.latency.yardstick import Units, said_by
-from evit_nas.runs import Journal, Run, explained
+from evit_nas.runs import Run, explained
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judges import judge_of
 from evit_nas.searching.objectives import asked, directions, latency_names
@@ -31,7 +32,7 @@ from evit_nas.searching.study import open_devices
 from evit_nas.searching.units import predictions, units_of
 
 SAME = 1e-6  # share of a score: sums of floats in another order
-DAYS_APART = 0.1  # share of a latency: 90 % of a front's moved by less than 8 % (benchmarks/results/remeasure.md)
+DAYS_APART = 0.1  # share of a latency: 90 % of a front's moved by less than 8 % (docs/results/remeasure.md)
 ERRORS = 3.0  # standard errors of a difference that chance explains
 MEMORY = 0.05  # share of a peak memory
 ENERGY = 0.2  # share of an energy: the counters tick slowly, and the idle draw is taken off

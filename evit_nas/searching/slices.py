@@ -101,8 +101,6 @@ def sliced_pool(
         try:
             latency, _ = device.measure(arch, Protocol())
         except MeasurementError as error:
-            if error.kind == "lost link":
-                raise
             note(f"left out: {arch.key}: {error}")
             continue
         table.add(arch, latency)

@@ -30,7 +30,8 @@ from evit_nas.accuracy import Estimate
 from evit_nas.commands import command_line
 from evit_nas.config import storage_url
 from evit_nas.errors import EvitNasError, RunError, UsageError
-from evit_nas.runs import Journal, Run, anew, explained
+from evit_nas.files import Journal
+from evit_nas.runs import Run, anew, explained
 from evit_nas.searching.objectives import directions, metric_names
 
 NAMELESS = "constraints"  # where Optuna kept a list of them up to version 4; optuna-dashboard 0.21 looks nowhere else

@@ -79,9 +79,6 @@ class Trials:
                 if finished and self._may_reach_front(hopeful, progress):
                     measured = self._evaluator.measured(arch)
         except (MeasurementError, RuntimeError, MemoryError) as error:
-            if isinstance(error, MeasurementError) and error.kind == "lost link":
-                _alive(self._record)
-                raise
             trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split()))
             return None
         except (Exception, Interrupted, KeyboardInterrupt):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from evit_nas.errors import UsageError
+from evit_nas.files import serialised, write_whole
 from evit_nas.network.weights import load_torch
-from evit_nas.runs import serialised, write_whole
 
 Tensors = dict[str, Tensor]
 

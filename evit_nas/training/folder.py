@@ -14,10 +14,11 @@ from pathlib import Path
 
 from evit_nas import __version__
 from evit_nas.errors import RunError, UsageError
-from evit_nas.runs import installed_versions, lock, to_yaml, write_atomically
+from evit_nas.files import lock, write_atomically
+from evit_nas.runs import installed_versions
 from evit_nas.trained import WEIGHTS
 from evit_nas.training.settings import TrainRecord, TrainSettings
-from evit_nas.yamlio import read_yaml, validate
+from evit_nas.yamlio import read_yaml, to_yaml, validate
 
 RECORD, METRICS, CHECKPOINT, BEST = "train.yaml", "metrics.jsonl", "checkpoint.pt", "best.safetensors"
 CURVE = "curve.png"
@@ -29,8 +30,7 @@ def create(folder: Path, settings: TrainSettings, command: str) -> None:
     Raises:
         RunError: there is a training already, another process is at it, or the folder cannot be written.
     """
-    if (folder / RECORD).exists() and holds_weights(folder):
-        raise RunError(f"{folder} holds a training already. Add --resume to go on with it, or choose another --out.")
+    check_untrained(folder)
     record = TrainRecord(
         evit_nas=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -44,6 +44,15 @@ def create(folder: Path, settings: TrainSettings, command: str) -> None:
             write_atomically(folder / RECORD, to_yaml(record))
     except OSError as error:
         raise RunError(f"cannot write the training folder {folder}: {error.strerror}. Choose another --out.") from None
+
+
+def check_untrained(folder: Path) -> None:
+    """
+    Raises:
+        RunError: something has been trained in it.
+    """
+    if (folder / RECORD).exists() and holds_weights(folder):
+        raise RunError(f"{folder} holds a training already. Add --resume to go on with it, or choose another --out.")
 
 
 def holds_weights(folder: Path) -> bool:

@@ -27,10 +27,11 @@ from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images
 from evit_nas.data.look import look
 from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
+from evit_nas.files import lock
 from evit_nas.latency.machine import usable_cores
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.network.weights import load_weights
-from evit_nas.runs import installed_versions, lock
+from evit_nas.runs import installed_versions
 from evit_nas.trained import WEIGHTS, Trained
 from evit_nas.training.batches import (
     VALIDATION_BATCH,

@@ -13,7 +13,7 @@ from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.network.cost import cost
 from evit_nas.trained import WEIGHTS
 from evit_nas.training.auto import auto_size
-from evit_nas.training.folder import RECORD, create, holds_weights, read_record
+from evit_nas.training.folder import RECORD, check_untrained, create, holds_weights, read_record
 from evit_nas.training.recipe import Recipe
 from evit_nas.training.settings import TrainSettings
 from evit_nas.yamlio import validate
@@ -160,18 +160,25 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
 def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: bool) -> None:
     """Makes the folders that are not there yet; one in which nothing has been trained may get other settings.
 
+    All or none: where one is refused, none is made.
+
     Raises:
         RunError: one holds an unfinished training and `resume` is not said, or it cannot be written.
         UsageError: one was trained with other settings.
     """
+    wanted = []
     for folder, settings in plans:
         if not (folder / RECORD).exists():
-            create(folder, settings, command)
+            wanted.append((folder, settings))
             continue
         before, now = read_record(folder).settings.model_dump(), settings.model_dump()
         changed = [name for name in now if now[name] != before[name] and name not in ("name", "origin")]
         begun, finished = holds_weights(folder), (folder / WEIGHTS).exists()
-        if (begun and not (resume or finished)) or (changed and not begun):
-            create(folder, settings, command)  # which refuses to replace what was trained
+        if begun and not (resume or finished):
+            check_untrained(folder)
+        if changed and not begun:
+            wanted.append((folder, settings))
         elif changed:
             raise UsageError(f"{folder} was begun with another {' and '.join(changed)}. Choose another --out.")
+    for folder, settings in wanted:
+        create(folder, settings, command)

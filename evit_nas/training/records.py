@@ -11,7 +11,7 @@ from typing import Any
 
 from evit_nas import __version__
 from evit_nas.errors import RunError
-from evit_nas.runs import Journal
+from evit_nas.files import Journal
 from evit_nas.trained import WEIGHTS, Trained
 from evit_nas.training import checkpoint
 from evit_nas.training.curve import write_curve

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.errors import LostLink, UsageError
 from evit_nas.latency.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Cluster(Executor):
         """Has a trial call a function that other machines can import; calls are begun in the order of submission.
 
         Its error is the call's. One that its process or node died of too often is a MeasurementError that "crashed"; if
-        the cluster is gone, the kind is "lost link".
+        the cluster is gone, it is a LostLink.
         """
         from evit_nas.searching.parallel.trials import Call
 
@@ -154,7 +154,7 @@ class Cluster(Executor):
 
 def _pass_on(done: Future[Outcome], result: Future[Any]) -> None:
     lost = done.exception()
-    error = done.result().error if lost is None else MeasurementError(f"the cluster is gone: {lost}", "lost link")
+    error = done.result().error if lost is None else LostLink(f"the cluster is gone: {lost}")
     if error is not None:
         result.set_exception(error)
     else:

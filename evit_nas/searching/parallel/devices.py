@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.errors import LostLink, UsageError
 from evit_nas.latency import DEVICES, Device, Latency, Protocol, Subject, open_device
 from evit_nas.latency.board import JOB_LIMIT_S
 from evit_nas.latency.local import most_visits
@@ -66,10 +66,9 @@ class ClusterDevice(Device):
         limit_s = self._visit_s * most_visits(protocol)
         latency, samples, context = self._ask(_measure, subject, protocol, limit_s=limit_s)
         if context != self._context:
-            raise MeasurementError(
+            raise LostLink(
                 f"'{self.conditions.device}' is another machine than when the search began: figures would not compare. "
-                f"{self._context} then, {context} now. Bring the node back and resume the run.",
-                "lost link",
+                f"{self._context} then, {context} now. Bring the node back and resume the run."
             )
         return latency, samples
 
@@ -96,9 +95,8 @@ class ClusterDevice(Device):
             reason = f"did not answer for {patience_s:.0f} s"
         except RayError as error:
             reason = f"is lost ({type(error).__name__})"
-        raise MeasurementError(
-            f"the node with the device '{self.conditions.device}' {reason}. Bring it back and resume the run.",
-            "lost link",
+        raise LostLink(
+            f"the node with the device '{self.conditions.device}' {reason}. Bring it back and resume the run."
         )
 
 
