@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--networks", type=int, default=1000)
     networks = LabelTable.load("fashion-mnist-64").networks[: parser.parse_args().networks]
-    truth = np.array([np.mean([training.accuracy for training in network.trainings]) for network in networks])
+    truth = np.array([np.mean([training.score.accuracy for training in network.trainings]) for network in networks])
     latency_ms = np.array([network.latency_ms for network in networks])
     names = ("params", "macs", "naswot", "half_open")
     scores = [score_all(network.arch, names=names) for network in networks]

@@ -34,6 +34,14 @@ def _a_yardstick(conditions: str) -> "Yardstick":
     return Yardstick(identity=identity, windows=windows, calm=True, moments=1_000_000)
 
 
+def used_before() -> None:
+    """Puts the yardstick of the device cpu into the cache folder, for commands that are processes of their own."""
+    from evit_nas.latency.yardstick import path_of
+
+    known = _a_yardstick("{}")
+    path_of(known.identity).write_text(known.model_dump_json(), encoding="utf-8")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Where every device of this machine has been used before."""
@@ -47,8 +55,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
         return "imaginary"
 
     monkeypatch.setattr(local, "identity_of", identity_of)  # asked whenever a measuring process starts
-    known = _a_yardstick("{}")  # of the device cpu, for commands that are processes of their own
-    yardstick.path_of(known.identity).write_text(known.model_dump_json(), encoding="utf-8")
+    used_before()
 
 
 @pytest.fixture(autouse=True)

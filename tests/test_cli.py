@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from evit_nas import console
+from evit_nas import console, measuring, views
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import Interrupted, LostLink, MeasurementError
@@ -464,7 +464,7 @@ def test_a_network_that_cannot_be_measured_costs_no_other(run, moody):
 
 
 def test_a_reference_that_cannot_be_measured_costs_no_other(run, moody, monkeypatch):
-    monkeypatch.setattr("evit_nas.latency.references.measure_references", lambda device, protocol, note: [])
+    monkeypatch.setattr("evit_nas.measuring.measure_references", lambda device, protocol, note: [])
     result = run("measure", "--references", "--device", "fake")
     assert "EfficientViT-M5" in result.out
     assert (result.code, "not measured: EfficientViT-M1" in result.err) == (1, True)
@@ -495,7 +495,7 @@ def test_references_stand_beside_the_presets_with_what_was_published(run, monkey
     from tests.fakes import latency_of
 
     one = references.MeasuredReference(references.REFERENCES[0], latency_of(1.5))
-    monkeypatch.setattr(references, "measure_references", lambda device, protocol, note: [one])
+    monkeypatch.setattr(measuring, "measure_references", lambda device, protocol, note: [one])
     result = run("measure", "--references", "--device", "fake")
     assert "EfficientViT-M5" in result.out
     assert "77.1%" in result.out
@@ -556,7 +556,7 @@ def test_a_host_keeps_its_name_whatever_that_means_to_rich(capsys, host):
     where = f"remote:{host}:8642"
     console.say(where)
     console.emit([], console.Format.table, console.make_table(where, [where], [[where]]))
-    view = console.LiveView()
+    view = views.LiveView()
     view.note(where)
     view.step(where, 1, 2)
     view._live.console.print(view._progress)

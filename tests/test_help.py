@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from evit_nas.cli import app
 from evit_nas.cli.help import EXAMPLES, GROUPS, PANELS, PLACES, START, broken
-from tests.test_readme import parse
+from tests.test_pages import parse
 
 
 def verbs(group: TyperGroup, path: str = "") -> Iterator[str]:

@@ -539,6 +539,7 @@ def test_a_worker_killed_in_mid_job_loses_nothing(tmp_path):
 
 
 def test_a_real_board_measures_without_torch_and_goes_in_mid_job_without_a_trace():
+    used_before()
     port, long = free_port(), Protocol(min_rounds=1000, max_rounds=1000)  # some 20 s
     device = RemoteDevice(Conditions(device=f"remote:127.0.0.1:{port}"), patience_s=0.0)
     with process(REAL_WORKER, port) as worker, ThreadPoolExecutor(1) as thread:

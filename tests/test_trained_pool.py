@@ -172,7 +172,7 @@ def test_proxies_of_other_versions_or_other_names_are_scored_again(tmp_path, mon
     [("data", "procedural"), ("slices_ms", (0.6, 1.1)), ("archs", 20), ("seed", 1), ("recipe", ShortRecipe())],
 )
 def test_a_folder_with_another_pool_is_refused_naming_what_is_other(tmp_path, name, other):
-    TrainedPool(tmp_path, settings_of())
+    train(tmp_path)
     TrainedPool(tmp_path, settings_of())
     with pytest.raises(RunError, match=rf"holds another pool, with other {name}\. Give the same options.*--out"):
         TrainedPool(tmp_path, settings_of(**{name: other}))
@@ -234,6 +234,6 @@ def test_a_pool_of_which_nothing_can_be_trained_is_an_error(tmp_path, monkeypatc
 
 
 def test_the_settings_can_be_read_by_people(tmp_path):
-    TrainedPool(tmp_path, settings_of())
+    train(tmp_path)
     assert "slices_ms:\n- 0.6\n- 1.2\n" in (tmp_path / "pool.yaml").read_text()
     assert json.loads(json.dumps(settings_of().model_dump(mode="json")))["archs"] == ARCHS

@@ -4,7 +4,6 @@ import itertools
 import multiprocessing
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from evit_nas.latency.yardstick import (
     identity_of,
     kept,
     known,
+    path_of,
     said_by,
     window_of,
 )
@@ -145,8 +145,7 @@ class TestKept:
     )
     def test_in_a_damaged_file_is_learnt_anew(self, content):
         kept(of(window(2.0)))
-        [file] = Path(os.environ["XDG_CACHE_HOME"], "evit-nas").glob("*.json")
-        file.write_text(content)
+        path_of("here").write_text(content)
         assert known("here") is None
         assert kept(of(window(3.0))).ms == pytest.approx(3)
         assert known("here").ms == pytest.approx(3)
@@ -165,7 +164,7 @@ class TestKept:
     def test_leaves_nothing_half_written_on_a_full_disk(self, monkeypatch):
         monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert kept(of(window(2.0))).ms == pytest.approx(2)
-        assert not list(Path(os.environ["XDG_CACHE_HOME"], "evit-nas").glob("*.json"))
+        assert not list(path_of("here").parent.glob("*here*.json"))
 
 
 def _learn(first):
