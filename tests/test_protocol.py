@@ -318,7 +318,7 @@ class TestBench:
         latency, samples = bench(batch=2).measure(tiny_arch(), Protocol())
         figures = (latency.median_ms, latency.p90_ms, latency.ratio, latency.canary_ms, latency.wall_ms)
         assert figures == pytest.approx((4, 4, 4, 1, 4))
-        assert latency.canary_error == pytest.approx(0)
+        assert 0 < latency.canary_error < 0.02  # after so many moments
         assert latency.input_shape == (2, 3, 64, 64)
         assert latency.conditions == Conditions(device="fake", batch=2)
         assert latency.runtime == "imaginary 1.0"
@@ -375,7 +375,7 @@ class TestBench:
         latency, _ = bench().measure(tiny_arch(), Protocol())
         assert latency.canary_error == BESIDE_WORK
         assert latency.doubts == (
-            "all milliseconds may be 10% too many: other programs have been busy whenever this device was measured"
+            "all milliseconds may be 15% too many: other programs have been busy whenever this device was measured"
         )
         load_of_others(monkeypatch, 0.0)
         assert not bench().measure(tiny_arch(), STRICT)[0].noisy

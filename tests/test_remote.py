@@ -31,6 +31,7 @@ from evit_nas.latency.remote import RemoteDevice, check, parse_address
 from evit_nas.latency.runtimes import RUNTIMES, Runtime
 from evit_nas.latency.worker import DEFAULT_PORT, WorkerServer
 from evit_nas.network.onnx_graph import build_onnx
+from tests.conftest import used_before
 from tests.networks import tiny_arch
 
 QUICK = Protocol(min_rounds=4, max_rounds=6, warmup_ms=5)

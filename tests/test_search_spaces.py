@@ -1,45 +1,91 @@
-"""What a shipped space proposes is what gets deployed: samples of each, from torch over folding to ONNX Runtime."""
+"""What a shipped space proposes is what gets deployed, from torch over folding to ONNX Runtime.
 
-import copy
+Members are chosen so that every pair of choices occurs in one of them; `benchmarks/parity.py` takes hundreds at random.
+"""
+
+import itertools
 import random
+from functools import cache
 
-import onnxruntime as ort
 import pytest
-import torch
 
-from evit_nas.network.deploy import deploy_weights, fold
-from evit_nas.network.onnx_graph import build_onnx
-from evit_nas.space import SearchSpace, shipped_spaces
-from tests.networks import lively_network, relative_error
+from benchmarks.parity import parity
+from evit_nas.arch import ArchConfig
+from evit_nas.space import FixedTrial, SearchSpace, shipped_spaces
 
-SAMPLES, PARTS = 200, 4
+LEVELS = 3  # of a dimension with more choices than that: low, middle and high
+DRAWS = 30  # of which the one that covers most new pairs is taken
+MOST, PARTS = 40, 4  # members of a space, and tests of them
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("name", sorted(shipped_spaces()))
-@torch.inference_mode()
-def test_random_members_compute_the_same_in_torch_folded_and_in_onnx_runtime(name, part):
-    """Folding is exact, so it is checked in double precision.
+class Noted:
+    """A trial that answers at random and notes each answer's level."""
 
-    ONNX Runtime computes in single precision, which a few members amplify (ReLU linear attention divides by sums
-    that may be almost zero): it may be off by 1e-4, or by ten times what torch is in single precision, folded or not.
-    """
+    def __init__(self, rng: random.Random) -> None:
+        self._rng, self.params, self.levels = rng, {}, set()
+
+    def _note(self, name, answer, index, count):
+        self.params[name] = answer
+        self.levels.add((name, index if count <= LEVELS else index * LEVELS // count))
+        return answer
+
+    def suggest_int(self, name, low, high, *, step=1):
+        count = (high - low) // step + 1
+        index = self._rng.randrange(count)
+        return self._note(name, low + step * index, index, count)
+
+    def suggest_float(self, name, low, high, *, step=None):
+        count = round((high - low) / step) + 1
+        index = self._rng.randrange(count)
+        return self._note(name, low + step * index, index, count)
+
+    def suggest_categorical(self, name, choices):
+        index = self._rng.randrange(len(choices))
+        self.params[name] = choices[index]
+        self.levels.add((name, index))  # kinds have no levels: each of them counts
+        return choices[index]
+
+
+def pairs(noted: Noted) -> set[frozenset]:
+    return {frozenset(pair) for pair in itertools.combinations(sorted(noted.levels), 2)}
+
+
+@cache
+def covering(name: str) -> list[ArchConfig]:
+    """Members of a space in which every pair of levels occurs that two dimensions have."""
     space, rng = SearchSpace.load(name), random.Random(0)
-    height, width = space.smallest().input_size
-    fitted_to = 2 * (224 // width)  # so that the last map, down to one token, has enough values for statistics
-    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    for number, arch in [*enumerate(space.sample(rng) for _ in range(SAMPLES))][part::PARTS]:
-        model = lively_network(arch, seed=number, images=fitted_to)
-        exact_model = copy.deepcopy(model).double()
-        exact = exact_model(images.double())
-        assert relative_error(fold(exact_model)(images.double()), exact) < 1e-6, arch.to_yaml()
+    wanted: set[frozenset] = set()
+    for _ in range(3000):
+        space.suggest(noted := Noted(rng))
+        wanted |= pairs(noted)
+    found = []
+    while wanted:
+        tries = [Noted(rng) for _ in range(DRAWS)]
+        for noted in tries:
+            space.suggest(noted)
+        best = max(tries, key=lambda noted: len(pairs(noted) & wanted))
+        wanted -= pairs(best)
+        found.append(space.suggest(FixedTrial(best.params)))
+        assert len(found) <= MOST
+    return found
 
-        graph = build_onnx(arch, deploy_weights(model)).SerializeToString()
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(None, {"input": images.numpy()})
-        in_torch = max(relative_error(one(images), exact) for one in (model, fold(model)))
-        allowed = max(1e-4, 10 * in_torch)
-        assert relative_error(torch.from_numpy(logits), exact) < allowed, arch.to_yaml()
+
+NAMES = sorted(shipped_spaces())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_members_have_every_choice_that_is_no_number_among_many(name):
+    found = covering(name)
+    for dimension, choices in SearchSpace.load(name).dimensions():
+        if len(choices) <= LEVELS and dimension.startswith("stage"):
+            stage, field = dimension.removeprefix("stage").split(".")
+            seen = {getattr(arch.stages[int(stage) - 1], field) for arch in found}
+            assert len(seen) >= len(choices), dimension
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("name", NAMES)
+def test_members_compute_the_same_in_torch_folded_and_in_onnx_runtime(name, part):
+    for number, arch in [*enumerate(covering(name))][part::PARTS]:
+        found = parity(arch, number)
+        assert found.holds, f"{found}\n{arch.to_yaml()}"

@@ -22,14 +22,14 @@ FORMS = (
 
 
 def open_source(text: str, seed: int) -> Source:
-    """The data set that `text` names: one of `FORMS`. A folder called like a built-in set is written `./digits`.
+    """The data set that `text` names: one of `FORMS`. A folder goes before a built-in set of its name.
 
     `seed` chooses the tenth that is held out for validation where the data come without a split.
 
     Raises:
         UsageError: there is none, or it cannot be used; the message says why.
     """
-    if text in BUILT_IN:
+    if text in BUILT_IN and not Path(text).is_dir():
         return BUILT_IN[text](seed)
     try:
         path = Path(text).expanduser().resolve()

@@ -73,6 +73,10 @@ class Evaluator:
         """The same by the yardsticks that it was measured by."""
         return tuple(self._latency(arch, device, strict) for device in self.devices)
 
+    def certified(self, arch: ArchConfig) -> bool:
+        """Whether the network has been measured strictly on every device, so that it costs nothing to ask again."""
+        return all(self._latency_id(arch, device, strict=True) in self._memo for device in self.devices)
+
     def seen_units(self) -> dict[str, Unit]:
         """The best yardstick of each device: of what was measured for this run, and as this machine knows it by now."""
         return best_units(self._quickest.values())
@@ -83,18 +87,20 @@ class Evaluator:
             self._quickest[latency.conditions.device] = latency
 
     def _latency(self, arch: ArchConfig, device: Device, strict: bool) -> Latency:
-        kind, protocol = ("strict", STRICT) if strict else ("latency", SEARCH)
-        memo_id = _memo_id(kind, arch, device.context() | protocol.model_dump())
+        memo_id, conditions = self._latency_id(arch, device, strict), device.conditions
         if memo_id in self._memo:
             return Latency.model_validate(self._memo[memo_id])
-        conditions = device.conditions
         if self._cluster is None and conditions.family in RUNTIMES and clock_of(conditions) == "wall":
             wait(self._expected.values())  # that clock would count what workers take from the measurement
-        latency, samples = device.measure(arch, protocol)
+        latency, samples = device.measure(arch, STRICT if strict else SEARCH)
         self._remember(memo_id, arch, latency.model_dump(mode="json"), samples=samples)
         self._note_unit(latency)
         Table(device.context(), arch).add(arch, latency)
         return latency
+
+    def _latency_id(self, arch: ArchConfig, device: Device, strict: bool) -> str:
+        kind, protocol = ("strict", STRICT) if strict else ("latency", SEARCH)
+        return _memo_id(kind, arch, device.context() | protocol.model_dump())
 
     def memory_mb(self, arch: ArchConfig) -> float:
         """Peak resident memory of the network in a fresh process on the first device.

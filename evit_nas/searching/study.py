@@ -83,10 +83,11 @@ class Search:
                 name: latencies[index].stat_ms(self._settings.budget_stat) for name, latencies in found.presets.items()
             }
             within = [name for name in ms if ms[name] <= target.budget_ms]
+            keep = "keep" if len(within) > 1 else "keeps"
             end = found.largest[index] if found.largest else "what cannot be measured"
             self._watch.note(
                 f"the space spans {found.smallest[index]} to {end} on {target.device}; "
-                f"of the paper's networks {', '.join(within) or 'none'} keep {target.budget_ms:g} ms"
+                f"of the paper's networks {', '.join(within) or 'none'} {keep} {target.budget_ms:g} ms"
             )
             if found.largest and found.largest[index].stat_ms(self._settings.budget_stat) <= target.budget_ms:
                 self._watch.note(
