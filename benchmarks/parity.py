@@ -87,7 +87,9 @@ def main() -> None:
                 wrong += 1
                 print(f"{found[-1]}\n{arch.to_yaml()}")
         folded, onnx = max(one.folded for one in found), max(one.onnx for one in found)
-        print(f"{name}: {len(found)} members, folded off by at most {folded:.1e}, ONNX Runtime by {onnx:.1e}", flush=True)
+        print(
+            f"{name}: {len(found)} members, folded off by at most {folded:.1e}, ONNX Runtime by {onnx:.1e}", flush=True
+        )
     sys.exit(1 if wrong else 0)
 
 

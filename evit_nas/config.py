@@ -211,6 +211,10 @@ class Limits(BaseModel):
 
 
 ObjectiveName = Literal["score", "latency", "params", "macs", "memory", "energy"]
+Method = Literal["table", "zero-cost", "predictor", "short"]  # where the score comes from
+Scheduler = Literal["none", "asha"]
+BudgetStat = Literal["median", "p90", "typical"]
+Engine = Literal["local", "ray"]
 
 
 class ShortRecipe(BaseModel):
@@ -279,7 +283,7 @@ class AccuracySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    method: Literal["table", "zero-cost", "predictor", "short"] = "zero-cost"
+    method: Method = "zero-cost"
     """table: learned from the trained networks that come with the package, for a regime; zero-cost: ranks of proxies in
     the run's pool; predictor: learned from networks trained in this run; short: every candidate is trained."""
     regime: Regime | None = None
@@ -294,7 +298,7 @@ class AccuracySettings(BaseModel):
     """Runs whose trained networks are taken over."""
     recipe: ShortRecipe = ShortRecipe()
     """How `predictor` and `short` train networks."""
-    scheduler: Literal["asha", "none"] = "none"
+    scheduler: Scheduler = "none"
     """asha: `short` goes on to the next rung with the best third of what has about the same latency; none: it trains
     all to the end."""
 
@@ -338,12 +342,12 @@ class SearchSettings(BaseModel):
     """The space itself, so that a run folder stands on its own."""
     targets: tuple[Target, ...]
     """Where latency is measured, and how much of it is allowed there; the first one names the front's files."""
-    budget_stat: Literal["median", "p90", "typical"] = "median"
+    budget_stat: BudgetStat = "median"
     """What must keep the budget: the median latency on the quiet machine, its 90th percentile there, or the typical
     one, the median by the wall clock on the machine as it was."""
     limits: Limits = Limits()
     """Limits on the score, parameters, MACs, memory and energy."""
-    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("score", "latency")
+    objectives: tuple[ObjectiveName, ...] = ("score", "latency")
     """What is optimised; the front is what nothing beats in all of them."""
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     """Distinct architectures to evaluate, the reference pool included."""
@@ -354,7 +358,7 @@ class SearchSettings(BaseModel):
     predicted, and is TPE elsewhere."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that score or train candidates beside the one that measures; 0 does it in turns. Moves no number."""
-    engine: Literal["local", "ray"] = "local"
+    engine: Engine = "local"
     """What runs them: processes of this machine, or Ray. Moves no number."""
     cluster: ClusterSettings = ClusterSettings()
     """What Ray should know. Moves no number, so a run may be resumed on another cluster."""
@@ -379,6 +383,8 @@ class SearchSettings(BaseModel):
     def _check(self) -> SearchSettings:
         if not self.targets:
             raise ValueError("targets must name at least one device")
+        if not self.objectives:
+            raise ValueError("objectives must name at least one")
         names = [target.device for target in self.targets]
         if self.storage and (found := _PASSWORD.search(self.storage)) and not (found[1] or found[2]).startswith("$"):
             raise ValueError(

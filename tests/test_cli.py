@@ -202,7 +202,8 @@ def test_objectives_limits_and_a_storage_elsewhere_as_a_user_gives_them(run, tmp
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (("--objective", "speed"), "'speed' is not one of"),
+        (("--objective", "speed"), "input should be 'score', 'latency', 'params'"),
+        (("--engine", "speed"), "Invalid value for '--engine': 'speed' is not one of 'local', 'ray'."),
         (("--objective", "score", "--objective", "score"), "each objective can be given once, got 'score' twice"),
         (("--max-energy", "40"), "--max-energy must be a positive number with a unit"),
         (("--max-energy", "40mJ"), "energy cannot be had on 'fake'"),

@@ -818,6 +818,13 @@ def refusal(text: object) -> str:
     return str(error.value)
 
 
+def test_a_folder_goes_before_a_set_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("digits", seed=0).classes) == 10
+    class_folders(tmp_path / "digits", 12)
+    assert len(open_source("digits", seed=0).classes) < 10
+
+
 @pytest.mark.parametrize("gzipped", [True, False])
 def test_a_broken_idx_file_is_named_with_what_it_must_hold(gzipped, tmp_path):
     folder = idx_folder(tmp_path / "mine", gzipped=gzipped)

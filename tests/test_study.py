@@ -289,9 +289,11 @@ def test_a_search_ends_when_its_front_has_stood_for_so_many_architectures(new_ru
         assert progress.Progress(run.settings, study).over()  # also when it is read from the record
     why = load_front(run).ended
     assert "has not grown" in why
+    assert "measuring the front and the paper's networks again, strictly" in watcher.notes
     again = Silent()
     Search(run, again).run()
     assert why in again.notes
+    assert not any("strictly" in note for note in again.notes)  # nothing is left to be measured
 
 
 def test_patience_begins_with_the_first_network_within_the_limits_if_the_pool_has_none():

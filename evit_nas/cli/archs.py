@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -75,18 +74,11 @@ def _mixer(stage: Any) -> str:
     return f"{'cascade' if stage.cascaded else 'parallel'} q{kernels} w{stage.window}"
 
 
-class ScoreKind(StrEnum):
-    """What `score` shows."""
-
-    table = "table"
-    zero_cost = "zero-cost"
-
-
 @app.command()
 def score(
     archs: Archs,
     accuracy: Annotated[
-        ScoreKind | None,
+        Literal["table", "zero-cost"] | None,
         typer.Option(help="Which score, as in a search.", show_default="zero-cost: proxies; with --run that run's"),
     ] = None,
     images: ImagesOption = None,
@@ -113,11 +105,11 @@ def score(
     asked = {name: value for name, value in words.items() if value is not None}
     if opened is not None and (asked or accuracy is not None):
         raise UsageError("a run has its own score: leave out --accuracy, --images, --classes and --data, or --run.")
-    if asked and accuracy is ScoreKind.zero_cost:
+    if asked and accuracy == "zero-cost":
         raise UsageError("--images, --classes and --data are for --accuracy table; proxies see no images.")
     if opened is not None:
         learned = learned_of(opened)
-    elif asked or accuracy is ScoreKind.table:
+    elif asked or accuracy == "table":
         own = default_regime(next(iter(configs.values())).num_classes)
         learned = LearnedAccuracy.under(regime_from(asked, own.classes) or own)
     else:
@@ -205,19 +197,10 @@ def _show_space(found: SearchSpace, name: str, format_: Format) -> None:
     emit(rows, format_, make_table(title, columns, cells, text=["dimension", "values"]))
 
 
-class ExportFormat(StrEnum):
-    """What `export` writes."""
-
-    yaml = "yaml"
-    onnx = "onnx"
-    torchscript = "torchscript"
-    pt2 = "pt2"
-
-
 @app.command()
 def export(
     arch: Arch,
-    to: Annotated[ExportFormat, typer.Option("--to", help="What to write.")],
+    to: Annotated[Literal["yaml", "onnx", "torchscript", "pt2"], typer.Option("--to", help="What to write.")],
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="NAME.onnx, ...")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Checkpoint (.safetensors or .pth), or its folder.", show_default="ARCH's")
@@ -234,8 +217,8 @@ def export(
     config = find_arch(arch)
     if weights is None and (Path(arch) / "model.safetensors").is_file():
         weights = Path(arch)
-    path = out or Path(f"{Path(arch).resolve().name.removesuffix('.yaml')}{SUFFIXES.get(to.value, '.yaml')}")
-    if to is ExportFormat.yaml:
+    path = out or Path(f"{Path(arch).resolve().name.removesuffix('.yaml')}{SUFFIXES.get(to, '.yaml')}")
+    if to == "yaml":
         from evit_nas.files import write_atomically
 
         with _writing(path):
@@ -244,10 +227,10 @@ def export(
         say(f"written: {path}")
         return
     with _writing(path):
-        error = EXPORTERS[to.value](config, path, weights=weights, batch=batch or None, seed=seed)
+        error = EXPORTERS[to](config, path, weights=weights, batch=batch or None, seed=seed)
     kind = f"weights of {checkpoint(weights)}" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
-    if to is ExportFormat.onnx:
+    if to == "onnx":
         say(f"next:    {command_line('measure', path)}")
 
 

@@ -202,6 +202,14 @@ PLACES = {option: panel for panel, options in PANELS.items() for option in optio
 class Verb(TyperCommand):
     """A verb whose help shows examples, and its options in panels if they are many."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See TyperCommand; a wrong value is said without the words of the library that found it."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """See TyperCommand."""
         verb, shown = _path(ctx), copy(self)

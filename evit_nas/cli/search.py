@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +23,7 @@ from evit_nas.cli.app import (
     given,
 )
 from evit_nas.commands import command_line, typed
+from evit_nas.config import BudgetStat, Engine, Method, Scheduler
 from evit_nas.console import Format, duration, emit, make_table, millions, put, say
 from evit_nas.errors import EvitNasError, Interrupted, UsageError, interruptions
 from evit_nas.views import progress_view
@@ -36,29 +36,6 @@ if TYPE_CHECKING:
 
 SPARE = ("MACs", "params", "typical ms", "MB", "mJ", "spread")  # columns of a front
 CERTIFYING_S = 40.0  # the strict measurements at the end
-
-
-class Accuracy(StrEnum):
-    """Where the score comes from."""
-
-    table = "table"
-    zero_cost = "zero-cost"
-    predictor = "predictor"
-    short = "short"
-
-
-class Scheduler(StrEnum):
-    """Which trainings go on."""
-
-    none = "none"
-    asha = "asha"
-
-
-class Engine(StrEnum):
-    """What runs trials."""
-
-    local = "local"
-    ray = "ray"
 
 
 EngineOption = Annotated[Engine | None, typer.Option(help="What runs trials: docs/ray.md.", show_default=False)]
@@ -86,25 +63,6 @@ StorageOption = Annotated[
 ]
 
 
-class ObjectiveName(StrEnum):
-    """What is optimised."""
-
-    score = "score"
-    latency = "latency"
-    params = "params"
-    macs = "macs"
-    memory = "memory"
-    energy = "energy"
-
-
-class BudgetStat(StrEnum):
-    """What has to keep the budget."""
-
-    median = "median"
-    p90 = "p90"
-    typical = "typical"
-
-
 @app.command()
 def search(
     context: typer.Context,
@@ -129,9 +87,9 @@ def search(
         typer.Option(
             help="What has to keep the budget: on the quiet machine the median or p90, or the typical as it was."
         ),
-    ] = BudgetStat.median,
+    ] = "median",
     objective: Annotated[
-        list[ObjectiveName] | None,
+        list[str] | None,
         typer.Option(
             metavar="WHAT",
             help="What is optimised, given several times: score, latency, params, macs, memory, energy.",
@@ -152,7 +110,7 @@ def search(
     precision: PrecisionOption = None,
     session: SessionOption = None,
     accuracy: Annotated[
-        Accuracy | None,
+        Method | None,
         typer.Option(help="Where the score comes from.", show_default="table if it covers the space, else zero-cost"),
     ] = None,
     images: ImagesOption = None,
@@ -169,9 +127,7 @@ def search(
         str | None,
         typer.Option(metavar="TABLE", help="Networks you trained: score for their images.", show_default=False),
     ] = None,
-    scheduler: Annotated[
-        Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")
-    ] = Scheduler.none,
+    scheduler: Annotated[Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")] = "none",
     sampler: Annotated[
         str, typer.Option(metavar="NAME", help="auto, tpe, nsga2, nsga3, gp, evolution, qmc or random.")
     ] = "auto",

@@ -6,10 +6,9 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,13 +43,6 @@ LoadersOption = Annotated[
     int | None,
     typer.Option(min=0, max=64, help="Processes that load images.", show_default="half the cores, at most 8"),
 ]
-
-
-class Split(StrEnum):
-    """Images of a data set."""
-
-    val = "val"
-    train = "train"
 
 
 @app.command()
@@ -311,7 +303,7 @@ def evaluate_(
         list[str], typer.Argument(metavar="MODEL...", help="Training or shipped folders, .onnx files, timm:NAME@FILE.")
     ],
     data: Annotated[str, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")],
-    split: Annotated[Split, typer.Option(help="Which images.")] = Split.val,
+    split: Annotated[Literal["val", "train"], typer.Option(help="Which images.")] = "val",
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     workers: LoadersOption = None,
     like: Annotated[
@@ -331,7 +323,7 @@ def evaluate_(
         found = evaluate(
             models,
             data,
-            split=split.value,
+            split=split,
             batch=batch,
             workers=loaders(workers),
             like=like,
