@@ -13,19 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from evit_nas.commands import said_in_python
-from evit_nas.config import (
-    Conditions,
-    SearchSettings,
-    ShortRecipe,
-    Target,
-    parse_budgets,
-    parse_duration,
-    parse_energy,
-    parse_quantity,
-    resolved_device,
-)
+from evit_nas.config import Conditions, SearchSettings, ShortRecipe, Target
 from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.latency.machine import usable_cores
+from evit_nas.quantities import parse_budgets, parse_duration, parse_energy, parse_quantity, resolved_device
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.space import SearchSpace, resolved_space

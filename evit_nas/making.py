@@ -21,12 +21,13 @@ import numpy as np
 from evit_nas.accuracy.coverage import default_method
 from evit_nas.api import DEFAULT_SPACE, Result, Words, file_name, new_run, settings_from
 from evit_nas.commands import command_line
-from evit_nas.config import SearchSettings, parse_duration
+from evit_nas.config import SearchSettings
 from evit_nas.console import duration
 from evit_nas.data.images import Source
 from evit_nas.data.look import Look, look
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError, interruptions
+from evit_nas.quantities import parse_duration
 from evit_nas.runs import Run
 from evit_nas.space import SearchSpace
 from evit_nas.training.auto import auto_size

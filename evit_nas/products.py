@@ -208,7 +208,7 @@ def train(
         RunError: a folder holds another training, or an unfinished one and `resume` is not said.
         EvitNasError: something could not be trained or shipped.
     """
-    from evit_nas.config import parse_duration
+    from evit_nas.quantities import parse_duration
     from evit_nas.training.compare import compare
     from evit_nas.training.hardware import Hardware, loaders
     from evit_nas.training.session import Asked, carry_out, prepare

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from evit_nas.config import AccuracySettings, ShortRecipe, parse_budgets, parse_duration
+from evit_nas.config import AccuracySettings, ShortRecipe
 from evit_nas.errors import UsageError
+from evit_nas.quantities import parse_budgets, parse_duration
 from evit_nas.yamlio import validate
 
 

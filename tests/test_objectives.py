@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from optuna.study import StudyDirection
 
-from evit_nas.config import Conditions, Limits, ObjectiveName, parse_energy
+from evit_nas.config import Conditions, Limits, ObjectiveName
 from evit_nas.errors import Infeasible, MeasurementError, UsageError
 from evit_nas.files import Journal
 from evit_nas.latency import DEVICES, memory
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
+from evit_nas.quantities import parse_energy
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.front import points
 from evit_nas.searching.objectives import OBJECTIVES, directions, limit_excess, losses, metric_names, values, worst

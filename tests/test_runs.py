@@ -12,9 +12,10 @@ import sys
 
 import pytest
 
-from evit_nas.config import SearchSettings, parse_latency
+from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.files import Journal, write_atomically
+from evit_nas.quantities import parse_latency
 from evit_nas.runs import Run, new_run_path
 from evit_nas.space import SearchSpace
 

@@ -11,11 +11,12 @@ import pytest
 
 from evit_nas.accuracy import zero_cost
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.config import Conditions, parse_budgets
+from evit_nas.config import Conditions
 from evit_nas.errors import Infeasible, Interrupted, LostLink, MeasurementError, RunError, UsageError
 from evit_nas.files import Journal
 from evit_nas.latency import Protocol
 from evit_nas.network.cost import cost
+from evit_nas.quantities import parse_budgets
 from evit_nas.runs import Run
 from evit_nas.searching import forecast, progress
 from evit_nas.searching.evaluate import Evaluator

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evit_nas.cli.app import DeviceOption, FormatOption, SeedOption, app, conditions_of
-from evit_nas.config import ShortRecipe, parse_latency
+from evit_nas.config import ShortRecipe
 from evit_nas.console import Format, duration, emit, make_table, say
 from evit_nas.errors import UsageError
+from evit_nas.quantities import parse_latency
 from evit_nas.views import progress_view
 
 if TYPE_CHECKING:

@@ -96,8 +96,8 @@ def train(
     format_: FormatOption = Format.table,
 ) -> None:
     """Train architectures on your images, and compare them."""
-    from evit_nas.config import parse_duration
     from evit_nas.network.saved import fetch
+    from evit_nas.quantities import parse_duration
     from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from evit_nas.arch import ArchConfig
-from evit_nas.config import Conditions, resolved_device
+from evit_nas.config import Conditions
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.latency.runtimes import RUNTIMES, Runtime
+from evit_nas.quantities import resolved_device
 from evit_nas.yamlio import validate
 
 _log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evit_nas.config import SearchSettings, Target, parse_latency
+from evit_nas.config import SearchSettings, Target
 from evit_nas.errors import Infeasible, UsageError
+from evit_nas.quantities import parse_latency
 from evit_nas.searching.front import REPEATS, Candidate, excess, points
 
 PICKS = ("best", "fastest", "knee", "under=4ms")
