@@ -17,8 +17,8 @@ from evit_nas.searching.study import Search
 from evit_nas.shipping import answer, package
 from evit_nas.shipping.shipped import Shipped
 from evit_nas.training import loop, pace
-from evit_nas.training.pace import Pace
 from evit_nas.training.recipe import RECIPES
+from evit_nas.training.status import Pace
 from tests.trainings import SHADES, FileDevice, finished, write_shades
 
 MAKE = ("make", "shades", "--budget", "1.2ms", "--device", "fake", "--space", "efficientvit-tiny", "--time", "100s")

@@ -15,7 +15,7 @@ from evit_nas.products import Listing
 from evit_nas.training import loop, pace
 from evit_nas.training.folder import read_record
 from evit_nas.training.hardware import Hardware
-from evit_nas.training.pace import Pace
+from evit_nas.training.status import Pace
 from tests.fakes import FakeDevice
 from tests.networks import tiny_arch
 from tests.trainings import FILES, FileDevice, finished, write_shades

@@ -375,7 +375,7 @@ class TestBench:
         latency, _ = bench().measure(tiny_arch(), Protocol())
         assert latency.canary_error == BESIDE_WORK
         assert latency.doubts == (
-            "all milliseconds may be 15% too many: other programs have been busy whenever this device was measured"
+            "all milliseconds may be 15% too many: this machine has not been quiet yet when it was measured"
         )
         load_of_others(monkeypatch, 0.0)
         assert not bench().measure(tiny_arch(), STRICT)[0].noisy

@@ -17,10 +17,10 @@ from evit_nas.trained import Trained
 from evit_nas.training import pace, session
 from evit_nas.training.folder import read_record
 from evit_nas.training.hardware import ALONE
-from evit_nas.training.pace import Pace
 from evit_nas.training.plan import Chosen
 from evit_nas.training.recipe import RECIPES, load_recipe
 from evit_nas.training.session import Asked, Outcome, carry_out, prepare
+from evit_nas.training.status import Pace
 from tests.networks import tiny_arch
 from tests.test_train import Watch
 from tests.trainings import FILES, FileDevice, finished, write_shades

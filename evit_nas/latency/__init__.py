@@ -26,7 +26,7 @@ from evit_nas.yamlio import validate
 _log = logging.getLogger(__name__)
 
 
-UNCERTAIN = 0.09  # a yardstick that was never seen without other work beside it
+UNCERTAIN = 0.12  # more than after a first use: the machine was never seen quiet, or its best moments do not agree
 
 
 class Unit(NamedTuple):
@@ -101,8 +101,8 @@ class Latency(BaseModel):
     def doubts(self) -> str:
         """Why the figure is only an estimate; empty if it is none."""
         unknown = self.canary_error is not None and self.canary_error > UNCERTAIN
-        beside = "other programs have been busy whenever this device was measured"
-        reasons = [self.noise, f"all milliseconds may be {self.canary_error:.0%} too many: {beside}" if unknown else ""]
+        loud = "this machine has not been quiet yet when it was measured"
+        reasons = [self.noise, f"all milliseconds may be {self.canary_error:.0%} too many: {loud}" if unknown else ""]
         return "; ".join(filter(None, reasons))
 
     @property

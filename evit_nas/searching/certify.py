@@ -14,7 +14,7 @@ from evit_nas.runs import Run
 from evit_nas.searching.evaluate import Evaluator, recorded_latencies
 from evit_nas.searching.feasibility import nothing_fits, plainly
 from evit_nas.searching.front import REPEATS, Candidate, excess, write_front
-from evit_nas.searching.judges import Judge
+from evit_nas.searching.judge import Judge
 from evit_nas.searching.objectives import OBJECTIVES, limit_excess
 from evit_nas.searching.record import Known, certified, give_up, journal_of, named, plain, readmit, standing
 from evit_nas.searching.status import Watcher

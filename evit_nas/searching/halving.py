@@ -22,7 +22,7 @@ from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.arch import ArchConfig
 from evit_nas.data import load_dataset
 from evit_nas.searching.front import NEAR
-from evit_nas.searching.judges import Desk, Judge
+from evit_nas.searching.judge import Desk, Judge
 
 REDUCTION = 3  # one of so many goes on to the next rung
 SLICE = 1.5  # latencies in a slice differ by less than this factor

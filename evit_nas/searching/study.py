@@ -22,7 +22,8 @@ from evit_nas.searching.certify import certify
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.feasibility import Feasibility, check_sizes, feasibility
 from evit_nas.searching.forecast import Forecasts
-from evit_nas.searching.judges import Judge, check_sources, judge_of
+from evit_nas.searching.judge import Judge
+from evit_nas.searching.judges import check_sources, judge_of
 from evit_nas.searching.progress import Progress
 from evit_nas.searching.record import ENDED, Front, check_same_conditions, journal_of, load_front
 from evit_nas.searching.rounds import Pool, Rounds, pool_of

@@ -20,7 +20,7 @@ from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.forecast import Forecasts
 from evit_nas.searching.front import NEAR, numbers_of, points
 from evit_nas.searching.halving import Trained
-from evit_nas.searching.judges import Judge
+from evit_nas.searching.judge import Judge
 from evit_nas.searching.objectives import Numbers, asked, latency_names, limit_excess, losses, values
 from evit_nas.searching.progress import Progress
 from evit_nas.searching.record import plain

@@ -47,11 +47,10 @@ from evit_nas.training.checkpoint import State
 from evit_nas.training.folder import BEST, RECORD, holds_weights, read_record
 from evit_nas.training.hardware import ALONE, Hardware, several
 from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
-from evit_nas.training.pace import Pace
 from evit_nas.training.recipe import Recipe
 from evit_nas.training.records import Records
 from evit_nas.training.settings import TrainRecord
-from evit_nas.training.status import TrainStatus, TrainWatcher
+from evit_nas.training.status import Pace, TrainStatus, TrainWatcher
 from evit_nas.training.teacher import open_teacher
 from evit_nas.training.validation import merit, share_statistics, validate
 from evit_nas.training.verdict import judge

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from evit_nas import __version__
+from evit_nas.training.loop import TrainingRun
 from evit_nas.training.settings import TrainRecord, TrainSettings
+from evit_nas.training.status import Pace
 
 if TYPE_CHECKING:
     from evit_nas.training.hardware import Hardware
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What was timed."""
-
-    steps: int
-    """Of an epoch."""
-    step_s: float
-    validation_s: float
-    """Of all validation images, with the weights and their average."""
-
-    @property
-    def epoch_s(self) -> float:
-        """Seconds of an epoch with its validation."""
-        return self.steps * self.step_s + self.validation_s
 
 
 WATCHED_S = (2.0, 20.0)  # least and most
@@ -44,8 +30,6 @@ def pace_of(settings: TrainSettings, hardware: Hardware, time_s: float | None = 
     Raises:
         UsageError: the training could not begin.
     """
-    from evit_nas.training.loop import TrainingRun
-
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = TrainRecord(evit_nas=__version__, created=created, command="", settings=settings, versions={})
     with TemporaryDirectory() as scratch:

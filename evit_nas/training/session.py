@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from evit_nas.shipping.shipped import Shipped
     from evit_nas.trained import Trained
     from evit_nas.training.hardware import Hardware
-    from evit_nas.training.pace import Pace
     from evit_nas.training.settings import TrainSettings
-    from evit_nas.training.status import TrainWatcher
+    from evit_nas.training.status import Pace, TrainWatcher
 
 SHIPPED = "shipped"  # in a training folder
 LONGER = 4  # times the epochs, after a training in vain

@@ -27,6 +27,22 @@ class TrainStatus:
     """Best validation accuracy so far in percent."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long the parts of a training take, from a few steps."""
+
+    steps: int
+    """Of an epoch."""
+    step_s: float
+    validation_s: float
+    """Of all validation images, with the weights and their average."""
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds of an epoch with its validation."""
+        return self.steps * self.step_s + self.validation_s
+
+
 class TrainWatcher(Protocol):
     """Somebody who follows a training."""
 
