@@ -1,4 +1,4 @@
-"""Is this machine fit to measure on? Versions, clock control, load, and the canary against itself."""
+"""Is a machine, this one or a board, fit to measure on? Versions, clock control, load, the canary against itself."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from evit_nas.errors import LostLink, MeasurementError
 from evit_nas.latency import STRICT, Device, open_device
 from evit_nas.latency.child import MAX_DUEL, MAX_FOREIGN_CORES
 from evit_nas.latency.machine import LoadMeter, probe
+from evit_nas.latency.remote import RemoteDevice
 from evit_nas.latency.yardstick import CANARIES
 
 LOAD_S = 0.2  # over which the load of others is counted
@@ -29,7 +30,13 @@ class Finding:
 
 
 def examine(conditions: Conditions) -> list[Finding]:
-    """Everything that matters for latencies measured under `conditions`, in the order of a report."""
+    """Everything that matters for latencies measured under `conditions`, in the order of a report.
+
+    Raises:
+        UsageError: there is no such device, or no worker answers, or it refuses.
+    """
+    if conditions.family == "remote":
+        return examine_board(RemoteDevice(conditions))
     machine = probe()
     turbo = {True: "on", False: "off", None: "unknown"}[machine.turbo]
     governor_ok = machine.governor in (None, "performance")
@@ -52,6 +59,37 @@ def examine(conditions: Conditions) -> list[Finding]:
         findings.append(load_of_others(load))
     with open_device(conditions) as opened:
         return [*findings, *duel(opened)]
+
+
+def examine_board(device: RemoteDevice) -> list[Finding]:
+    """Everything that matters for latencies measured on `device`, in the order of a report.
+
+    Raises:
+        UsageError: no worker answers, or it refuses.
+    """
+    begin = time.perf_counter()
+    version = str(device.info().get("evit_nas"))
+    findings = [Finding("link, there and back", f"{1000 * (time.perf_counter() - begin):.1f} ms")]
+    if version != __version__:
+        return [*findings, Finding("evit-nas", f"{version}, here {__version__}", ok=False, fatal=True)]
+    board, machine = device.board, device.board.machine
+    findings += [
+        Finding("evit-nas", version, ok=True),
+        Finding("board", board.host),
+        Finding("measures on", f"{board.device}, {board.runtime}"),
+        Finding("processor", machine.processor),
+        Finding("cores", str(machine.cores)),
+        Finding("memory", f"{machine.memory_gb} GiB" if machine.memory_gb else "unknown"),
+        Finding("system", machine.system),
+        Finding("clock governor", machine.governor or "unknown", machine.governor in (None, "performance")),
+        Finding("python", machine.python),
+    ]
+    load = device.load()
+    if load["unfinished_jobs"]:
+        findings.append(Finding("jobs of other clients", str(load["unfinished_jobs"]), ok=False))
+    elif load["foreign_cores"] is not None:
+        findings.append(load_of_others(float(load["foreign_cores"])))
+    return [*findings, *duel(device)]
 
 
 def load_of_others(cores: float) -> Finding:

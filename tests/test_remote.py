@@ -21,13 +21,14 @@ import onnx
 import pytest
 
 from evit_nas.config import Conditions
+from evit_nas.doctor import examine_board
 from evit_nas.errors import LostLink, MeasurementError, UsageError
 from evit_nas.latency import Latency, Protocol, TimmModel, parse_conditions
 from evit_nas.latency import board as board_module
 from evit_nas.latency import remote as remote_module
 from evit_nas.latency import worker as worker_module
 from evit_nas.latency.board import Shelf
-from evit_nas.latency.remote import RemoteDevice, check, parse_address
+from evit_nas.latency.remote import RemoteDevice, parse_address
 from evit_nas.latency.runtimes import RUNTIMES, Runtime
 from evit_nas.latency.worker import DEFAULT_PORT, WorkerServer
 from evit_nas.network.onnx_graph import build_onnx
@@ -192,7 +193,7 @@ class TestOtherDevices:
         latency, _ = device.measure(tiny_arch(), QUICK)
         (local,) = fake.devices
         assert local.conditions == parse_conditions(board.worker.device)
-        assert not any(finding.fatal for finding in check(device))
+        assert not any(finding.fatal for finding in examine_board(device))
         assert latency.conditions.precision == local.conditions.precision  # what it really was, in the figure
         assert latency.conditions.device == device.conditions.device
         assert f'"precision":"{local.conditions.precision}"' in device.context()["conditions"]  # and in its key
@@ -449,7 +450,7 @@ class TestLostLinks:
         monkeypatch.setattr(remote_module, "__version__", "99.0")
         with pytest.raises(UsageError, match=r"this one is 99\.0.* Install the same version on both"):
             client(server).measure(tiny_arch(), QUICK)
-        assert check(client(server))[-1].fatal
+        assert examine_board(client(server))[-1].fatal
 
     def test_something_else_at_that_port_is_no_worker(self, server, monkeypatch):
         monkeypatch.setattr(
@@ -732,7 +733,7 @@ def test_a_wrong_address_is_refused_with_an_example(device):
 
 
 def test_the_check_reports_the_link_the_board_and_the_canary(server):
-    findings = {finding.check: finding for finding in check(client(server))}
+    findings = {finding.check: finding for finding in examine_board(client(server))}
     assert findings["link, there and back"].result.endswith(" ms")
     assert {"evit-nas", "processor", "clock governor", "load of other processes"} <= set(findings)
     assert findings["canary against itself"].result == "ratio 1.000"
@@ -741,4 +742,4 @@ def test_the_check_reports_the_link_the_board_and_the_canary(server):
 
 def test_the_check_finds_a_canary_that_is_not_itself(server, fake):
     fake.failure = MeasurementError("no", "crashed")
-    assert check(client(server))[-1].fatal
+    assert examine_board(client(server))[-1].fatal

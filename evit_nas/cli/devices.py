@@ -50,16 +50,9 @@ def check(
 
     Shown are the link, versions, the load, and the canary measured against itself.
     """
-    conditions = conditions_of(name, None, 1, None, None)
-    if conditions.family != "remote":
-        from evit_nas.doctor import examine
+    from evit_nas.doctor import examine
 
-        report_findings(examine(conditions), name, format_)
-        return
-    from evit_nas.latency.remote import RemoteDevice
-    from evit_nas.latency.remote import check as check_remote
-
-    report_findings(check_remote(RemoteDevice(conditions)), name, format_)
+    report_findings(examine(conditions_of(name, None, 1, None, None)), name, format_)
 
 
 @app.command()
@@ -77,7 +70,8 @@ def worker(
     """
     import logging
 
-    from evit_nas.latency.worker import TOKEN_VARIABLE, WorkerServer
+    from evit_nas.latency.link import TOKEN_VARIABLE
+    from evit_nas.latency.worker import WorkerServer
 
     logging.getLogger("evit_nas.worker").setLevel(logging.INFO)
     server = WorkerServer(device, bind=bind, port=port, token=os.environ.get(TOKEN_VARIABLE, ""))

@@ -30,10 +30,12 @@ from evit_nas.arch import ArchConfig
 from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.latency import Protocol, parse_conditions
+from evit_nas.latency.devices import parse_conditions
+from evit_nas.latency.link import Board
 from evit_nas.latency.local import LocalDevice
-from evit_nas.latency.machine import LoadMeter, Machine, check_threads, machine_of, probe
+from evit_nas.latency.machine import LoadMeter, check_threads, machine_of, probe
 from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.latency.values import Protocol
 
 JOB_LIMIT_S = 600.0  # for one measurement; boards are slow, and a strict one makes some 300 runs
 MAX_UNFINISHED = 32  # jobs; the next one is told that the board is busy
@@ -45,41 +47,6 @@ FILE_WORDS = ("file", "path", "folder", "dir", "context")  # in names of session
 logger = logging.getLogger("evit_nas.worker")
 
 Reply = dict[str, Any]
-
-
-class Board(BaseModel):
-    """What a worker says about itself."""
-
-    evit_nas: str
-    """Version of this package: it makes the graphs and the canary."""
-    host: str
-    """Name of the machine."""
-    device: str
-    """What measures there, as given to the worker's --device."""
-    runtime: str
-    """Runtime and version."""
-    machine: Machine
-    """Processor, cores, clock governor and the like."""
-    max_model_bytes: int
-    """Largest ONNX file it takes."""
-    noise: str | None
-    """Why its last measurement is only an estimate; empty if it is none, None before the first."""
-
-    @property
-    def precision(self) -> str:
-        """What it computes in unless a client asks for another."""
-        return RUNTIMES[self.device.partition(":")[0]].precisions[0]
-
-    @property
-    def context(self) -> dict[str, str]:
-        """What must stay as it is for two figures to be comparable."""
-        return {
-            "host": self.host,
-            "device": self.device,
-            "processor": self.machine.processor,
-            "runtime": self.runtime,
-            "graph": self.evit_nas,
-        }
 
 
 class Job(BaseModel):

@@ -20,7 +20,6 @@ import numpy as np
 
 from evit_nas.config import Conditions
 from evit_nas.errors import EvitNasError, MeasurementError, out_of_memory
-from evit_nas.latency import Latency, Protocol, Subject
 from evit_nas.latency.energy import energy_mj, meter
 from evit_nas.latency.machine import LoadMeter, die_with_parent, every_core, machine_of, pin_to_one_core
 from evit_nas.latency.protocol import (
@@ -37,6 +36,7 @@ from evit_nas.latency.protocol import (
 )
 from evit_nas.latency.runtimes import RUNTIMES, Loaded, clock_of
 from evit_nas.latency.subjects import decoded
+from evit_nas.latency.values import Latency, Protocol, Subject
 from evit_nas.latency.yardstick import (
     BUSY_CORES,
     CANARIES,

@@ -27,10 +27,11 @@ from evit_nas import __version__
 from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, out_of_memory
-from evit_nas.latency import Device, Latency, Protocol, Subject
+from evit_nas.latency.device import Device
 from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.subjects import encoded, resolved
+from evit_nas.latency.values import Latency, Protocol, Subject
 from evit_nas.latency.yardstick import identity_of, known
 
 WAIT_S = 1.0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evit_nas.config import Conditions
-    from evit_nas.latency import Subject
+    from evit_nas.latency.values import Subject
 
 RUNS = 3  # the first one fills the runtime's arena, the others show whether it grows on
 

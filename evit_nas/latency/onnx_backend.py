@@ -16,8 +16,8 @@ import numpy as np
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import Subject
 from evit_nas.latency.runtimes import Loaded
+from evit_nas.latency.values import Subject
 from evit_nas.network.onnx_graph import build_onnx
 
 if TYPE_CHECKING:

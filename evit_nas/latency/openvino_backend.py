@@ -14,9 +14,9 @@ import numpy as np
 
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import Subject
 from evit_nas.latency.onnx_backend import fixed_shape, graph_of
 from evit_nas.latency.runtimes import Loaded
+from evit_nas.latency.values import Subject
 
 
 def missing(family: str) -> str | None:

@@ -29,8 +29,9 @@ from evit_nas.arch import ArchConfig
 from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
-from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.latency.device import Device
 from evit_nas.latency.operators import operators
+from evit_nas.latency.values import Latency, Protocol
 from evit_nas.network.cost import cost
 from evit_nas.space import SearchSpace
 

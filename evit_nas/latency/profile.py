@@ -26,9 +26,9 @@ from pydantic import BaseModel, ConfigDict
 
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.latency import Subject, TimmModel
 from evit_nas.latency.local import last_line, python, run_alone
 from evit_nas.latency.machine import check_threads
+from evit_nas.latency.values import Subject, TimmModel
 from evit_nas.network.onnx_graph import build_onnx
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds

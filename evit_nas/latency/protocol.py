@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evit_nas.latency import Protocol
+from evit_nas.latency.values import Protocol
 
 Network = Callable[[], object]  # one inference, finished when it returns
 Stopwatch = Callable[[Network, int], float]  # nanoseconds a run, over that many runs

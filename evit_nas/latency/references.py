@@ -13,7 +13,8 @@ from importlib.metadata import version
 from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError, did_you_mean
 from evit_nas.files import Journal
-from evit_nas.latency import Device, Latency, Protocol, TimmModel
+from evit_nas.latency.device import Device
+from evit_nas.latency.values import Latency, Protocol, TimmModel
 from evit_nas.published import IMAGENET_1K, TOP1
 
 PUBLISHED_TOP1 = {name: round(top1, 1) for name, top1 in TOP1[IMAGENET_1K].items()}

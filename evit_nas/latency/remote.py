@@ -20,19 +20,16 @@ import re
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evit_nas import __version__
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import LostLink, MeasurementError, UsageError
-from evit_nas.latency import BOARDS_DEFAULT, Device, Latency, Protocol, Subject, TimmModel
-from evit_nas.latency.board import Board
+from evit_nas.latency.device import Device
+from evit_nas.latency.link import DEFAULT_PORT, TOKEN_VARIABLE, WAIT_S, Board
 from evit_nas.latency.subjects import resolved
-from evit_nas.latency.worker import DEFAULT_PORT, TOKEN_VARIABLE, WAIT_S
-
-if TYPE_CHECKING:
-    from evit_nas.doctor import Finding
+from evit_nas.latency.values import BOARDS_DEFAULT, Latency, Protocol, Subject, TimmModel
 
 PATIENCE_S = 600.0  # without an answer before a measurement is given up: a board restarts in a minute or two
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 15.0  # between attempts on a lost link, doubled each time
@@ -232,39 +229,6 @@ def parse_address(device: str) -> tuple[str, int]:
             f"got '{device}'; try remote:localhost:{DEFAULT_PORT}."
         )
     return match["ipv6"] or match["host"], port
-
-
-def check(device: RemoteDevice) -> list[Finding]:
-    """Everything that matters for latencies measured on `device`, in the order of a report.
-
-    Raises:
-        UsageError: no worker answers, or it refuses.
-    """
-    from evit_nas.doctor import Finding, duel, load_of_others
-
-    begin = time.perf_counter()
-    version = str(device.info().get("evit_nas"))
-    findings = [Finding("link, there and back", f"{1000 * (time.perf_counter() - begin):.1f} ms")]
-    if version != __version__:
-        return [*findings, Finding("evit-nas", f"{version}, here {__version__}", ok=False, fatal=True)]
-    board, machine = device.board, device.board.machine
-    findings += [
-        Finding("evit-nas", version, ok=True),
-        Finding("board", board.host),
-        Finding("measures on", f"{board.device}, {board.runtime}"),
-        Finding("processor", machine.processor),
-        Finding("cores", str(machine.cores)),
-        Finding("memory", f"{machine.memory_gb} GiB" if machine.memory_gb else "unknown"),
-        Finding("system", machine.system),
-        Finding("clock governor", machine.governor or "unknown", machine.governor in (None, "performance")),
-        Finding("python", machine.python),
-    ]
-    load = device.load()
-    if load["unfinished_jobs"]:
-        findings.append(Finding("jobs of other clients", str(load["unfinished_jobs"]), ok=False))
-    elif load["foreign_cores"] is not None:
-        findings.append(load_of_others(float(load["foreign_cores"])))
-    return [*findings, *duel(device)]
 
 
 def _json(value: dict[str, Any]) -> bytes:

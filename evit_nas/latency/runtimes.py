@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evit_nas.config import Conditions
-    from evit_nas.latency import Subject
+    from evit_nas.latency.values import Subject
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from evit_nas.arch import ArchConfig
 from evit_nas.caches import cache_folder
 from evit_nas.errors import UsageError
 from evit_nas.files import write_whole
-from evit_nas.latency import Subject, TimmModel
 from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.latency.values import Subject, TimmModel
 
 
 def resolved(subject: Subject, family: str) -> Subject:

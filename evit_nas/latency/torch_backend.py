@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import Subject, TimmModel
 from evit_nas.latency.protocol import Network, Stopwatch
 from evit_nas.latency.runtimes import Loaded
+from evit_nas.latency.values import Subject, TimmModel
 
 if TYPE_CHECKING:
     import torch

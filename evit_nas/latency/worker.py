@@ -33,11 +33,9 @@ from typing import Any
 from evit_nas import __version__
 from evit_nas.errors import UsageError
 from evit_nas.latency.board import MAX_MODEL_BYTES, Job, Refusal, Reply, Worker
+from evit_nas.latency.link import DEFAULT_PORT, TOKEN_VARIABLE, WAIT_S
 from evit_nas.yamlio import validate
 
-DEFAULT_PORT = 8642
-TOKEN_VARIABLE = "EVIT_NAS_TOKEN"
-WAIT_S = 20.0  # that a client is kept waiting for an answer before it is told to ask again
 MAX_JSON_BYTES = 2**20
 SOCKET_TIMEOUT_S = 10.0  # that a client may take for the head of a request, or to read an answer
 MIN_BYTES_PER_S = 50_000  # a body that comes in more slowly is given up

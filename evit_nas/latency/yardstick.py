@@ -27,9 +27,9 @@ from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.files import write_atomically
-from evit_nas.latency import Latency, Unit
 from evit_nas.latency.machine import machine_of
 from evit_nas.latency.runtimes import RUNTIMES
+from evit_nas.latency.values import Latency, Unit
 from evit_nas.network.onnx_graph import build_onnx
 
 # About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.

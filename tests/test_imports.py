@@ -1,0 +1,74 @@
+"""Imports go one way: no module leads back to itself, and none reaches up the table in CONTRIBUTING.md."""
+
+import ast
+import re
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "evit_nas"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def nodes(tree: ast.AST):
+    """All of a module's, but for what is there for type checkers alone; functions import too."""
+    for child in ast.iter_child_nodes(tree):
+        if not only_for_types(child):
+            yield child
+            yield from nodes(child)
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """The modules of the package that a module imports, itself left out."""
+    found = set()
+    for node in nodes(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("evit_nas"):
+            found |= {
+                full if (full := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("evit_nas")}
+    return frozenset(found & MODULES.keys() - {name})
+
+
+def test_no_module_leads_back_to_itself():
+    try:
+        TopologicalSorter({name: imports(name) for name in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(error.args[1]))
+
+
+def test_a_circle_is_found_out():
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+@cache
+def layers() -> list[set[str]]:
+    """The places of each line of the table, the highest first: folders and files of the package."""
+    table: list[str] = re.findall(r"^\| (`[^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    return [set(re.findall(r"`([\w/]+(?:\.py)?)`", line)) for line in table]
+
+
+@cache
+def layer_of(name: str) -> int:
+    path = MODULES[name].relative_to(PACKAGE)
+    place = path.name if len(path.parts) == 1 else f"{path.parts[0]}/"
+    return next(number for number, places in enumerate(layers()) if place in places)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"evit_nas", "evit_nas.__main__"}))
+def test_every_module_has_its_line_and_reaches_no_higher_one(name):
+    own = layer_of(name)
+    assert not {other for other in imports(name) if other != "evit_nas" and layer_of(other) < own}
