@@ -11,6 +11,7 @@ from evit_nas.errors import Infeasible, UsageError
 from evit_nas.quantities import parse_latency
 from evit_nas.searching.front import REPEATS, Candidate, excess, points
 
+GAP = 2  # times as far from all that is kept: what is worth a strict measurement more
 PICKS = ("best", "fastest", "knee", "under=4ms")
 
 
@@ -65,7 +66,8 @@ def thin(
     again, the member farthest from all those kept, objectives scaled to 0..1 over the front (Gonzalez 1985: what is
     left out is at most twice as far from something kept as in the best possible choice). The members kept are thus
     all different from each other, where a choice by hypervolume would crowd around the knee. Those of `first`, such
-    as what has been measured strictly already, come before all others, by the same rule.
+    as what has been measured strictly already, come before all others by the same rule, but for one that closes a gap
+    twice as wide as any of them.
 
     Raises:
         UsageError: `size` is not positive.
@@ -80,7 +82,8 @@ def thin(
     while len(kept) < size:
         preferred[kept] = False
         distance = np.linalg.norm(points[:, None] - points[kept], axis=-1).min(1)  # (n,) to the nearest one kept
-        kept.append(int(np.where(preferred, distance, -1).argmax() if preferred.any() else distance.argmax()))
+        near, far = int(np.where(preferred, distance, -1).argmax()), int(distance.argmax())
+        kept.append(near if preferred.any() and GAP * distance[near] >= distance[far] else far)
     return [members[index] for index in sorted(kept)]
 
 
