@@ -20,6 +20,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from evit_nas import doctor
 from evit_nas.config import Conditions
 from evit_nas.doctor import examine_board
 from evit_nas.errors import LostLink, MeasurementError, UsageError
@@ -447,7 +448,8 @@ class TestLostLinks:
             device.measure(tiny_arch(), QUICK)
 
     def test_another_version_of_the_package_is_refused(self, server, monkeypatch):
-        monkeypatch.setattr(remote_module, "__version__", "99.0")
+        for module in (remote_module, doctor):
+            monkeypatch.setattr(module, "__version__", "99.0")
         with pytest.raises(UsageError, match=r"this one is 99\.0.* Install the same version on both"):
             client(server).measure(tiny_arch(), QUICK)
         assert examine_board(client(server))[-1].fatal
