@@ -90,9 +90,12 @@ def look(source: Source) -> Look:
 
 
 def few(images: int) -> str:
-    """What can be expected of so few training images from scratch, and the best way from there."""
+    """What can be expected of so few training images from scratch, and what to try from there.
+
+    The figure is of docs/results/transfer.md.
+    """
     return (
-        f"{images:,} images are few to learn from scratch: what helps most is to begin with trained weights "
-        "(--init with a training or shipped folder, a file of m0..m5, or timm:efficientvit_m1), then more images; see "
-        "docs/photographs.md"
+        f"{images:,} images are few to learn from scratch (600 of ten classes came to 64 %): more images help, and so "
+        "may weights that were trained for long (--init with a training or shipped folder, a file of m0..m5, or "
+        "timm:efficientvit_m1); see docs/photographs.md"
     )
