@@ -12,10 +12,13 @@ _UNIT_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 _UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3}
 
 
-def _measured(text: str, units: Mapping[str, float]) -> float:
-    """A number with one of the units, in the unit whose factor is 1; 0 if it is none."""
+def _measured(text: str, units: Mapping[str, float], named: str, option: str, example: str) -> float:
+    """A number with one of the units, in the unit whose factor is 1; `named` is what people may write."""
     match = _MEASURED.fullmatch(text)
-    return float(match["number"]) * units.get(match["unit"], 0.0) if match else 0.0
+    value = float(match["number"]) * units.get(match["unit"], 0.0) if match else 0.0
+    if not value:
+        raise UsageError(f"{option} must be a positive number with a unit ({named}), got '{text}'; try {example}.")
+    return value
 
 
 def parse_latency(text: str, option: str = "--budget", example: str = "5ms") -> float:
@@ -24,10 +27,7 @@ def parse_latency(text: str, option: str = "--budget", example: str = "5ms") -> 
     Raises:
         UsageError: not a positive number with a unit.
     """
-    value = _measured(text, _UNIT_MS)
-    if not value:
-        raise UsageError(f"{option} must be a positive number with a unit (us, ms or s), got '{text}'; try {example}.")
-    return value
+    return _measured(text, _UNIT_MS, "us, ms or s", option, example)
 
 
 _ALIASES = {"gpu": "cuda", "int8": "cpu-int8"}
@@ -92,10 +92,7 @@ def parse_energy(text: str) -> float:
     Raises:
         UsageError: not a positive number with a unit.
     """
-    value = _measured(text, _UNIT_MJ)
-    if not value:
-        raise UsageError(f"--max-energy must be a positive number with a unit (uJ, mJ or J), got '{text}'; try 40mJ.")
-    return value
+    return _measured(text, _UNIT_MJ, "uJ, mJ or J", "--max-energy", "40mJ")
 
 
 _QUANTITY = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[kMG]?)(?P<byte>B?)\s*")

@@ -112,7 +112,8 @@ def python_blocks(page: str) -> list[str]:
 
 @pytest.mark.parametrize(("page", "number"), [(page, n) for page in SAID for n in range(len(python_blocks(page)))])
 def test_every_example_in_python_is_python(page, number):
-    compile(python_blocks(page)[number], page, "exec")
+    code = compile(python_blocks(page)[number], page, "exec")
+    assert "evit_nas" in code.co_names  # which it is an example of
 
 
 def test_the_example_of_a_network_runs(tmp_path, monkeypatch):

@@ -93,7 +93,6 @@ def score(
     Zero-cost proxies are weak evidence: see evit-nas proxies bench.
     """
     from evit_nas.accuracy.learned import LearnedAccuracy
-    from evit_nas.accuracy.zero_cost import score_all
     from evit_nas.api import regime_from
     from evit_nas.runs import Run
     from evit_nas.searching.judges import learned_of
@@ -117,6 +116,8 @@ def score(
     if learned is not None:
         _print_learned(configs, learned, format_)
         return
+    from evit_nas.accuracy.zero_cost import score_all
+
     aggregate = load_aggregate(opened) if opened is not None else None
     used_seed = opened.settings.seed if opened is not None else seed
     rows = []

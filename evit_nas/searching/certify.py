@@ -33,8 +33,8 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
 
     Raises:
         Infeasible: nothing keeps the budget.
-        MeasurementError: the link to a device was lost, or nothing can be measured in time any more; a resumed search
-            tries again.
+        LostLink: a device is out of reach; a resumed search tries again.
+        MeasurementError: nothing can be measured in time any more; the same.
     """
     settings, late, references, told = run.settings, list[str](), None, False
     presets = [settings.space.adapted(ArchConfig.preset(name)) for name in PRESETS]
