@@ -24,7 +24,7 @@ from evit_nas.evaluation import evaluate
 from evit_nas.latency.machine import probe
 from evit_nas.network.cost import cost
 from evit_nas.network.saved import efficientvit, open_saved
-from evit_nas.training.loop import train
+from evit_nas.training.network import train
 from evit_nas.training.plan import Chosen, How, begin, plan
 from evit_nas.training.recipe import load_recipe
 from evit_nas.training.status import TrainStatus

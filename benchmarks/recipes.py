@@ -17,7 +17,7 @@ from evit_nas.data import open_source
 from evit_nas.latency.machine import probe
 from evit_nas.stats import binomial_error
 from evit_nas.training.hardware import Hardware
-from evit_nas.training.loop import train
+from evit_nas.training.network import train
 from evit_nas.training.plan import Chosen, How, begin, plan
 from evit_nas.training.recipe import RATE_BATCH, RECIPES, Recipe
 

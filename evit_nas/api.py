@@ -66,6 +66,7 @@ class Words(TypedDict, total=False):
     labels: int | None
     labels_from: Sequence[str | Path] | None
     table: str | None
+    supernet: str | Path | None
     scheduler: str | None
     sampler: str | None
     workers: int | None
@@ -196,6 +197,9 @@ def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace)
     before |= {word: given[word] for word in ("table", "data", "labels", "scheduler") if word in given}
     if "table" in given:
         before["method"], before["regime"] = "table", None
+    if "supernet" in given:  # which must be found from other folders as well
+        before["supernet"] = str(Path(given["supernet"]).expanduser().absolute())
+        before["method"] = "supernet"
     recipe = before.get("recipe", ShortRecipe())
     if given.get("scheduler") == "asha" and recipe.last_rung == 0:
         before["recipe"] = recipe.model_copy(update={"cycles": RUNGS})

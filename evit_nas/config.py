@@ -102,7 +102,7 @@ class Limits(BaseModel):
 
 
 ObjectiveName = Literal["score", "latency", "params", "macs", "memory", "energy"]
-Method = Literal["table", "zero-cost", "predictor", "short"]  # where the score comes from
+Method = Literal["table", "zero-cost", "predictor", "short", "supernet"]  # where the score comes from
 Scheduler = Literal["none", "asha"]
 BudgetStat = Literal["median", "p90", "typical"]
 Engine = Literal["local", "ray"]
@@ -176,7 +176,8 @@ class AccuracySettings(BaseModel):
 
     method: Method = "zero-cost"
     """table: learned from the trained networks that come with the package, for a regime; zero-cost: ranks of proxies in
-    the run's pool; predictor: learned from networks trained in this run; short: every candidate is trained."""
+    the run's pool; predictor: learned from networks trained in this run; short: every candidate is trained; supernet:
+    every candidate is judged with weights that all share."""
     regime: Regime | None = None
     """Images and classes that `table` scores for; None in runs of earlier versions, and where a table is named."""
     table: str | None = None
@@ -187,6 +188,8 @@ class AccuracySettings(BaseModel):
     """Networks that `predictor` trains."""
     labels_from: tuple[str, ...] = ()
     """Runs whose trained networks are taken over."""
+    supernet: str | None = None
+    """Folder of the supernet whose weights `supernet` judges by."""
     recipe: ShortRecipe = ShortRecipe()
     """How `predictor` and `short` train networks."""
     scheduler: Scheduler = "none"
@@ -197,6 +200,10 @@ class AccuracySettings(BaseModel):
     def _check(self) -> AccuracySettings:
         if self.method in ("predictor", "short") and self.data is None:
             raise ValueError(f"the accuracy method '{self.method}' trains networks and needs data: add --data PATH")
+        if self.method == "supernet" and self.supernet is None:
+            raise ValueError(
+                "the accuracy method 'supernet' needs one: add --supernet FOLDER, as evit-nas supernet train makes it"
+            )
         if self.scheduler == "asha" and self.recipe.last_rung == 0:
             raise ValueError("the scheduler 'asha' needs a recipe with several cycles, for example cycles: [1, 2, 6]")
         return self

@@ -33,7 +33,8 @@ def export_onnx(
     """Writes the deploy graph of `arch` as ONNX.
 
     Args:
-        weights: a checkpoint of this architecture, or a folder with one, as a training or `ship` leaves it; None
+        weights: a checkpoint of this architecture, or a folder with one, as a training or `ship` leaves it,
+            or SUPERNET#ARCH; None
             exports a lively random network (see network/lively.py), good for latency only.
         batch: images per inference, None for a dynamic batch size.
         seed: of the random weights and of the images that are compared.
@@ -92,10 +93,14 @@ def _export(
 
     from evit_nas.network.lively import lively_network
     from evit_nas.network.model import build
+    from evit_nas.network.saved import efficientvit, open_saved
+    from evit_nas.network.supernet import parted
     from evit_nas.network.weights import load_weights
 
     if weights is None:
         model = lively_network(arch, seed)
+    elif parted(str(weights)) is not None:
+        model = efficientvit(open_saved(str(weights)))
     else:
         model = build(arch, seed).eval()
         load_weights(model, checkpoint(weights))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.arch import ArchConfig
 from evit_nas.errors import UsageError
+from evit_nas.runs import named_arch
 from evit_nas.yamlio import validate
 
 if TYPE_CHECKING:
@@ -14,24 +15,17 @@ if TYPE_CHECKING:
 
 
 def find_arch(text: str) -> ArchConfig:
-    """The architecture that an argument names: a preset, a YAML file, RUN/NAME, or a training or shipped folder.
+    """The architecture that an argument names: what `named_arch` takes, or SUPERNET#ARCH as it is trained there.
 
     Raises:
         UsageError: it is none of them.
     """
-    if text in PRESETS:
-        return ArchConfig.preset(text)
-    path = Path(text)
-    if (path / "arch.yaml").is_file():
-        return ArchConfig.load(path / "arch.yaml")
-    member = path.parent / "front" / f"{path.name.removesuffix('.yaml')}.yaml"
-    if not path.exists() and member.exists():
-        return ArchConfig.load(member)
-    if not path.exists() and path.suffix not in (".yaml", ".yml"):
-        raise UsageError(
-            f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, or RUN/NAME of a front member."
-        )
-    return ArchConfig.load(path)
+    from evit_nas.network.supernet import Supernet, parted
+
+    if (parts := parted(text)) is not None:
+        folder, arch = parts
+        return Supernet.load(folder).fitted(named_arch(arch))
+    return named_arch(text)
 
 
 def find_subject(text: str, image_size: int | None = None) -> Subject:

@@ -159,14 +159,15 @@ def export(
     from evit_nas.arch import ArchConfig
     from evit_nas.exporting import EXPORTERS, SUFFIXES
     from evit_nas.lookup import find_arch
+    from evit_nas.network.supernet import parted
 
     if to not in EXPORTERS:
         raise UsageError(f"to must be one of {', '.join(EXPORTERS)}, got '{to}'.")
     with said_in_python():
         config = arch if isinstance(arch, ArchConfig) else find_arch(str(arch))
         name = config.key if isinstance(arch, ArchConfig) else Path(arch).resolve().name.removesuffix(".yaml")
-        if weights is None and not isinstance(arch, ArchConfig) and (Path(arch) / WEIGHTS).is_file():
-            weights = arch
+        if weights is None and not isinstance(arch, ArchConfig):
+            weights = arch if (Path(arch) / WEIGHTS).is_file() or parted(str(arch)) is not None else None
         path = Path(out) if out is not None else Path(f"{name}{SUFFIXES[to]}")
         EXPORTERS[to](config, path, weights=None if weights is None else Path(weights), batch=batch or None, seed=seed)
     return path

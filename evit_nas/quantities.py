@@ -95,6 +95,18 @@ def parse_energy(text: str) -> float:
     return _measured(text, _UNIT_MJ, "uJ, mJ or J", "--max-energy", "40mJ")
 
 
+def parse_span(text: str, option: str) -> tuple[int, int]:
+    """A range of counts such as 100M..300M.
+
+    Raises:
+        UsageError: not two positive numbers with .. between.
+    """
+    least, dots, most = text.partition("..")
+    if not dots:
+        raise UsageError(f"{option} takes a range, got '{text}'; try 100M..300M.")
+    return round(parse_quantity(least, option)), round(parse_quantity(most, option))
+
+
 _QUANTITY = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[kMG]?)(?P<byte>B?)\s*")
 _UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict
 
 from evit_nas import __version__
+from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import EvitNasError, RunError, UsageError
@@ -243,3 +244,24 @@ def _nearby(path: Path) -> str:
     parent = path.parent if path.parent.is_dir() else Path("runs")
     names = [str(run.relative_to(parent)) for run in run_folders(parent)]
     return f" Runs in {parent}: {', '.join(names)}." if names else ""
+
+
+def named_arch(text: str) -> ArchConfig:
+    """The architecture that a name stands for: a preset, a YAML file, RUN/NAME, or a training or shipped folder.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if text in PRESETS:
+        return ArchConfig.preset(text)
+    path = Path(text)
+    if (path / "arch.yaml").is_file():
+        return ArchConfig.load(path / "arch.yaml")
+    member = path.parent / "front" / f"{path.name.removesuffix('.yaml')}.yaml"
+    if not path.exists() and member.exists():
+        return ArchConfig.load(member)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise UsageError(
+            f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, or RUN/NAME of a front member."
+        )
+    return ArchConfig.load(path)

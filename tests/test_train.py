@@ -27,12 +27,12 @@ from evit_nas.files import lock
 from evit_nas.network.model import build
 from evit_nas.network.weights import load_weights, read_weights
 from evit_nas.trained import WEIGHTS, Trained
-from evit_nas.training import checkpoint, loop
+from evit_nas.training import checkpoint, loop, network
 from evit_nas.training.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
 from evit_nas.training.curve import write_curve
 from evit_nas.training.folder import CHECKPOINT, METRICS, create, read_record
 from evit_nas.training.hardware import Hardware
-from evit_nas.training.loop import train
+from evit_nas.training.network import train
 from evit_nas.training.recipe import RECIPES, Recipe, load_recipe
 from evit_nas.training.settings import TrainSettings
 from evit_nas.training.validation import validate
@@ -515,7 +515,8 @@ def test_processes_share_the_statistics_of_all_that_is_validated(tmp_path, monke
         validated.append(model)
         return validate(model, *rest)
 
-    monkeypatch.setattr(loop, "validate", recorded)
+    for module in (loop, network):
+        monkeypatch.setattr(module, "validate", recorded)
     train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 1, "warmup_epochs": 0}), Watch())
     assert len(validated) == 3  # the weights and their average; and the better of them on training images
     assert all(any(model is other for other in shared) for model in validated)
@@ -544,7 +545,7 @@ def test_memory_that_runs_out_says_the_way_out(tmp_path, monkeypatch, images, er
     def full(self, *_):
         raise error
 
-    monkeypatch.setattr(loop.TrainingRun, "_loss_of", full)
+    monkeypatch.setattr(loop.TrainingRun, "_mixed", full)
     with pytest.raises(EvitNasError, match=r"batch of 16 images in 1 parts.*--set accumulate=2.*batch_size\.$"):
         train(begun(tmp_path / "b", images), Watch())
 

@@ -40,7 +40,7 @@ from evit_nas.runs import Run
 from evit_nas.searching.record import load_front
 from evit_nas.shipping.package import ship
 from evit_nas.space import SearchSpace, space_path
-from evit_nas.training.loop import train
+from evit_nas.training.network import train
 from evit_nas.training.recipe import RECIPES
 from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies

@@ -14,7 +14,20 @@ import sys
 
 # Each adds its verbs, in the order of --help.
 # isort: off
-from evit_nas.cli import make, search, train, predict, analyze, runs, archs, proxies, latency, devices, latency_table  # noqa: F401
+from evit_nas.cli import (
+    make as make,
+    search as search,
+    train as train,
+    supernet as supernet,
+    predict as predict,
+    analyze as analyze,
+    runs as runs,
+    archs as archs,
+    proxies as proxies,
+    latency as latency,
+    devices as devices,
+    latency_table as latency_table,
+)
 
 # isort: on
 from evit_nas.cli.app import app

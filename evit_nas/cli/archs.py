@@ -214,9 +214,10 @@ def export(
     The deploy form, as ONNX, TorchScript or an exported program of torch, is checked before it is written.
     """
     from evit_nas.exporting import EXPORTERS, SUFFIXES, checkpoint
+    from evit_nas.network.supernet import parted
 
     config = find_arch(arch)
-    if weights is None and (Path(arch) / "model.safetensors").is_file():
+    if weights is None and ((Path(arch) / "model.safetensors").is_file() or parted(arch) is not None):
         weights = Path(arch)
     path = out or Path(f"{Path(arch).resolve().name.removesuffix('.yaml')}{SUFFIXES.get(to, '.yaml')}")
     if to == "yaml":

@@ -73,6 +73,11 @@ VERBS = {  # group -> verb -> examples, each short enough for 80 columns
             "evit-nas train m2 --data flowers --time 2h --init m2.pth",
             f"evit-nas train {TRAINING} --resume",
         ),
+        "supernet train": (
+            "evit-nas supernet train efficientvit-224 --data flowers --budget 5ms",
+            "evit-nas supernet train 96 --data flowers --macs 30M..90M",
+            "evit-nas supernet train runs/supernet/efficientvit-96-flowers-s0 --resume",
+        ),
         "eval": (
             f"evit-nas eval {TRAINING} --data flowers",
             "evit-nas eval shipped/m2 --data flowers --per-class",
@@ -184,7 +189,7 @@ PANELS = {
     ),
     "Score": (
         *("accuracy", "data", "images", "classes", "min_score"),
-        *("table", "labels", "labels_from", "scheduler"),
+        *("table", "labels", "labels_from", "scheduler", "supernet"),
     ),
     "Search": (
         *("space", "image_size", "objective", "trials", "time", "patience"),

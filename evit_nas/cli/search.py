@@ -127,6 +127,10 @@ def search(
         str | None,
         typer.Option(metavar="TABLE", help="Networks you trained: score for their images.", show_default=False),
     ] = None,
+    supernet: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Shared weights to judge by: evit-nas supernet train.", show_default=False),
+    ] = None,
     scheduler: Annotated[Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")] = "none",
     sampler: Annotated[
         str, typer.Option(metavar="NAME", help="auto, tpe, nsga2, nsga3, gp, evolution, qmc or random.")
@@ -240,8 +244,10 @@ def _search(run: Run) -> None:
     write_report(run)
     print_found(run, found)
     best = max(found.members, key=lambda member: member.score)
-    data = run.settings.accuracy.data or "PATH"
-    say(f"next:    {command_line('train', run.path / best.name, '--data', data)}")
+    wish, start = run.settings.accuracy, list[str | Path]()
+    if wish.supernet is not None:
+        start = ["--init", wish.supernet]
+    say(f"next:    {command_line('train', run.path / best.name, '--data', wish.data or 'PATH', *start)}")
 
 
 def print_found(run: Run, found: Front) -> None:

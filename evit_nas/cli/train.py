@@ -109,7 +109,7 @@ def train(
         what=what,
         data=data,
         recipe=recipe,
-        changes=_changes(changes or []) | {name: value for name, value in direct.items() if value is not None},
+        changes=parse_changes(changes or []) | {name: value for name, value in direct.items() if value is not None},
         rate=lr,
         time_s=None if time is None else parse_duration(time),
         image_size=image_size,
@@ -123,7 +123,7 @@ def train(
     )
     hardware = Hardware(workers=loaders(workers), trackers=tuple(track or ()))
     planned = prepare(asked, hardware, say if first() else lambda message: None)
-    with progress_view() if first() else nullcontext(_Silence()) as view:
+    with progress_view() if first() else nullcontext(Silence()) as view:
         outcome = carry_out(
             planned,
             view,
@@ -161,7 +161,7 @@ def _check_options(context: typer.Context, what: Sequence[str]) -> None:
         )
 
 
-class _Silence:
+class Silence:
     """Watches in all processes of a training but the first."""
 
     def note(self, message: str) -> None:
@@ -175,7 +175,12 @@ def _typed_to_resume() -> str:
     return typed() if "--resume" in sys.argv else f"{typed()} --resume"
 
 
-def _changes(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """The fields of a recipe that --set changes.
+
+    Raises:
+        UsageError: not FIELD=VALUE, or no YAML.
+    """
     import yaml
 
     changes = {}

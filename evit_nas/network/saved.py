@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
+from evit_nas.network.supernet import Members, parted
+from evit_nas.runs import named_arch
 from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ TIMM = "timm:"
 FORMS = (
     "the folder of a training, a shipped folder or another one with timm's config.json, one with arch.yaml and "
     "model.safetensors, a file with the weights of one of m0 to m5, ARCH=FILE for those of another architecture (a "
-    "preset or a YAML file), timm:NAME or timm:NAME@FILE"
+    "preset or a YAML file), timm:NAME or timm:NAME@FILE, SUPERNET#ARCH for a network of a supernet"
 )
 
 
@@ -53,6 +55,8 @@ def open_saved(text: str) -> Saved:
     """
     if text.startswith(TIMM):
         return _open_timm(text)
+    if (parts := parted(text)) is not None:
+        return _open_member(*parts)
     path = Path(os.path.expanduser(text))
     if path.is_dir():
         return _open_folder(path)
@@ -134,6 +138,14 @@ def _open_folder(folder: Path) -> Saved:
         return Saved(folder.resolve().name, _load(ArchConfig.load(folder / ARCH), folder / WEIGHTS))
     raise UsageError(
         f"{folder} holds no trained network ({RECORD}, {CONFIG} or {ARCH} with {WEIGHTS}). It can be {FORMS}."
+    )
+
+
+def _open_member(folder: Path, arch: str) -> Saved:
+    members = Members(folder)
+    about = members.supernet
+    return Saved(
+        Path(arch).name.removesuffix(".yaml"), members.take(named_arch(arch)), about.classes, about.preprocessing
     )
 
 

@@ -25,6 +25,7 @@ from evit_nas.arch import StageConfig
 from evit_nas.errors import UsageError
 from evit_nas.network.model import EfficientViT, resize_bias_table
 from evit_nas.network.saved import Saved, class_order, efficientvit, open_saved
+from evit_nas.network.supernet import RECORD, Members
 
 # tensors whose first (whose second) dimension counts the channels between the blocks of a stage
 _TRUNK_OUT = re.compile(r"stem\.3\.|head\.bn\.|.*(\.dw\.fn|\.ffn\.fn\.project|\.mixer\.fn\.proj|downsample\.project)\.")
@@ -98,10 +99,20 @@ def start_from(model: EfficientViT, source: str | Path, *, classes: Sequence[str
     Raises:
         UsageError: there is no such network, or it is not an EfficientViT.
     """
-    saved = open_saved(str(source))
+    saved = _opened(model, str(source))
     origin = efficientvit(saved)
     order, reason = _classifier(model, origin, classes, saved)
     return replace(copy_common(model, origin, order), source=saved.name, classifier=reason)
+
+
+def _opened(model: EfficientViT, source: str) -> Saved:
+    """What `source` names; of a supernet the very network, with the weights that it has there."""
+    folder = Path(source).expanduser()
+    if not (folder / RECORD).is_file():
+        return open_saved(source)
+    members = Members(folder)
+    about = members.supernet
+    return Saved(f"the supernet {folder}", members.take(model.arch), about.classes, about.preprocessing)
 
 
 @torch.no_grad()

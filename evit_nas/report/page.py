@@ -50,6 +50,8 @@ EVIDENCE = {
     "order, and says little about the accuracy of a full training.",
     "short": "Every network was trained briefly, once: two that are close may be in the wrong order, and a full "
     "training may bring another one.",
+    "supernet": "No network was trained for itself: all share the weights of one training, which ranks them, and says "
+    "little about the accuracy that a training of its own brings.",
 }
 """What kind of evidence each accuracy method gives."""
 

@@ -58,6 +58,8 @@ def _notes(run: Run) -> Iterator[str]:
         )
     if accuracy.method == "short":
         yield f"The candidates are trained again on {accuracy.data}."
+    if accuracy.method == "supernet":
+        yield f"The candidates are judged again with the weights in {accuracy.supernet}."
     if accuracy.method == "table" and accuracy.table is not None:
         yield f"The score is learned again from the table {accuracy.table}."
     if settings.engine == "ray":
@@ -120,6 +122,8 @@ def _accuracy(settings: SearchSettings) -> str:
         parts.append(f"table {wish.table}")
     if wish.data is not None:
         parts.append(f"data {wish.data}")
+    if wish.supernet is not None:
+        parts.append(f"weights of {wish.supernet}")
     if wish.method == "predictor":
         parts.append(f"{wish.labels} labels")
     if wish.labels_from:

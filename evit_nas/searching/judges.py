@@ -11,9 +11,11 @@ import optuna
 
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
+from evit_nas.accuracy.predictor import NORMAL_QUANTILE
 from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
+from evit_nas.console import millions
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.regime import default_regime
 from evit_nas.runs import Run
@@ -23,6 +25,7 @@ from evit_nas.searching.status import Watcher
 
 if TYPE_CHECKING:
     from evit_nas.accuracy.learned import LearnedAccuracy
+    from evit_nas.accuracy.supernet import Inherited
     from evit_nas.searching.parallel import Cluster
 
 
@@ -78,6 +81,36 @@ class Learned(Judge):
 
     def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
         return self._learned.values(archs)
+
+
+class Supernet(Judge):
+    """Judges every candidate with the weights that it inherits from a supernet."""
+
+    def __init__(self, desk: Desk) -> None:
+        from evit_nas.network.supernet import Supernet
+
+        wish = desk.run.settings.accuracy
+        assert wish.supernet is not None
+        self._evaluator, self._folder = desk.evaluator, Path(wish.supernet).absolute()
+        supernet = Supernet.load(self._folder)
+        self.origin = (
+            f"minus the cross-entropy in nats on {supernet.held_out} held-out images of {supernet.data_name}, no "
+            f"accuracy: with the weights of a supernet of {supernet.name} after {supernet.epoch} epochs (seed "
+            f"{supernet.seed}), trained for {millions(supernet.macs[0])} to {millions(supernet.macs[1])} MACs"
+        )
+
+    def expect(self, arch: ArchConfig) -> None:
+        self._evaluator.begin(*self._judging(arch))
+
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
+        found: Inherited = self._evaluator.result(*self._judging(arch))
+        value, half = -found.cross_entropy, NORMAL_QUANTILE * found.error
+        return Estimate(value=value, low=value - half, high=value + half, method="supernet")
+
+    def _judging(self, arch: ArchConfig) -> tuple[str, Callable[..., Inherited], Path, ArchConfig]:
+        from evit_nas.accuracy.supernet import inherited
+
+        return f"judging {arch.key} with inherited weights", inherited, self._folder, arch
 
 
 def judge_of(
@@ -148,6 +181,10 @@ def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], 
         from evit_nas.accuracy.table import LabelTable
 
         LabelTable.load(wish.table)
+    if wish.supernet is not None:
+        from evit_nas.network.supernet import Supernet
+
+        Supernet.load(Path(wish.supernet)).check_covers(settings.space)
     if wish.method in ("predictor", "short"):
         from evit_nas.data import load_dataset
         from evit_nas.searching.labelling import PLAN, TABLE, labels_of
@@ -190,5 +227,6 @@ JUDGES: dict[str, Callable[[Desk], Judge]] = {
     "table": _table,
     "predictor": _predictor,
     "short": _short,
+    "supernet": Supernet,
     "zero-cost": lambda desk: ZeroCost(desk.evaluator, desk.record, desk.pool, desk.watch),
 }

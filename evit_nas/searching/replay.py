@@ -89,7 +89,7 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
     if owner := run.owner():
         raise RunError(f"{run.path} is being written by {owner}: two measurements at a time spoil both. Wait for it.")
     with tempfile.TemporaryDirectory() as scratch, explained(run.path), open_study(run) as record:
-        place, workers = Path(scratch), int(run.settings.accuracy.method == "short")  # as a search trains
+        place, workers = Path(scratch), int(run.settings.accuracy.method in ("short", "supernet"))  # as a search trains
         trial = _find(record.get_trials(deepcopy=False), number, run.path)
         arch = ArchConfig.model_validate(trial.user_attrs["arch"])
         memory = optuna.create_study(directions=directions(run.settings))  # a judge may write

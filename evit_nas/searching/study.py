@@ -139,7 +139,7 @@ class Search:
 
 def _workers(settings: SearchSettings) -> int:
     """Trainings need a process of one thread, or they would not come to the same on every machine."""
-    return max(settings.workers, 1) if settings.accuracy.method == "short" else settings.workers
+    return max(settings.workers, 1) if settings.accuracy.method in ("short", "supernet") else settings.workers
 
 
 @contextmanager

@@ -1,38 +1,32 @@
 """The training loop: timm's augmentation, optimiser, schedule and average; accelerate's devices and processes.
 
 A training is a folder (`folder.py`). One that was interrupted goes on exactly: on a processor the losses equal those of
-an uninterrupted one.
+an uninterrupted one. What is trained and what a step teaches it stands in `network.py` and `supernet.py`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evit_nas import __version__
 from evit_nas.data import open_source
 from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
-from evit_nas.data.images import Images
-from evit_nas.data.look import look
-from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
+from evit_nas.data.images import Images, Source
+from evit_nas.errors import EvitNasError, UsageError, out_of_memory
 from evit_nas.files import lock
 from evit_nas.latency.machine import usable_cores
-from evit_nas.network.model import EfficientViT, build
-from evit_nas.network.weights import load_weights
-from evit_nas.runs import installed_versions
-from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.trained import WEIGHTS
 from evit_nas.training.batches import (
     VALIDATION_BATCH,
     Batch,
@@ -44,25 +38,28 @@ from evit_nas.training.batches import (
     plain_batches,
 )
 from evit_nas.training.checkpoint import State
-from evit_nas.training.folder import BEST, RECORD, holds_weights, read_record
+from evit_nas.training.folder import holds_weights, read_record
 from evit_nas.training.hardware import ALONE, Hardware, several
 from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
 from evit_nas.training.recipe import Recipe
-from evit_nas.training.records import Records
+from evit_nas.training.records import Finished, Records
 from evit_nas.training.settings import TrainRecord
 from evit_nas.training.status import Pace, TrainStatus, TrainWatcher
 from evit_nas.training.teacher import open_teacher
 from evit_nas.training.validation import merit, share_statistics, validate
-from evit_nas.training.verdict import judge
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
 TIMED_STEPS = 3  # at least, beyond the first one, where only the pace is asked for
-SEEN_IMAGES = 500  # training images that the trained network is tried on, at least
+
+Result = TypeVar("Result", bound=Finished)
 
 
-def train(folder: Path, watch: TrainWatcher, hardware: Hardware = ALONE) -> Trained:
+def carry_on(kind: type[TrainingRun[Result]], folder: Path, watch: TrainWatcher, hardware: Hardware = ALONE) -> Result:
     """Takes the training in `folder` from wherever it stands to its end; one that is finished costs nothing.
+
+    Args:
+        kind: what trains there.
 
     Raises:
         UsageError: data, weights, teacher or precision cannot be used.
@@ -71,10 +68,10 @@ def train(folder: Path, watch: TrainWatcher, hardware: Hardware = ALONE) -> Trai
     """
     record = read_record(folder)
     if (folder / WEIGHTS).exists():
-        return Trained.load(folder)
+        return kind.finished(folder)
     if torch.get_num_threads() > usable_cores():  # a container's quota, of which torch knows nothing
         torch.set_num_threads(usable_cores())
-    training = TrainingRun(folder, record, watch, hardware)
+    training = kind(folder, record, watch, hardware)
     with lock(folder) if training.first else nullcontext():
         try:
             return training.run()
@@ -118,7 +115,7 @@ def _on_processors() -> bool:
     return several() and not torch.accelerator.is_available()
 
 
-class TrainingRun:
+class TrainingRun(ABC, Generic[Result]):
     """One process's part of a training."""
 
     def __init__(self, folder: Path, record: TrainRecord, watch: TrainWatcher, hardware: Hardware) -> None:
@@ -133,7 +130,7 @@ class TrainingRun:
         settings = record.settings
         self._folder, self._record, self._settings, self._recipe = folder, record, settings, settings.recipe
         self._watch = watch
-        self._source = open_source(settings.data, seed=0)
+        self._source = self._opened()
         AcceleratorState._reset_state()  # else this one would have the precision of the last training in this process
         self._accelerator = Accelerator(
             cpu=_on_processors(),
@@ -170,12 +167,54 @@ class TrainingRun:
         self._batches.end()
         end_workers(self._validation)
 
-    def run(self) -> Trained:
+    @staticmethod
+    @abstractmethod
+    def finished(folder: Path) -> Result:
+        """What a training in `folder` came to."""
+
+    def _opened(self) -> Source:
+        """The images that are trained and validated on."""
+        return open_source(self._settings.data, seed=0)
+
+    @abstractmethod
+    def _network(self) -> nn.Module:
+        """What is trained, with fresh weights."""
+
+    def _begin(self, model: Any) -> str:
+        """Gives it the weights that it starts from; returns a line about where they are from."""
+        return self._settings.init
+
+    @abstractmethod
+    def _distributed(self, model: Any, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """Both as accelerate runs them."""
+
+    @abstractmethod
+    def _learn(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> Tensor:
+        """The loss of one part of a step, whose gradients are there afterwards."""
+
+    def _share_gradients(self) -> None:
+        """Sets gradients to their mean over processes, where accelerate does not."""
+
+    def _validated(self, network: Any, batches: Iterable[Any], unreadable: set[int]) -> dict[str, Any] | None:
+        """What `validate` says of it."""
+        return validate(network, batches, self._accelerator, len(self._source.classes), unreadable)
+
+    @abstractmethod
+    def _result(self, init: str) -> Result:
+        """What the best weights are.
+
+        Raises:
+            RunError: none could be written.
+        """
+
+    def run(self) -> Result:
+        """Trains to the end."""
         self._accelerator.wait_for_everyone()  # from here on the first holds the lock, and all see the same files
         if (self._folder / WEIGHTS).exists():  # by now: another command was just finishing it
-            return Trained.load(self._folder)
+            return self.finished(self._folder)
         state = self._records.state()
-        model, init = self._network(fresh=state is None)
+        model = self._network()
+        init = self._begin(model) if state is None else ""
         self._prepare(model)
         if state is not None:
             self._restore(state)
@@ -190,34 +229,15 @@ class TrainingRun:
         for epoch in range(self._epoch, self._recipe.epochs):
             self._train_epoch(epoch)
             self._validate(epoch)
-        trained = self._trained(init or self._first_init(), self._train_top1())
+        result = self._result(init or self._first_init())
         unreadable = (
             *self._named("training", self._source.train, self._unreadable),
             *self._named("validation", self._source.val, self._not_validated),
         )
-        self._records.finish(trained, unreadable)
+        self._records.finish(result, unreadable)
         for tracker in self._accelerator.trackers:  # `end_training` would part the processes: the next one needs them
             tracker.finish()
-        return trained
-
-    def _network(self, fresh: bool) -> tuple[EfficientViT, str]:
-        """The network with its initial weights, and a line about where they are from; empty if not `fresh`."""
-        arch = self._settings.arch
-        if arch.num_classes != len(self._source.classes):
-            raise UsageError(
-                f"{self._settings.data} has {len(self._source.classes)} classes, but {self._folder / RECORD} was made "
-                f"for {arch.num_classes}: the data have changed."
-            )
-        model = build(arch, self._settings.seed)
-        if not fresh:
-            return model, ""
-        if self._settings.init == "scratch":
-            return model, "scratch"
-        from evit_nas.network.transfer import start_from
-
-        transfer = start_from(model, self._settings.init, classes=self._source.classes)
-        self._note(transfer.summary())
-        return model, transfer.summary()
+        return result
 
     def _named(self, split: str, images: Images, indices: set[int]) -> Iterator[str]:
         """A sentence about the images that any of the processes could not read, if there are any."""
@@ -229,7 +249,7 @@ class TrainingRun:
     def _first_init(self) -> str:
         return next((row["init"] for row in self._records.rows() if row["kind"] == "init"), self._settings.init)
 
-    def _prepare(self, model: EfficientViT) -> None:
+    def _prepare(self, model: nn.Module) -> None:
         """Optimiser, schedule, average and loss; everything at the start of the first epoch."""
         from timm.utils import ModelEmaV3
 
@@ -237,11 +257,9 @@ class TrainingRun:
         model.to(device).to(memory_format=torch.channels_last)
         optimiser = create_optimiser(model, recipe)
         self._schedule = create_schedule(optimiser, recipe, self._batches.steps)
-        self._plain = model
+        self._plain: Any = model
         self._average = ModelEmaV3(model, decay=recipe.average, use_warmup=True) if recipe.average else None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # accelerate knows only this name
-            self._model, self._optimiser = self._accelerator.prepare(model, optimiser)
+        self._model, self._optimiser = self._distributed(model, optimiser)
         teacher = None
         if self._settings.teacher:
             teacher = open_teacher(self._settings.teacher, self._source.classes, self._settings.preprocessing)
@@ -289,18 +307,19 @@ class TrainingRun:
         with self._accelerator.accumulate(self._model):
             if part < self._accelerator.num_processes:  # the first part of a step
                 self._schedule.step_update(epoch * self._batches.steps + step)
-            loss = self._loss_of(batch, epoch, step, part)
-            self._accelerator.backward(loss)
-            if self._accelerator.sync_gradients and self._recipe.clip is not None:
-                self._accelerator.unscale_gradients()
-                clip(self._plain, self._recipe)
+            loss = self._learn(*self._mixed(batch, epoch, step, part), epoch, step)
+            if self._accelerator.sync_gradients:
+                self._share_gradients()
+                if self._recipe.clip is not None:
+                    self._accelerator.unscale_gradients()
+                    clip(self._plain, self._recipe)
             self._optimiser.step()
             self._optimiser.zero_grad(set_to_none=True)
         return loss
 
     def pace(self, watched_s: float) -> Pace:
         """How long a step and a validation take, from `watched_s` of steps; the weights are spoilt afterwards."""
-        self._prepare(build(self._settings.arch, self._settings.seed))
+        self._prepare(self._network())
         self._model.train()
         seconds, start = list[float](), time.monotonic()
         for step, part, batch in self._batches(0):
@@ -312,7 +331,7 @@ class TrainingRun:
             if sum(seconds[1:]) > watched_s and len(seconds) > TIMED_STEPS:
                 break
         start = time.monotonic()
-        validate(self._plain, islice(self._validation, 1), self._accelerator, len(self._source.classes), set())
+        self._validated(self._plain, islice(self._validation, 1), set())
         share = min(VALIDATION_BATCH, len(self._source.val)) / len(self._source.val)
         networks = 2 if self._average else 1
         return Pace(
@@ -321,7 +340,8 @@ class TrainingRun:
             validation_s=networks * (time.monotonic() - start) / share,
         )
 
-    def _loss_of(self, batch: Batch, epoch: int, step: int, part: int) -> Tensor:
+    def _mixed(self, batch: Batch, epoch: int, step: int, part: int) -> tuple[Tensor, Tensor]:
+        """Images and targets on the device, mixed by the recipe."""
         self._unreadable.update(batch.unreadable[batch.unreadable >= 0].tolist())
         device = self._accelerator.device
         batch = Batch(
@@ -329,9 +349,7 @@ class TrainingRun:
             batch.labels.to(device, non_blocking=True),
             batch.unreadable,
         )
-        images, targets = self._mix(batch, epoch, step, part) if self._mix else (batch.images, batch.labels)
-        with self._accelerator.autocast():
-            return self._criterion(self._model(images).float(), targets, images)
+        return self._mix(batch, epoch, step, part) if self._mix else (batch.images, batch.labels)
 
     def _report_loss(self, epoch: int, seconds: float) -> None:
         """A line of metrics, and a word to the watcher, about the steps since the last one."""
@@ -397,9 +415,8 @@ class TrainingRun:
         self._epoch, self._step = epoch + 1, 0
         self._save()
 
-    def _figures(self, network: nn.Module) -> dict[str, Any]:
-        classes = len(self._source.classes)
-        found = validate(network, self._validation, self._accelerator, classes, self._not_validated)
+    def _figures(self, network: Any) -> dict[str, Any]:
+        found = self._validated(network, self._validation, self._not_validated)
         check_images_are_to_blame(self._source.val, self._not_validated)
         if found is None:
             raise UsageError(f"{self._settings.data}: no validation image can be read.")
@@ -423,55 +440,3 @@ class TrainingRun:
 
     def _note(self, message: str) -> None:
         self._records.note(f"{self._settings.name}: {message}")
-
-    def _train_top1(self) -> float | None:
-        """Accuracy in percent of the best weights on as many training images as there are for validation, and not few.
-
-        None if no weights were written, or none of these images can be read.
-        """
-        self._accelerator.wait_for_everyone()  # the first process may still be writing
-        if not (self._folder / BEST).exists():
-            return None
-        load_weights(self._plain, self._folder / BEST)
-        images, rank, processes = self._source.train, self._accelerator.process_index, self._accelerator.num_processes
-        count = min(len(images), max(len(self._source.val), SEEN_IMAGES))
-        chosen = np.random.default_rng(self._settings.seed).choice(len(images), count, replace=False)
-        batches = plain_batches(images, self._settings.preprocessing, chosen[rank::processes].tolist())
-        found = validate(self._plain, batches, self._accelerator, len(self._source.classes), set())
-        return None if found is None else float(found["top1"])
-
-    def _trained(self, init: str, train_top1: float | None) -> Trained:
-        """What the best weights are.
-
-        Raises:
-            RunError: none could be written.
-        """
-        if self._best is None:
-            raise RunError(f"nothing could be written to {self._folder}. Put that right, then train again.")
-        settings, best = self._settings, self._best
-        rows = [row for row in self._records.rows() if row["kind"] == "train"]
-        verdict = judge(best, train_top1, rows, look(self._source), fresh=settings.init == "scratch")
-        return Trained(
-            name=settings.name,
-            origin=settings.origin,
-            arch=settings.arch,
-            classes=self._source.classes,
-            preprocessing=settings.preprocessing,
-            data=settings.data,
-            data_name=self._source.name,
-            recipe={"name": settings.recipe_name} | settings.recipe.model_dump(mode="json"),
-            init=init,
-            teacher=settings.teacher,
-            seed=settings.seed,
-            epoch=best["epoch"],
-            averaged=best["weights"] == "average",
-            top1=best["top1"],
-            top5=best["top5"],
-            loss=best["loss"],
-            validation_images=best["images"],
-            train_top1=train_top1,
-            no_good=verdict.no_good,
-            doubts=verdict.doubts,
-            command=self._record.command,
-            versions={"evit_nas": __version__, **installed_versions()},
-        )

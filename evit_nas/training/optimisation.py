@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evit_nas.network.model import EfficientViT
 from evit_nas.training.recipe import Recipe
 from evit_nas.training.teacher import Teacher, distillation_loss
+
+HEADS = ("head.", "shared.head/")  # names of a classifier's parameters: in a network, in shared weights
 
 
 class Criterion:
@@ -44,7 +45,7 @@ class Criterion:
         )
 
 
-def create_optimiser(model: EfficientViT, recipe: Recipe) -> torch.optim.Optimizer:
+def create_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Decays matrices and kernels only."""
     from timm.optim import create_optimizer_v2
 
@@ -71,11 +72,11 @@ def create_schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int
     return schedule
 
 
-def clip(model: EfficientViT, recipe: Recipe) -> None:
+def clip(model: nn.Module, recipe: Recipe) -> None:
     """Clips the gradients; AGC leaves the classifier's alone, as its authors advise."""
     from timm.utils import dispatch_clip_grad
 
     assert recipe.clip is not None
-    spared = set(map(id, model.head.parameters())) if recipe.clip_mode == "agc" else set()
-    parameters = [parameter for parameter in model.parameters() if id(parameter) not in spared]
+    spared = HEADS if recipe.clip_mode == "agc" else ()
+    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith(spared)]
     dispatch_clip_grad(parameters, recipe.clip, mode=recipe.clip_mode)

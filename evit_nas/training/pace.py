@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evit_nas import __version__
 from evit_nas.training.loop import TrainingRun
@@ -21,10 +21,13 @@ WATCHED_S = (2.0, 20.0)  # least and most
 WATCHED_SHARE = 1 / 150  # of the time that is to be filled: a shared machine's pace in one moment is off by half
 
 
-def pace_of(settings: TrainSettings, hardware: Hardware, time_s: float | None = None) -> Pace:
+def pace_of(
+    kind: type[TrainingRun[Any]], settings: TrainSettings, hardware: Hardware, time_s: float | None = None
+) -> Pace:
     """Takes a few steps of the training in a folder that is thrown away.
 
     Args:
+        kind: what trains by such settings.
         time_s: to be filled with epochs of this pace; the more of it, the longer it is watched.
 
     Raises:
@@ -33,7 +36,7 @@ def pace_of(settings: TrainSettings, hardware: Hardware, time_s: float | None = 
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = TrainRecord(evit_nas=__version__, created=created, command="", settings=settings, versions={})
     with TemporaryDirectory() as scratch:
-        run = TrainingRun(Path(scratch), record, _Nobody(), replace(hardware, trackers=()))
+        run = kind(Path(scratch), record, _Nobody(), replace(hardware, trackers=()))
         try:
             least, most = WATCHED_S
             return run.pace(min(max(WATCHED_SHARE * (time_s or 0.0), least), most))

@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from evit_nas import __version__
 from evit_nas.errors import RunError
 from evit_nas.files import Journal
-from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.trained import WEIGHTS
 from evit_nas.training import checkpoint
 from evit_nas.training.curve import write_curve
 from evit_nas.training.folder import BEST, CHECKPOINT, CURVE, METRICS
 from evit_nas.training.settings import TrainSettings
 from evit_nas.training.status import TrainWatcher
+
+
+class Finished(Protocol):
+    """What a training came to."""
+
+    @property
+    def name(self) -> str:
+        """What was trained."""
+
+    def save(self, folder: Path) -> None:
+        """Writes it beside the weights."""
 
 
 class Records:
@@ -69,7 +80,7 @@ class Records:
         origin = {"evit_nas.arch": self._settings.arch.model_dump_json(), "evit_nas.version": __version__}
         return self._kept(lambda: checkpoint.save_weights(self._folder / BEST, weights, origin))
 
-    def finish(self, trained: Trained, notes: Sequence[str]) -> None:
+    def finish(self, result: Finished, notes: Sequence[str]) -> None:
         """Hands over the best weights with what they are, after the last `notes`.
 
         Raises:
@@ -79,8 +90,8 @@ class Records:
             for note in notes:
                 self.note(note)
             try:
-                write_curve(list(self.rows()), trained.name, self._folder / CURVE)
-                trained.save(self._folder)
+                write_curve(list(self.rows()), result.name, self._folder / CURVE)
+                result.save(self._folder)
                 (self._folder / BEST).replace(self._folder / WEIGHTS)
                 (self._folder / CHECKPOINT).unlink(missing_ok=True)
             except OSError as error:

@@ -205,6 +205,7 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
 
     Says what each takes, from a few steps of those to come.
     """
+    from evit_nas.training.network import NetworkRun
     from evit_nas.training.pace import pace_of
 
     if several():  # which would all have to be timed together
@@ -221,7 +222,7 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
             continue
         alike = settings.model_copy(update={"seed": 0})
         if new := alike not in paces:
-            paces[alike] = pace_of(settings, hardware, share_s)
+            paces[alike] = pace_of(NetworkRun, settings, hardware, share_s)
         pace = paces[alike]
         if share_s is not None:
             settings = _within(settings, share_s, pace.epoch_s)
@@ -286,7 +287,8 @@ def carry_out(
     Raises:
         EvitNasError: what the only training raises, or one of several processes that has not trained.
     """
-    from evit_nas.training.loop import meet, train
+    from evit_nas.training.loop import meet
+    from evit_nas.training.network import train
 
     if first():
         begin(planned.plans, command, resume)

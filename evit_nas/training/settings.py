@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from evit_nas.arch import ArchConfig
 from evit_nas.data.preprocessing import CHANNELS, Preprocessing
+from evit_nas.space import SearchSpace
 from evit_nas.training.recipe import Recipe
 
 GRAY = (0.5,)
@@ -61,6 +62,26 @@ class TrainSettings(BaseModel):
         )
 
 
+class SupernetSettings(TrainSettings):
+    """The training of all networks of a space at once; `arch` is the largest of them."""
+
+    space: SearchSpace
+    """Whose networks, with the classes of the data; they are trained at the image size of `arch`."""
+    macs: tuple[int, int]
+    """Least and most multiply-accumulates of the networks that are trained, at the space's own image size."""
+    smallest: ArchConfig
+    """The least of them."""
+    held_out: Annotated[int, Field(ge=1)]
+    """Training images that are left out, to judge networks on."""
+
+
+def _of_what(settings: Any) -> Any:
+    """The settings of a supernet as such."""
+    if isinstance(settings, dict) and "space" in settings:
+        return SupernetSettings.model_validate(settings)
+    return settings
+
+
 class TrainRecord(BaseModel):
     """What train.yaml holds."""
 
@@ -69,5 +90,5 @@ class TrainRecord(BaseModel):
     evit_nas: str
     created: str
     command: str
-    settings: TrainSettings
+    settings: Annotated[SerializeAsAny[TrainSettings], BeforeValidator(_of_what)]
     versions: dict[str, str]

@@ -1,0 +1,183 @@
+"""The training of a supernet, from what a command says to its folder."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evit_nas.commands import command_line
+from evit_nas.config import Conditions
+from evit_nas.console import duration, millions
+from evit_nas.data.look import look
+from evit_nas.data.sources import open_source
+from evit_nas.errors import Interrupted, MeasurementError, UsageError
+from evit_nas.network.cost import cost
+from evit_nas.network.supernet import Supernet, held_out_of
+from evit_nas.space import SearchSpace, resolved_space
+from evit_nas.training.auto import auto_fields, auto_size, reason
+from evit_nas.training.folder import RECORD, holds_weights, read_record
+from evit_nas.training.hardware import Hardware, first, several
+from evit_nas.training.loop import carry_on, meet
+from evit_nas.training.pace import pace_of
+from evit_nas.training.plan import begin
+from evit_nas.training.recipe import AUTO, changed, check_names, load_recipe
+from evit_nas.training.settings import SupernetSettings
+from evit_nas.training.supernet import WIDEST, Band, SupernetRun
+from evit_nas.yamlio import validate
+
+if TYPE_CHECKING:
+    from evit_nas.training.status import TrainWatcher
+
+MEASURED = 24  # random networks, to know how many MACs keep a budget
+
+
+@dataclass(frozen=True)
+class SupernetAsked:
+    """What is to be trained, and how, in the words of `evit-nas supernet train`."""
+
+    space: str
+    """A shipped space, a YAML file, or the folder of a training that goes on."""
+    data: str | None = None
+    macs: tuple[int, int] | None = None
+    """Least and most, at the space's own image size."""
+    budget_ms: float | None = None
+    """In the place of `macs`: what a search will allow on one thread of this processor."""
+    recipe: str = AUTO
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of fields of the recipe."""
+    image_size: int | None = None
+    seed: int = 0
+    out: Path | None = None
+
+
+def plan_supernet(
+    asked: SupernetAsked, hardware: Hardware, note: Callable[[str], None]
+) -> tuple[Path, SupernetSettings]:
+    """The folder and the settings; says what will be trained and how long it takes.
+
+    Raises:
+        UsageError: space, data or recipe cannot be used, or the networks are too unlike to share weights.
+    """
+    folder = Path(asked.space)
+    if (folder / RECORD).is_file():
+        settings = read_record(folder).settings
+        if not isinstance(settings, SupernetSettings):
+            raise UsageError(f"{folder} is the training of one network: {command_line('train', folder, '--resume')}")
+    else:
+        folder, settings = _new(asked, note)
+    check_names(settings.recipe, hardware.trackers)
+    if not several() and not holds_weights(folder):
+        pace, recipe = pace_of(SupernetRun, settings, hardware), settings.recipe
+        note(
+            f"recipe {settings.recipe_name}, {recipe.epochs} epochs of {pace.steps} steps of {recipe.batch_size} "
+            f"images; {settings.arch.size_text}; about {duration(recipe.epochs * pace.epoch_s)} here"
+        )
+    return folder, settings
+
+
+def train_supernet(
+    folder: Path, settings: SupernetSettings, watch: TrainWatcher, hardware: Hardware, *, command: str, resume: bool
+) -> Supernet:
+    """Trains it to the end, from wherever it stands.
+
+    Args:
+        command: what the record says was typed.
+        resume: allows to go on with a training that was interrupted.
+
+    Raises:
+        RunError: the folder holds a training and `resume` is not said, or cannot be written.
+        UsageError: it was begun with other settings, or data or precision cannot be used.
+    """
+    if first():
+        begin([(folder, settings)], command, resume)
+    meet()
+    try:
+        supernet = carry_on(SupernetRun, folder, watch, hardware)
+    except Interrupted:
+        if first():
+            again = command_line("supernet", "train", folder, "--resume")
+            watch.note(
+                f"interrupted; go on from the last checkpoint with: {again}"
+                if holds_weights(folder)
+                else "interrupted before anything was saved; the same command begins again"
+            )
+        raise
+    if first():
+        watch.note(f"written: {folder}")
+    return supernet
+
+
+def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, SupernetSettings]:
+    name = resolved_space(asked.space)
+    space = SearchSpace.load(name)
+    if asked.data is None:
+        raise UsageError(
+            "a supernet learns from images: add --data PATH, for example a folder with a folder for each class."
+        )
+    source = open_source(asked.data, seed=0)
+    seen = look(source)
+    note(str(seen))
+    if not (held_out := held_out_of(source)):
+        raise UsageError(f"{seen.train} training images are too few to hold some out: a supernet needs thousands.")
+    space = space.model_copy(update={"num_classes": len(source.classes)})
+    band = Band(space, asked.macs or _band(space, asked, note))
+    largest, smallest = band.ends(asked.seed)
+    if asked.recipe == AUTO:
+        note(reason(seen, from_weights=False))
+        recipe = changed(auto_fields(seen, from_weights=False), asked.changes, "--recipe auto")
+    else:
+        recipe = load_recipe(asked.recipe, asked.changes)
+    own = space.image_size
+    size = asked.image_size or (auto_size(seen, own) if asked.recipe == AUTO and isinstance(own, int) else own)
+    fields = {
+        "name": Path(name).stem,
+        "arch": largest.model_dump(mode="json") | {"image_size": size},
+        "smallest": smallest.model_dump(mode="json") | {"image_size": size},
+        "space": space,
+        "macs": band.macs,
+        "held_out": held_out,
+        "data": asked.data,
+        "recipe_name": Path(asked.recipe).stem,
+        "recipe": recipe,
+        "seed": asked.seed,
+    }
+    settings = validate(SupernetSettings, fields, name)
+    least, most = (cost(arch) for arch in (smallest, largest))
+    note(
+        f"supernet of {settings.name}: networks of {millions(least.macs)} to {millions(most.macs)} MACs and "
+        f"{millions(least.params)} to {millions(most.params)} parameters; {held_out} training images are held out to "
+        "judge them"
+    )
+    folder = asked.out or Path("runs") / "supernet" / f"{settings.name}-{source.name}-s{asked.seed}"
+    return folder, settings
+
+
+def _band(space: SearchSpace, asked: SupernetAsked, note: Callable[[str], None]) -> tuple[int, int]:
+    """What a search with the budget will look at; without one, the whole space."""
+    if asked.budget_ms is None:
+        return cost(space.cheapest(lambda arch: cost(arch).macs)).macs, cost(space.largest()).macs
+    most = max(_macs_within(space, asked.budget_ms, asked.seed), default=0)
+    if not most:
+        raise UsageError(
+            f"none of {MEASURED} random networks of the space keeps {asked.budget_ms:g} ms here: name the networks by "
+            "their MACs instead (--macs 50M..150M)."
+        )
+    note(f"{asked.budget_ms:g} ms are kept here by networks of up to {millions(most)} MACs, of {MEASURED} measured")
+    return round(most / WIDEST), most
+
+
+def _macs_within(space: SearchSpace, budget_ms: float, seed: int) -> list[int]:
+    """Of random networks that were measured here, the MACs of those that keep the budget."""
+    from evit_nas.latency import Protocol, Steady, open_device
+
+    rng, found = random.Random(seed), []
+    with Steady(open_device(Conditions())) as device:
+        for arch in (space.sample(rng) for _ in range(MEASURED)):
+            with suppress(MeasurementError):
+                if device.measure(arch, Protocol())[0].median_ms <= budget_ms:
+                    found.append(cost(arch).macs)
+    return found
