@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from evit_nas.commands import said_in_python
 from evit_nas.config import Conditions, SearchSettings, ShortRecipe, Target
@@ -132,6 +132,36 @@ def elsewhere(run: Run, **words: Unpack[Words]) -> None:
     fields = dict(run.settings) | {"cluster": _cluster(given, dict(run.settings.cluster))}
     fields |= {word: given[word] for word in ("engine", "workers") if word in given}
     run.settings = validate(SearchSettings, fields, "resume")
+
+
+def with_supernet(words: Words, watch: Any, command: str) -> Words:
+    """The words of a search that is to be judged by a supernet, which is trained first where none is named.
+
+    Args:
+        words: those of `settings_from`; others come back as they are.
+        watch: told how the training goes.
+        command: what its record says was typed.
+
+    Raises:
+        UsageError: a wrong word, or space or data cannot be used.
+    """
+    if words.get("accuracy") != "supernet" or words.get("supernet") is not None or words.get("data") is None:
+        return words
+    from evit_nas.training.hardware import Hardware, loaders
+    from evit_nas.training.supernet_session import SupernetAsked, supernet_for
+
+    others: dict[str, Any] = {word: value for word, value in words.items() if word not in ("accuracy", "data")}
+    settings = settings_from(**others)
+    first = settings.targets[0]
+    asked = SupernetAsked(
+        space=settings.space_name,
+        data=words["data"],
+        budget_ms=first.budget_ms,
+        conditions=first.conditions,
+        seed=settings.seed,
+    )
+    folder = supernet_for(asked, watch, Hardware(workers=loaders(None)), command)
+    return cast("Words", others | {"accuracy": "supernet", "supernet": folder})
 
 
 def load_settings(path: Path) -> SearchSettings:
@@ -302,9 +332,9 @@ def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **w
         Infeasible: no architecture of the space keeps the limits.
         RunError: the run folder cannot be made or written.
     """
-    with said_in_python():
-        settings = settings_from(**words)
     command = f"evit_nas.search({', '.join(f'{word}={value!r}' for word, value in words.items())})"
+    with said_in_python(), onlooker() as watch:
+        settings = settings_from(**with_supernet(words, watch, command))
     with said_in_python(), new_run(settings, out, command) as run:
         return _searched(run, watcher)
 

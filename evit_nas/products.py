@@ -282,17 +282,21 @@ def evaluate(
 
 
 def ship(training: str | Path, out: str | Path | None = None, **options: Any) -> Model:
-    """Makes a folder that deploys of a finished training; see `evit_nas.shipping.package.ship` for the options.
+    """Makes a folder that deploys of a finished training or SUPERNET#ARCH; options: `evit_nas.shipping.package.ship`.
 
     Raises:
         UsageError: the training or its data cannot be used, or `out` exists.
         EvitNasError: the network is worth nothing, or its files do not compute what it does.
     """
+    from evit_nas.network.supernet import parted
+    from evit_nas.training.inherit import inherit
     from evit_nas.training.session import SHIPPED, shipped
 
-    folder = Path(training) / SHIPPED if out is None else Path(out)
+    command = called("ship", training, out=out)
     with said_in_python(), onlooker() as watch:
-        made = shipped(Path(training), folder, watch.note, **({"command": called("ship", training, out=out)} | options))
+        whole = Path(training) if parted(str(training)) is None else inherit(str(training), command, watch.note)
+        folder = whole / SHIPPED if out is None else Path(out)
+        made = shipped(whole, folder, watch.note, **({"command": command} | options))
     return Model(folder, made)
 
 

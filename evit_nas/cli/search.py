@@ -172,14 +172,18 @@ def search(
     ] = False,
 ) -> None:
     """Find the architectures that score best within a latency budget."""
-    from evit_nas.api import new_run, settings_from
+    from evit_nas.api import new_run, settings_from, with_supernet
 
-    settings = settings_from(**given(context))
+    words = given(context)
+    if not dry_run:
+        with progress_view() as view:
+            words = with_supernet(words, view, typed())
+    settings = settings_from(**words)
     if dry_run:
         _dry_run(settings)
         return
-    if data is not None:
-        _look_at(data, settings)
+    if settings.accuracy.data is not None:
+        _look_at(settings.accuracy.data, settings)
     elif settings.accuracy.regime is not None and (images, classes) == (None, None):
         say(f"scored for {settings.accuracy.regime}; for yours add --images 5k --classes 10, or --data PATH")
     with new_run(settings, out, typed()) as run:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from evit_nas.arch import ArchConfig
     from evit_nas.training.session import Outcome, Planned
 
-FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE]."
+FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@FILE], SUPERNET[#ARCH]."
 OF_NEW_TRAININGS = frozenset(  # what a training that was begun has in its train.yaml
     {
         *("data", "recipe", "epochs", "time", "batch_size", "lr", "changes", "image_size", "init", "teacher"),
@@ -254,7 +254,7 @@ def _gain(row: Mapping[str, Any]) -> str:
 
 @app.command()
 def ship(
-    training: Annotated[Path, typer.Argument(metavar="TRAINING", help="A finished training folder.")],
+    training: Annotated[Path, typer.Argument(metavar="TRAINING", help="A finished training folder, or SUPERNET#ARCH.")],
     out: Annotated[Path | None, typer.Option(help="New folder to write.", show_default="TRAINING/shipped")] = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -268,11 +268,15 @@ def ship(
 
     ONNX in 32 and 8 bits, timm's files, a model card, and predict.py.
     """
+    from evit_nas.network.supernet import parted
+    from evit_nas.training.inherit import inherit
     from evit_nas.training.session import SHIPPED, shipped
 
     conditions = conditions_of(device, threads, 1, None, session)
-    folder = out or training / SHIPPED
     with progress_view() as view:
+        if parted(str(training)) is not None:
+            training = inherit(str(training), typed(), view.note)
+        folder = out or training / SHIPPED
         shipped(
             training,
             folder,

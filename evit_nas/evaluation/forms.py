@@ -15,6 +15,7 @@ from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.exporting import open_onnx
 from evit_nas.network.saved import Saved, open_saved
+from evit_nas.network.supernet import Supernet, parted
 from evit_nas.shipping.shipped import FP32, INT8, Shipped
 from evit_nas.shipping.shipped import RECORD as SHIPPED
 from evit_nas.trained import RECORD, Trained
@@ -36,7 +37,7 @@ class Form:
     """(B, C, H, W) normalised images to (B, classes) logits."""
     batch: int | None = None
     """Images at a time, where that is fixed."""
-    training: Trained | None = None
+    training: Trained | Supernet | None = None
     """Where the network comes from, if a record tells it."""
 
 
@@ -68,13 +69,15 @@ def open_forms(text: str, like: str | None = None) -> list[Form]:
     return forms + [_onnx(path / name, saved, preprocessing, training) for name in _FILES if (path / name).is_file()]
 
 
-def _named(saved: Saved, training: Trained | None) -> Saved:
+def _named(saved: Saved, training: Trained | Supernet | None) -> Saved:
     """With the network's name where a record tells it: shipped folders are all called shipped."""
-    return replace(saved, name=training.name) if training else saved
+    return replace(saved, name=training.name) if isinstance(training, Trained) else saved
 
 
-def _training(folder: Path) -> Trained | None:
-    """Where the network of a training or shipped folder comes from."""
+def _training(folder: Path) -> Trained | Supernet | None:
+    """Where the network of a training or shipped folder, or SUPERNET#ARCH, comes from."""
+    if (parts := parted(str(folder))) is not None:
+        return Supernet.load(parts[0])
     if (folder / RECORD).is_file():
         return Trained.load(folder)
     return Shipped.load(folder).trained if (folder / SHIPPED).is_file() else None
@@ -101,7 +104,7 @@ def _preprocessing(about: Saved, text: str) -> Preprocessing:
     return about.preprocessing
 
 
-def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trained | None) -> Form:
+def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trained | Supernet | None) -> Form:
     try:
         session = open_onnx(path)
     except Exception as error:  # ONNX Runtime has many

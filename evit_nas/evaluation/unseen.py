@@ -10,6 +10,7 @@ from evit_nas.data.copies import copies
 from evit_nas.data.images import ChosenImages, Images, Source
 from evit_nas.data.sources import open_source
 from evit_nas.errors import UsageError
+from evit_nas.network.supernet import Supernet
 from evit_nas.trained import Trained
 
 SPLIT_SEED = 0  # of the tenth that trainings hold out: another one would bring their training images
@@ -20,7 +21,7 @@ LOST = (
 )
 
 
-def unseen(source: Source, trainings: Iterable[Trained]) -> tuple[Images, str]:
+def unseen(source: Source, trainings: Iterable[Trained | Supernet]) -> tuple[Images, str]:
     """The images of `source` that networks are judged on, and in words which these are; empty if that is plain.
 
     Of data with a split of their own, the validation images. A folder without one is taken whole, but
@@ -52,7 +53,7 @@ def unseen(source: Source, trainings: Iterable[Trained]) -> tuple[Images, str]:
     return judged, said if left else f"{said}, but a network was trained on them: top-1 says too much"
 
 
-def _data_of(training: Trained) -> Source | None:
+def _data_of(training: Trained | Supernet) -> Source | None:
     """What a network was trained on; None if it is not found, or other data by now."""
     try:
         source = open_source(training.data, SPLIT_SEED)

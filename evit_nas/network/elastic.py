@@ -161,25 +161,37 @@ def corners_of(space: SearchSpace) -> Iterator[ArchConfig]:
     largest = space.largest()
     stages = []
     for choices, top in zip(space.stages, largest.stages, strict=True):
-        deciding = itertools.product(choices.heads, choices.mixer, choices.cascade, choices.q_kernels, choices.v_ratio)
-        found = [
-            StageConfig.model_validate(
-                top.model_dump()
-                | {
-                    "width": choices.snapped(choices.width[-1], heads),
-                    "heads": heads,
-                    "mixer": mixer,
-                    "cascade": cascade,
-                    "q_kernels": choices.kernels(kernels),
-                    "v_ratio": v_ratio,
-                }
+        kernels = tuple(map(max, zip(*map(choices.kernels, choices.q_kernels), strict=True)))
+        values = {max(choices.v_ratio), max(choices.v_ratio, key=lambda ratio: (ratio != 1, ratio))}
+        deciding = itertools.product(choices.heads, choices.mixer, choices.cascade, sorted(values))
+        found = {
+            _tensors(stage): stage
+            for stage in (
+                StageConfig.model_validate(
+                    top.model_dump()
+                    | {
+                        "width": choices.snapped(choices.width[-1], heads),
+                        "heads": heads,
+                        "mixer": mixer,
+                        "cascade": cascade,
+                        "q_kernels": kernels,
+                        "v_ratio": v_ratio,
+                    }
+                )
+                for heads, mixer, cascade, v_ratio in deciding
             )
-            for heads, mixer, cascade, kernels, v_ratio in deciding
-        ]
-        stages.append(sorted(found, key=lambda stage: -stage.width))
+        }
+        stages.append(sorted(found.values(), key=lambda stage: -stage.width))
     for chosen in itertools.zip_longest(*stages):
         together = [stage or own[0] for stage, own in zip(chosen, stages, strict=True)]
         yield ArchConfig.model_validate(largest.model_dump() | {"stages": together})
+
+
+def _tensors(stage: StageConfig) -> tuple[object, ...]:
+    """What decides which tensors the mixer of a stage has; a ratio other than 1 has those that return to the input."""
+    if stage.mixer == "none":
+        return ()
+    return stage.mixer, stage.heads, stage.cascaded, stage.v_ratio
 
 
 def pieces_of(arch: ArchConfig) -> Pieces:

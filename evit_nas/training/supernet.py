@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evit_nas import __version__
 from evit_nas.arch import ArchConfig
+from evit_nas.console import millions
 from evit_nas.data.images import Source
 from evit_nas.errors import RunError, UsageError
 from evit_nas.network.cost import cost
@@ -52,8 +53,8 @@ class Band:
         if not 0 < least < most or most > WIDEST * least:
             raise UsageError(
                 f"one set of weights serves networks of at most {WIDEST:g} times the least MACs, got "
-                f"{least / 1e6:,.3g}M to {most / 1e6:,.3g}M. Choose the part of the space that you will search, for "
-                f"example --macs {most / WIDEST / 1e6:,.3g}M..{most / 1e6:,.3g}M."
+                f"{millions(least)} to {millions(most)}. Choose the part of the space that you will search, for "
+                f"example --macs {millions(most / WIDEST)}..{millions(most)}, or --budget 5ms."
             )
 
     def member(self, rng: random.Random) -> ArchConfig:
@@ -67,9 +68,8 @@ class Band:
             arch = self.space.sample(rng)
             if least <= cost(arch).macs <= most:
                 return arch
-        raise UsageError(
-            f"of {TRIES:,} random networks of the space none has {least / 1e6:,.3g}M to {most / 1e6:,.3g}M MACs."
-        )
+        span = f"{millions(least)} to {millions(most)} MACs"
+        raise UsageError(f"of {TRIES:,} random networks of the space none has {span}.")
 
     def ends(self, seed: int) -> tuple[ArchConfig, ArchConfig]:
         """The largest and the smallest of many, in MACs and parameters together."""

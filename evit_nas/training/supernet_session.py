@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +46,25 @@ class SupernetAsked:
     macs: tuple[int, int] | None = None
     """Least and most, at the space's own image size."""
     budget_ms: float | None = None
-    """In the place of `macs`: what a search will allow on one thread of this processor."""
+    """In the place of `macs`: what a search will allow."""
+    conditions: Conditions = field(default_factory=Conditions)
+    """Where the budget holds."""
     recipe: str = AUTO
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Of fields of the recipe."""
     image_size: int | None = None
     seed: int = 0
     out: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it is trained."""
+        if self.out is not None:
+            return self.out
+        parts = [Path(self.space).stem, Path(self.data or "").name]
+        if self.budget_ms is not None:
+            parts += [self.conditions.family, f"{self.budget_ms:g}ms"]
+        return Path("runs") / "supernet" / "-".join([*parts, f"s{self.seed}"])
 
 
 def plan_supernet(
@@ -111,6 +124,20 @@ def train_supernet(
     return supernet
 
 
+def supernet_for(asked: SupernetAsked, watch: TrainWatcher, hardware: Hardware, command: str) -> Path:
+    """The folder of a supernet for a search, trained now as far as it has not been; raises what `train_supernet` does.
+
+    Args:
+        command: what its record says was typed.
+    """
+    begun = asked.folder
+    if (begun / RECORD).is_file():  # which networks it is for was measured then
+        asked = replace(asked, space=str(begun))
+    folder, settings = plan_supernet(asked, hardware, watch.note)
+    train_supernet(folder, settings, watch, hardware, command=command, resume=True)
+    return folder
+
+
 def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, SupernetSettings]:
     name = resolved_space(asked.space)
     space = SearchSpace.load(name)
@@ -152,30 +179,29 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
         f"{millions(least.params)} to {millions(most.params)} parameters; {held_out} training images are held out to "
         "judge them"
     )
-    folder = asked.out or Path("runs") / "supernet" / f"{settings.name}-{source.name}-s{asked.seed}"
-    return folder, settings
+    return asked.folder, settings
 
 
 def _band(space: SearchSpace, asked: SupernetAsked, note: Callable[[str], None]) -> tuple[int, int]:
     """What a search with the budget will look at; without one, the whole space."""
     if asked.budget_ms is None:
         return cost(space.cheapest(lambda arch: cost(arch).macs)).macs, cost(space.largest()).macs
-    most = max(_macs_within(space, asked.budget_ms, asked.seed), default=0)
+    most = max(_macs_within(space, asked.budget_ms, asked), default=0)
     if not most:
         raise UsageError(
-            f"none of {MEASURED} random networks of the space keeps {asked.budget_ms:g} ms here: name the networks by "
+            f"none of {MEASURED} random networks of the space keeps {asked.budget_ms:g} ms: name the networks by "
             "their MACs instead (--macs 50M..150M)."
         )
-    note(f"{asked.budget_ms:g} ms are kept here by networks of up to {millions(most)} MACs, of {MEASURED} measured")
-    return round(most / WIDEST), most
+    note(f"{asked.budget_ms:g} ms are kept by networks of up to {millions(most)} MACs, of {MEASURED} measured")
+    return math.ceil(most / WIDEST), most
 
 
-def _macs_within(space: SearchSpace, budget_ms: float, seed: int) -> list[int]:
-    """Of random networks that were measured here, the MACs of those that keep the budget."""
+def _macs_within(space: SearchSpace, budget_ms: float, asked: SupernetAsked) -> list[int]:
+    """Of random networks that are measured now, the MACs of those that keep the budget."""
     from evit_nas.latency import Protocol, Steady, open_device
 
-    rng, found = random.Random(seed), []
-    with Steady(open_device(Conditions())) as device:
+    rng, found = random.Random(asked.seed), []
+    with Steady(open_device(asked.conditions)) as device:
         for arch in (space.sample(rng) for _ in range(MEASURED)):
             with suppress(MeasurementError):
                 if device.measure(arch, Protocol())[0].median_ms <= budget_ms:

@@ -1,0 +1,291 @@
+"""A supernet is trained as a network is, judged on images it has not seen, and every network of it can be used."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evit_nas.accuracy.supernet import Inherited, SupernetScore
+from evit_nas.arch import ArchConfig
+from evit_nas.data.sources import open_source
+from evit_nas.errors import Interrupted, MeasurementError, UsageError
+from evit_nas.lookup import find_arch
+from evit_nas.network import supernet as supernets
+from evit_nas.network.cost import cost
+from evit_nas.network.model import build
+from evit_nas.network.saved import open_saved
+from evit_nas.network.supernet import Members, Supernet, batches_of, parted, recalibrate, split
+from evit_nas.network.transfer import start_from
+from evit_nas.network.weights import read_weights
+from evit_nas.space import SearchSpace
+from evit_nas.trained import WEIGHTS
+from evit_nas.training.folder import CHECKPOINT, create
+from evit_nas.training.loop import carry_on
+from evit_nas.training.recipe import load_recipe
+from evit_nas.training.settings import SupernetSettings
+from evit_nas.training.supernet import BETWEEN, Band, SupernetRun
+from tests.test_elastic import space_of
+from tests.test_train import LIVELY, Stopped, Watch, lines
+from tests.trainings import SHADES, write_shades
+
+MACS = (1_000_000, 3_000_000)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_shades(tmp_path_factory.mktemp("images"))
+
+
+def space() -> SearchSpace:
+    return space_of(width={"from": 32, "to": 64, "step": 32}).model_copy(update={"num_classes": 3})
+
+
+def settings(images, **changes) -> SupernetSettings:
+    recipe = load_recipe("paper", LIVELY | {"epochs": 3} | changes.pop("recipe", {}))
+    largest, smallest = Band(space(), MACS).ends(seed=0)
+    fields = {"name": "small", "arch": largest, "smallest": smallest, "space": space(), "macs": MACS, "held_out": 12}
+    return SupernetSettings(data=str(images), recipe_name="quick", recipe=recipe, **fields | changes)
+
+
+def begun(folder: Path, images, **changes) -> Path:
+    create(folder, settings(images, **changes), "evit-nas supernet train")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    """An uninterrupted training, and what it came to."""
+    folder = begun(tmp_path_factory.mktemp("supernet") / "a", images)
+    return folder, carry_on(SupernetRun, folder, Watch())
+
+
+# --- which networks ---
+
+
+def test_networks_of_a_band_have_its_macs():
+    rng, band = random.Random(0), Band(space(), MACS)
+    assert all(MACS[0] <= cost(band.member(rng)).macs <= MACS[1] for _ in range(50))
+
+
+def test_the_ends_of_a_band_are_its_largest_and_smallest():
+    band, rng = Band(space(), MACS), random.Random(5)
+    largest, smallest = (cost(arch) for arch in band.ends(seed=0))
+    drawn = [cost(band.member(rng)) for _ in range(50)]
+    assert all(
+        smallest.macs * smallest.params <= own.macs * own.params <= largest.macs * largest.params for own in drawn
+    )
+
+
+@pytest.mark.parametrize("macs", [(1_000_000, 4_000_000), (3_000_000, 1_000_000), (0, 1_000_000)])
+def test_a_band_that_is_too_wide_is_refused_with_one_that_is_not(macs):
+    with pytest.raises(UsageError, match=r"at most 3 times the least MACs.*--macs \S+M\.\.\S+M"):
+        Band(space(), macs)
+
+
+def test_a_band_without_networks_is_refused():
+    with pytest.raises(UsageError, match=r"none has 1\.00G to 2\.00G MACs"):
+        Band(space(), (10**9, 2 * 10**9)).member(random.Random(0))
+
+
+# --- training ---
+
+
+def test_a_step_trains_the_largest_the_smallest_and_some_between_on_the_same_images(tmp_path, images, monkeypatch):
+    seen: list[tuple[str, torch.Tensor]] = []
+    from evit_nas.network.elastic import Elastic
+
+    forward = Elastic.forward
+
+    def noted(self, arch, x):
+        seen.append((arch.key, x))
+        return forward(self, arch, x)
+
+    monkeypatch.setattr(Elastic, "forward", noted)
+    wish = settings(images, recipe={"epochs": 1, "warmup_epochs": 0})
+    carry_on(SupernetRun, begun(tmp_path / "a", images, recipe={"epochs": 1, "warmup_epochs": 0}), Watch())
+    first = seen[: 2 + BETWEEN]
+    assert [key for key, _ in first[:2]] == [wish.arch.key, wish.smallest.key]
+    assert all(x is first[0][1] for _, x in first)
+    steps = [tuple(key for key, _ in seen[at + 2 : at + 2 + BETWEEN]) for at in range(0, len(seen), 2 + BETWEEN)]
+    assert len(set(steps)) > 1  # others in every step
+
+
+def test_it_learns_and_says_what_its_ends_reach(finished):
+    folder, supernet = finished
+    rows = [row for row in lines(folder) if row["kind"] == "val"]
+    assert len(rows) == 3
+    assert all(row["top1"] == pytest.approx((row["largest_top1"] + row["smallest_top1"]) / 2) for row in rows)
+    assert all(row["images"] == 12 for row in rows)
+    assert Supernet.load(folder) == supernet
+    assert supernet.classes == SHADES
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_an_interrupted_training_comes_to_the_same_weights(tmp_path, images, finished, after, monkeypatch):
+    monkeypatch.setattr("evit_nas.training.loop.CHECKPOINT_EVERY_S", 0.0)
+    folder = begun(tmp_path / "b", images)
+    with pytest.raises(Interrupted):
+        carry_on(SupernetRun, folder, Stopped(after))
+    assert (folder / CHECKPOINT).exists() == (after > 1)
+    carry_on(SupernetRun, folder, Watch())
+    whole, resumed = (read_weights(path / WEIGHTS) for path in (finished[0], folder))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_in_two_parts(tmp_path, images):
+    recipe = {"average": 0.0, "epochs": 2, "learning_rate": 1e-2}  # larger ones make much of the last digits
+    carry_on(SupernetRun, begun(tmp_path / "alone", images, recipe=recipe | {"accumulate": 2}), Watch())
+    folder = begun(tmp_path / "two", images, recipe=recipe)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    subprocess.run(
+        [*launcher, "evit_nas", "supernet", "train", str(folder), "--resume", "--workers", "0"],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
+    alone, shared = (
+        [row["loss"] for row in lines(tmp_path / name) if row["kind"] == "train"] for name in ("alone", "two")
+    )
+    assert shared == pytest.approx(alone, rel=1e-5)
+
+
+def test_what_is_held_out_is_in_no_batch(images):
+    source = open_source(str(images), seed=0)
+    rest, held = split(source, 12, seed=0)
+    names = [{part.name(index) for index in range(len(part))} for part in (rest, held)]
+    assert len(names[1]) == 12
+    assert not names[0] & names[1]
+    assert names[0] | names[1] == {source.train.name(index) for index in range(len(source.train))}
+
+
+# --- networks with inherited weights ---
+
+
+def test_statistics_are_the_mean_of_those_of_the_batches_and_of_nothing_before():
+    model = build(space().smallest(), seed=0)
+    x = torch.randn(60, 3, 64, 64)
+    with torch.no_grad():
+        model(torch.randn(8, 3, 64, 64) + 5)  # which is to be forgotten
+    recalibrate(model, [x[:20], x[20:40], x[40:]])
+    norm = model.stem[0].bn
+    with torch.no_grad():
+        parts = [model.stem[0].conv(part) for part in (x[:20], x[20:40], x[40:])]
+    means = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
+    assert torch.allclose(norm.running_mean, means, atol=1e-5)
+    assert not model.training
+    assert norm.momentum == 0.1
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (100, [100]), (101, [101]), (102, [100, 2]), (250, [100, 100, 50])]
+)
+def test_no_batch_is_a_single_image_unless_there_is_no_other(count, sizes):
+    assert [len(part) for part in batches_of(torch.zeros(count, 1))] == sizes
+
+
+def test_a_network_is_named_by_supernet_and_architecture(finished, tmp_path):
+    folder, supernet = finished
+    arch = space().smallest()
+    file = tmp_path / "net.yaml"
+    file.write_text(arch.to_yaml())
+    text = f"{folder}#{file}"
+    assert parted(text) == (folder, str(file))
+    assert parted("some#thing") is None
+    assert find_arch(text) == supernet.fitted(arch)
+    saved = open_saved(text)
+    assert (saved.name, saved.classes) == ("net", SHADES)
+    expected = Members(folder).take(arch)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(saved.model.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
+
+
+def test_a_training_starts_from_the_very_network_in_the_supernet(finished):
+    folder, supernet = finished
+    model = build(supernet.fitted(space().smallest()), seed=9)
+    transfer = start_from(model, folder, classes=SHADES)
+    assert "100.0%" in transfer.summary()
+    taken = Members(folder).take(space().smallest()).state_dict()
+    learned = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    assert all(torch.equal(tensor, taken[name]) for name, tensor in learned.items())
+
+
+def test_a_network_outside_the_space_is_refused_with_what_is_outside(finished):
+    with pytest.raises(UsageError, match=r"not in the space: .*width"):
+        Supernet.load(finished[0]).fitted(ArchConfig.preset("m5"))
+
+
+def test_a_folder_without_a_finished_supernet_says_the_way_out(tmp_path):
+    with pytest.raises(UsageError, match=r"evit-nas supernet train .* --resume"):
+        Supernet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": {"from": 32, "to": 96, "step": 32}}, r"stage1\.width = 96"),
+        ({"mixer": ["softmax", "linear"]}, r"stage1\.mixer = linear"),
+    ],
+)
+def test_a_space_with_more_in_it_is_refused(finished, changes, message):
+    with pytest.raises(UsageError, match=message):
+        Supernet.load(finished[0]).check_covers(space_of(**{"width": {"from": 32, "to": 64, "step": 32}} | changes))
+
+
+def test_a_part_of_the_space_is_covered_whatever_its_size_and_classes(finished):
+    part = space_of(width=32, depth=1).model_copy(update={"image_size": 96, "num_classes": 1000})
+    Supernet.load(finished[0]).check_covers(part)
+
+
+def test_images_of_other_channels_are_refused(finished):
+    with pytest.raises(UsageError, match="3 channels, the space 1"):
+        Supernet.load(finished[0]).check_covers(space().model_copy(update={"in_channels": 1}))
+
+
+# --- what they are worth ---
+
+
+def test_a_score_is_the_mean_over_held_out_images_with_the_error_of_its_difference(finished):
+    folder, supernet = finished
+    score, arch = SupernetScore(folder), supernet.smallest
+    found = score.of(arch)
+    members = Members(folder)
+    x, labels = members.held_out
+    losses = {}
+    for name, own in {"own": arch, "largest": supernet.largest}.items():
+        with torch.no_grad():
+            logits = members.take(own)(x).double()
+        losses[name] = -logits.log_softmax(1)[torch.arange(len(x)), labels]
+        if name == "own":
+            assert found.accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+    apart = (losses["own"] - losses["largest"]).numpy()
+    assert found.cross_entropy == pytest.approx(float(losses["own"].mean()), rel=1e-6)
+    assert found.error == pytest.approx(np.std(apart, ddof=1) / np.sqrt(len(apart)), rel=1e-5)
+    assert score.of(supernet.largest).error == 0
+    assert isinstance(found, Inherited)
+
+
+def test_the_same_network_has_the_same_score_again(finished):
+    folder, supernet = finished
+    assert SupernetScore(folder).of(supernet.smallest) == SupernetScore(folder).of(supernet.smallest)
+
+
+def test_a_network_without_weights_cannot_be_judged(finished):
+    with pytest.raises(MeasurementError, match="no weights"):
+        SupernetScore(finished[0]).of(ArchConfig.preset("m5"))
+
+
+def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
+    folder, supernet = finished
+    other = supernet.model_copy(update={"classes": ("a", "b", "c")})
+    monkeypatch.setattr(supernets.Supernet, "load", classmethod(lambda cls, path: other))
+    with pytest.raises(UsageError, match="other classes now"):
+        Members(folder).take(supernet.smallest)
