@@ -615,6 +615,7 @@ ASKED = {
     "table for other images": {"data": "digits"},
     "a table of one's own": {"table": "my tables/flowers.json"},
     "predictor": {"accuracy": "predictor", "data": "a b", "labels": 12, "labels_from": ["runs/x", "runs/y z"]},
+    "supernet": {"supernet": "/super nets/a"},
     "zero-cost": {"accuracy": "zero-cost", "space": "efficientvit-tiny", "image_size": 96},
     "short on Ray": {
         "accuracy": "short",
@@ -649,8 +650,9 @@ def test_the_command_that_repeats_a_run_has_its_settings(words, command, finishe
     assert settings_of(again.search) == settings
     assert command in again.facts.values()
     accuracy = settings.accuracy
+    sources = (accuracy.data, accuracy.table, accuracy.supernet, *accuracy.labels_from)
     said = " ".join([*again.notes, *again.facts.values()])
-    assert all(taken in said for taken in (accuracy.data, accuracy.table, *accuracy.labels_from) if taken)
+    assert all(taken in said for taken in sources if taken)
 
 
 def test_what_was_called_in_python_is_not_said_to_be_typed(searched):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from evit_nas.accuracy.supernet import Inherited, SupernetScore
+from evit_nas.api import settings_from, with_supernet
 from evit_nas.arch import ArchConfig
+from evit_nas.config import AccuracySettings, SearchSettings
 from evit_nas.data.sources import open_source
-from evit_nas.errors import Interrupted, MeasurementError, UsageError
+from evit_nas.errors import Interrupted, MeasurementError, RunError, UsageError
 from evit_nas.lookup import find_arch
 from evit_nas.network import supernet as supernets
 from evit_nas.network.cost import cost
@@ -22,15 +25,23 @@ from evit_nas.network.saved import open_saved
 from evit_nas.network.supernet import Members, Supernet, batches_of, parted, recalibrate, split
 from evit_nas.network.transfer import start_from
 from evit_nas.network.weights import read_weights
+from evit_nas.runs import Run
+from evit_nas.searching.judges import check_sources
 from evit_nas.space import SearchSpace
-from evit_nas.trained import WEIGHTS
+from evit_nas.trained import WEIGHTS, Trained
 from evit_nas.training.folder import CHECKPOINT, create
+from evit_nas.training.hardware import Hardware
+from evit_nas.training.inherit import inherit
 from evit_nas.training.loop import carry_on
 from evit_nas.training.recipe import load_recipe
 from evit_nas.training.settings import SupernetSettings
 from evit_nas.training.supernet import BETWEEN, Band, SupernetRun
+from evit_nas.training.supernet_session import SupernetAsked, plan_supernet
+from evit_nas.yamlio import to_yaml
 from tests.test_elastic import space_of
+from tests.test_judges import judge
 from tests.test_train import LIVELY, Stopped, Watch, lines
+from tests.test_train import settings as network_settings
 from tests.trainings import SHADES, write_shades
 
 MACS = (1_000_000, 3_000_000)
@@ -289,3 +300,135 @@ def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(supernets.Supernet, "load", classmethod(lambda cls, path: other))
     with pytest.raises(UsageError, match="other classes now"):
         Members(folder).take(supernet.smallest)
+
+
+# --- in a search ---
+
+
+@pytest.fixture
+def new_run(tmp_path, finished):
+    def create(**changes):
+        target = {"conditions": {"device": "fake"}, "budget_ms": 1.0}
+        accuracy = {"method": "supernet", "supernet": str(finished[0])}
+        fields = {"space_name": "x", "space": space(), "targets": [target], "pool": 6, "accuracy": accuracy}
+        return Run.create(tmp_path / "run", SearchSettings.model_validate(fields | changes), {}, "")
+
+    return create
+
+
+def test_a_search_takes_its_scores_from_the_supernet(new_run, finished):
+    judged = judge(new_run())
+    found = SupernetScore(finished[0]).of(space().smallest())
+    estimate = judged.estimate(space().smallest())
+    assert estimate.value == -found.cross_entropy
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.2816 * found.error)
+    assert "cross-entropy" in judged.origin
+    assert "1.00M to 3.00M MACs" in judged.origin
+
+
+def test_other_weights_are_another_judge(new_run, finished, tmp_path):
+    run = new_run()
+    first = judge(run).origin
+    other = tmp_path / "other"
+    shutil.copytree(finished[0], other)
+    (other / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes() + b" ")
+    run.settings = run.settings.model_copy(
+        update={"accuracy": run.settings.accuracy.model_copy(update={"supernet": str(other)})}
+    )
+    with pytest.raises(RunError, match="would not compare"):
+        judge(run)
+    assert first
+
+
+def test_a_space_beyond_the_supernet_is_refused_before_anything_is_measured(new_run, tmp_path):
+    run = new_run(space=space_of())
+    with pytest.raises(UsageError, match=r"no weights for stage1\.width = 96"):
+        check_sources(run.settings, tmp_path / "labels", print)
+
+
+def test_the_method_needs_a_supernet():
+    with pytest.raises(ValueError, match="--supernet FOLDER"):
+        AccuracySettings(method="supernet")
+
+
+def test_a_search_that_names_data_trains_the_supernet_first(monkeypatch, tmp_path, finished):
+    asked = []
+
+    def trained(wish, watch, hardware, command):
+        asked.append(wish)
+        return finished[0]
+
+    monkeypatch.setattr("evit_nas.training.supernet_session.supernet_for", trained)
+    words = with_supernet({"accuracy": "supernet", "data": "digits", "budget": "5ms", "space": "tiny"}, Watch(), "")
+    assert settings_from(**words).accuracy.supernet == str(finished[0])
+    [wish] = asked
+    assert (wish.space, wish.data, wish.budget_ms) == ("efficientvit-tiny", "digits", 5.0)
+    assert wish.folder == Path("runs/supernet/efficientvit-tiny-digits-cpu-5ms-s0")
+
+
+@pytest.mark.parametrize("words", [{"data": "digits"}, {"accuracy": "supernet", "supernet": "x", "data": "digits"}, {}])
+def test_no_other_search_does(words):
+    assert with_supernet(words, Watch(), "") == words
+
+
+# --- on the command line ---
+
+
+def test_the_command_trains_goes_on_and_says_what_comes_next(call, images):
+    Path("space.yaml").write_text(to_yaml(space()))
+    command = ("supernet", "train", "space.yaml", "--data", str(images), "--macs", "1M..3M", "--out", "net")
+    options = ("--epochs", "1", "--batch-size", "16", "--workers", "0")
+    first = call(*command, *options)
+    assert first.code == 0, first.err
+    assert "held-out images: the largest" in first.err
+    assert "evit-nas search --accuracy supernet --supernet net" in first.err
+    assert call("supernet", "train", "net", "--resume").code == 0
+    refused = call(*command, *options[:-2], "--seed", "1")
+    assert (refused.code, "begun with another" in refused.err) == (2, True)
+
+
+def test_a_search_from_the_command_line_ends_with_the_training_that_goes_on(call, finished):
+    Path("space.yaml").write_text(to_yaml(space()))
+    options = ("--device", "fake", "--budget", "2ms", "--trials", "6", "--pool", "4", "--workers", "0", "--out", "run")
+    found = call("search", "--space", "space.yaml", "--supernet", str(finished[0]), *options)
+    assert found.code == 0, found.err
+    assert "without m0 beside the front: the supernet has no weights for it" in found.err
+    assert f"--data PATH --init {finished[0]}" in found.err
+    assert call("report", "run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--macs", "5M"), "takes a range, got '5M'; try 100M..300M"),
+        (("--macs", "1M..9M"), "at most 3 times the least MACs"),
+        ((), "at most 3 times the least MACs"),
+    ],
+)
+def test_wrong_use_is_refused_with_the_way_out(options, message, call, images):
+    Path("space.yaml").write_text(to_yaml(space()))
+    refused = call("supernet", "train", "space.yaml", "--data", str(images), *options)
+    assert refused.code == 2
+    assert message in refused.err
+    assert not Path("runs").exists()
+
+
+def test_the_training_of_one_network_is_not_taken_for_a_supernet(tmp_path, images):
+    create(tmp_path / "a", network_settings(images), "evit-nas train")
+    with pytest.raises(UsageError, match="training of one network: evit-nas train"):
+        plan_supernet(SupernetAsked(str(tmp_path / "a")), Hardware(), print)
+
+
+def test_a_network_as_it_is_becomes_a_folder_that_ships(finished):
+    folder, supernet = finished
+    notes: list[str] = []
+    name = folder / "least.yaml"
+    name.write_text(supernet.smallest.to_yaml())
+    out = inherit(f"{folder}#{name}", "evit-nas ship", notes.append)
+    trained = Trained.load(out)
+    assert (trained.name, trained.arch, trained.validation_images) == ("least", supernet.smallest, 18)
+    assert "shared" in trained.init
+    again = open_saved(str(out)).model.state_dict()
+    expected = Members(folder).take(supernet.smallest).state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in again.items())
+    assert inherit(f"{folder}#{name}", "evit-nas ship", notes.append) == out

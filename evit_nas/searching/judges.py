@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from evit_nas.runs import Run
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judge import Desk, Judge
 from evit_nas.searching.status import Watcher
+from evit_nas.trained import WEIGHTS
 
 if TYPE_CHECKING:
     from evit_nas.accuracy.learned import LearnedAccuracy
@@ -93,10 +95,11 @@ class Supernet(Judge):
         assert wish.supernet is not None
         self._evaluator, self._folder = desk.evaluator, Path(wish.supernet).absolute()
         supernet = Supernet.load(self._folder)
+        weights = hashlib.sha256((self._folder / WEIGHTS).read_bytes()).hexdigest()
         self.origin = (
             f"minus the cross-entropy in nats on {supernet.held_out} held-out images of {supernet.data_name}, no "
-            f"accuracy: with the weights of a supernet of {supernet.name} after {supernet.epoch} epochs (seed "
-            f"{supernet.seed}), trained for {millions(supernet.macs[0])} to {millions(supernet.macs[1])} MACs"
+            f"accuracy: with the weights {weights[:6]} of a supernet of {supernet.name} after {supernet.epoch} epochs, "
+            f"trained for {millions(supernet.macs[0])} to {millions(supernet.macs[1])} MACs"
         )
 
     def expect(self, arch: ArchConfig) -> None:

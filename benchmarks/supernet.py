@@ -1,0 +1,160 @@
+"""What a supernet is worth: the order it gives networks against their own trainings, and what a step of it costs.
+
+    PYTHONPATH=. python benchmarks/supernet.py card SUPERNET --table TABLE     # a label table of the same images
+    PYTHONPATH=. python benchmarks/supernet.py cost SPACE --macs 100M..300M --image-size 112 --batch 64
+
+`card` judges those networks of the table that are in the supernet's space and band, and prints Kendall's tau with their
+own trainings, among all and among rivals of about equal latency: of the inherited cross-entropy, of a predictor that
+has learned from 30 of the labels, and of sizes; with the hours that each took.
+
+`cost` takes steps of the largest network alone and steps of the supernet in turn, each in a process of its own, and
+prints time and peak memory of the second as multiples of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from evit_nas.accuracy import evidence
+from evit_nas.accuracy.evidence import Evidence
+from evit_nas.accuracy.features import table as features_of
+from evit_nas.accuracy.predictor import AccuracyPredictor
+from evit_nas.accuracy.supernet import SupernetScore
+from evit_nas.accuracy.table import LabelTable
+from evit_nas.errors import MeasurementError
+from evit_nas.latency.machine import probe
+from evit_nas.network.cost import cost
+from evit_nas.network.elastic import Elastic
+from evit_nas.network.model import build
+from evit_nas.network.supernet import Supernet
+from evit_nas.quantities import parse_span
+from evit_nas.space import SearchSpace, resolved_space
+from evit_nas.stats import bootstrap, kendall_tau, rivals
+from evit_nas.training.supernet import BETWEEN, Band
+
+LABELS = 30  # that the predictor learns from; the others are ranked
+SPLITS = 20  # random choices of these
+STEPS, ROUNDS = 5, 3  # of each kind in turn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    card = verbs.add_parser("card")
+    card.add_argument("supernet", type=Path)
+    card.add_argument("--table", required=True)
+    price = verbs.add_parser("cost")
+    price.add_argument("space")
+    price.add_argument("--macs", required=True)
+    price.add_argument("--image-size", type=int, default=112)
+    price.add_argument("--batch", type=int, default=64)
+    args = parser.parse_args()
+    print(f"machine: {probe()}", flush=True)
+    if args.verb == "card":
+        print_card(args.supernet, LabelTable.load(args.table))
+    else:
+        print_cost(args.space, parse_span(args.macs, "--macs"), args.image_size, args.batch)
+
+
+def print_card(folder: Path, table: LabelTable) -> None:
+    supernet, score = Supernet.load(folder), SupernetScore(folder)
+    (truth, _), inherited, seconds = table.truth(), list[float](), list[float]()
+    at = []
+    for index, arch in enumerate(table.archs):
+        macs = cost(supernet.space.adapted(arch)).macs
+        if not supernet.macs[0] <= macs <= supernet.macs[1]:
+            continue
+        start = time.monotonic()
+        try:
+            inherited.append(-score.of(arch).cross_entropy)
+        except MeasurementError:
+            continue
+        seconds.append(time.monotonic() - start)
+        at.append(index)
+    chosen = np.array(at)
+    truth, latency_ms = truth[chosen], table.latency_ms[chosen]
+    sizes = features_of([table.archs[index] for index in at], ["size"])
+    pairs = int(rivals(len(chosen), latency_ms).sum()) // 2
+    print(f"{len(chosen)} of {len(table.archs)} networks are in the band, {pairs} pairs of rivals; {table.origin}")
+    print(f"judging one takes {np.median(seconds):.1f} s (median)")
+    scores = {"inherited cross-entropy": np.array(inherited), "MACs": sizes[:, 1], "parameters": sizes[:, 0]}
+    for name, values in scores.items():
+
+        def iso(index: np.ndarray, values: np.ndarray = values) -> float:
+            return kendall_tau(values[index], truth[index], latency_ms[index])
+
+        tau = kendall_tau(values, truth)
+        print(f"{name:28} tau {tau:5.2f}, iso tau {bootstrap(iso, len(chosen), seed=0)}")
+    if len(chosen) > LABELS + 5:
+        print(f"{f'predictor, {LABELS} labels':28} iso tau {_with_labels(table, chosen):.2f} (mean of {SPLITS} splits)")
+
+
+def _with_labels(table: LabelTable, chosen: np.ndarray) -> float:
+    """Mean iso tau among the networks that a predictor has not seen."""
+    known, rng, found = evidence.of_table(table), np.random.default_rng(0), []
+    truth, _ = table.truth()
+    shipped = evidence.shipped()
+    for _ in range(SPLITS):
+        order = rng.permutation(chosen)
+        seen, unseen = order[:LABELS], order[LABELS:]
+        fitted = AccuracyPredictor.fit(Evidence.joined([shipped[shipped.data != table.source], known[seen]]))
+        asked = evidence.networks([table.archs[index] for index in unseen], table.regime, table.source)
+        found.append(kendall_tau(-fitted.mean(asked), truth[unseen], table.latency_ms[unseen]))
+    return float(np.mean(found))
+
+
+def print_cost(name: str, macs: tuple[int, int], image_size: int, batch: int) -> None:
+    space = SearchSpace.load(resolved_space(name))
+    ends = Band(space, macs).ends(seed=0)
+    for what, arch in zip(("largest", "smallest"), ends, strict=True):
+        print(f"{what}: {cost(arch).macs / 1e6:.0f}M MACs, {cost(arch).params / 1e6:.1f}M parameters")
+    context = multiprocessing.get_context("spawn")
+    times: dict[str, list[float]] = {"alone": [], "supernet": []}
+    peaks: dict[str, list[float]] = {"alone": [], "supernet": []}
+    for _ in range(ROUNDS):
+        for kind in times:
+            with context.Pool(1) as pool:
+                seconds, peak_mb = pool.apply(_steps, (kind, name, macs, image_size, batch))
+            times[kind].append(seconds)
+            peaks[kind].append(peak_mb)
+            print(f"{kind:9} {seconds:.2f} s a step, peak {peak_mb:.0f} MB", flush=True)
+    ratios = [np.median(found["supernet"]) / np.median(found["alone"]) for found in (times, peaks)]
+    print(f"a step of the supernet takes {ratios[0]:.2f} times as long, and {ratios[1]:.2f} times the memory")
+
+
+def _steps(kind: str, name: str, macs: tuple[int, int], image_size: int, batch: int) -> tuple[float, float]:
+    """Median seconds of a step, and the peak of this process's memory in megabytes."""
+    import random
+
+    space = SearchSpace.load(resolved_space(name)).model_copy(update={"num_classes": 101})
+    band = Band(space, macs)
+    size = {"image_size": image_size}
+    largest, smallest = (arch.model_copy(update=size) for arch in band.ends(seed=0))
+    model = build(largest, seed=0) if kind == "alone" else Elastic(space.model_copy(update=size))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    x, labels, rng = torch.randn(batch, 3, image_size, image_size), torch.arange(batch) % 101, random.Random(0)
+    seconds = []
+    for _ in range(STEPS):
+        start = time.monotonic()
+        logits = model(x) if kind == "alone" else model(largest, x)
+        F.cross_entropy(logits, labels).backward()
+        if kind == "supernet":
+            taught = logits.detach().softmax(1)
+            for arch in (smallest, *(band.member(rng).model_copy(update=size) for _ in range(BETWEEN))):
+                F.cross_entropy(model(arch, x), taught).backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        seconds.append(time.monotonic() - start)
+    return float(np.median(seconds[1:])), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+if __name__ == "__main__":
+    main()
