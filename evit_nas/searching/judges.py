@@ -17,6 +17,7 @@ from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.regime import default_regime
 from evit_nas.runs import Run
+from evit_nas.searching.attributes import StudyAttributes
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judge import Desk, Judge
 from evit_nas.searching.status import Watcher
@@ -35,10 +36,10 @@ class ZeroCost(Judge):
         self, evaluator: Evaluator, record: optuna.Study, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher
     ) -> None:
         self._evaluator = evaluator
-        stored = record.user_attrs.get("aggregate")
+        on_record = StudyAttributes(record)
+        stored = on_record.aggregate
         if stored is None:
-            stored = self._rank(pool, watch).to_json()
-            record.set_user_attr("aggregate", stored)
+            stored = on_record.aggregate = self._rank(pool, watch).to_json()
         self._aggregate = RankAggregate.from_json(stored)
 
     def _rank(self, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher) -> RankAggregate:
@@ -97,9 +98,10 @@ def judge_of(
     judge = JUDGES[run.settings.accuracy.method](
         Desk(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
     )
-    before = record.user_attrs.get("judge")
-    if before is None:
-        record.set_user_attr("judge", judge.origin)
+    on_record = StudyAttributes(record)
+    before = on_record.judge
+    if not before:
+        on_record.judge = judge.origin
         watch.note(f"score: {judge.origin}")
     elif before != judge.origin:
         raise RunError(
