@@ -406,7 +406,7 @@ class Result:
             UsageError: `what` is none of these.
             Infeasible: no member is like that.
         """
-        from evit_nas.searching.picks import pick
+        from evit_nas.searching.selection import pick
 
         return pick(self.found.members, what, self.run.settings)
 

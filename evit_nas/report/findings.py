@@ -25,8 +25,8 @@ from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import recorded_latencies
 from evit_nas.searching.front import Candidate, keeps_limits, points
 from evit_nas.searching.objectives import worst
-from evit_nas.searching.picks import pick
 from evit_nas.searching.record import Front, Known, certified, journal_of, load_front
+from evit_nas.searching.selection import pick
 from evit_nas.searching.storage import discreet, open_study
 from evit_nas.searching.units import predictions
 
@@ -46,7 +46,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Backtest:
     """What one device was predicted to take, and what it took when it was measured right after."""
 
     predicted_ms: list[float]
@@ -67,7 +67,7 @@ class Findings:
     """Measured networks whose training was stopped early: they have no score to compare."""
     given_up: int
     """Measured networks that could not be measured strictly."""
-    forecasts: list[Forecast]
+    forecasts: list[Backtest]
     """One for each device; empty lists where nothing was predicted."""
     convergence: list[tuple[int, float]]
     """Evaluations so far, and the hypervolume of what they found as a share of the last one."""
@@ -118,7 +118,7 @@ def nearest(found: Findings) -> Candidate | None:
     return min(found.measured, key=lambda c: c.latency.stat_ms(stat), default=None)
 
 
-def picks(found: Findings) -> list[tuple[list[str], Candidate]]:
+def highlights(found: Findings) -> list[tuple[list[str], Candidate]]:
     """What to look at first, with what it is: best, knee, fastest; one member may be several of them."""
     members = found.front.members
     titles: dict[str, list[str]] = {}
@@ -176,10 +176,10 @@ def _predicted(trial: FrozenTrial, units: Units, settings: SearchSettings) -> Pr
     return Predicted(on_record.arch, on_record.estimate.value, tuple(predicted_ms), trial.number)
 
 
-def _forecast(index: int, complete: Iterable[FrozenTrial], units: Units, settings: SearchSettings) -> Forecast:
+def _forecast(index: int, complete: Iterable[FrozenTrial], units: Units, settings: SearchSettings) -> Backtest:
     both = [t for t in complete if TrialAttributes(t).measured and TrialAttributes(t).predicted_ms is not None]
     measured = [said_by(units, TrialAttributes(trial).latencies)[index] for trial in both]
-    return Forecast(
+    return Backtest(
         predicted_ms=[predictions(trial, units, settings)[index] for trial in both],
         measured_ms=[latency.median_ms for latency in measured],
         names=[f"trial {trial.number}" for trial in both],

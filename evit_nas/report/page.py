@@ -20,9 +20,9 @@ from evit_nas.report.figures import figures
 from evit_nas.report.findings import (
     Findings,
     find,
+    highlights,
     in_budget,
     nearest,
-    picks,
     published_top1,
     sketch,
     spread_text,
@@ -34,8 +34,8 @@ from evit_nas.runs import Run
 from evit_nas.searching.feasibility import enough
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.objectives import asked
-from evit_nas.searching.picks import beside
 from evit_nas.searching.record import load_front
+from evit_nas.searching.selection import beside
 
 FEW_PHOTOGRAPHS = Regime(images=5000, classes=10)  # as many as a team photographs and sorts by itself
 
@@ -99,8 +99,8 @@ def _page(run: Run, found: Findings) -> str:
         nearest=nearest(found),
         wider=_wider(run, found),
         certified=certified,
-        picks=[(what, member, _rival(found, what, member)) for what, member in picks(found)],
-        titles={member.name: what for what, member in picks(found)},
+        highlights=[(what, member, _rival(found, what, member)) for what, member in highlights(found)],
+        titles={member.name: what for what, member in highlights(found)},
         papers={reference.arch.key: reference.name for reference in front.references},
         commands=lambda member: _commands(run, member),
         short_list=_short_list(run, found),

@@ -23,7 +23,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.data import load_dataset
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.front import NEAR
-from evit_nas.searching.judge import Desk, Judge
+from evit_nas.searching.judge import Judge, JudgeContext
 
 REDUCTION = 3  # one of so many goes on to the next rung
 SLICE = 1.5  # latencies in a slice differ by less than this factor
@@ -51,21 +51,21 @@ class Halving:
 class ShortTrainings(Judge):
     """Trains each candidate, as far as it is worth it; what was trained is never trained again."""
 
-    def __init__(self, desk: Desk) -> None:
-        settings, cluster = desk.run.settings, desk.cluster
-        self._evaluator, self._seed, self._targets = desk.evaluator, settings.seed, settings.targets
+    def __init__(self, context: JudgeContext) -> None:
+        settings, cluster = context.run.settings, context.cluster
+        self._evaluator, self._seed, self._targets = context.evaluator, settings.seed, settings.targets
         wish = settings.accuracy
         assert wish.data is not None
         data = load_dataset(wish.data, wish.recipe.image_size)
         place = cluster.checkpoints if cluster else None
-        self._labels = Labels(desk.labels, wish.data, data.digest, wish.recipe, place)
+        self._labels = Labels(context.labels, wish.data, data.digest, wish.recipe, place)
         self._labels.open()
         self._rungs = range(wish.recipe.last_rung + 1)
         self._known = {
             (key, rung): label for rung in self._rungs for (key, _), label in self._labels.known(rung).items()
         }
         self._first = 0 if wish.scheduler == "asha" else wish.recipe.last_rung
-        trials = desk.record.get_trials(deepcopy=False)
+        trials = context.record.get_trials(deepcopy=False)
         found = (TrialAttributes(trial).trained for trial in trials)
         self._halving = Halving(trained for trained in found if trained is not None)
         size = f"{wish.recipe.image_size} px at {100 * wish.recipe.width:.0f} % of its width"

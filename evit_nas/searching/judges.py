@@ -19,7 +19,7 @@ from evit_nas.regime import default_regime
 from evit_nas.runs import Run
 from evit_nas.searching.attributes import StudyAttributes
 from evit_nas.searching.evaluate import Evaluator
-from evit_nas.searching.judge import Desk, Judge
+from evit_nas.searching.judge import Judge, JudgeContext
 from evit_nas.searching.status import Watcher
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def judge_of(
         RunError: the run began with another judge, for example an earlier version of a table.
     """
     judge = JUDGES[run.settings.accuracy.method](
-        Desk(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
+        JudgeContext(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
     )
     on_record = StudyAttributes(record)
     before = on_record.judge
@@ -163,34 +163,34 @@ def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], 
             train.check_subset(min(wish.recipe.images, len(train)))
 
 
-def _table(desk: Desk) -> Judge:
-    learned = learned_of(desk.run)
+def _table(context: JudgeContext) -> Judge:
+    learned = learned_of(context.run)
     assert learned is not None
     return Learned(learned, "table")
 
 
-def _short(desk: Desk) -> Judge:
+def _short(context: JudgeContext) -> Judge:
     from evit_nas.searching.halving import ShortTrainings
 
-    return ShortTrainings(desk)
+    return ShortTrainings(context)
 
 
-def _predictor(desk: Desk) -> Judge:
+def _predictor(context: JudgeContext) -> Judge:
     from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.searching.labelling import collect_labels
 
     table = collect_labels(
-        desk.run.path / "labels", desk.run.settings, desk.evaluator.devices[0], desk.watch, desk.cluster
+        context.run.path / "labels", context.run.settings, context.evaluator.devices[0], context.watch, context.cluster
     )
     learned = LearnedAccuracy.of_table(table)
     for doubt in learned.doubts(table):
-        desk.watch.note(doubt)
+        context.watch.note(doubt)
     return Learned(learned, "predictor")
 
 
-JUDGES: dict[str, Callable[[Desk], Judge]] = {
+JUDGES: dict[str, Callable[[JudgeContext], Judge]] = {
     "table": _table,
     "predictor": _predictor,
     "short": _short,
-    "zero-cost": lambda desk: ZeroCost(desk.evaluator, desk.record, desk.pool, desk.watch),
+    "zero-cost": lambda context: ZeroCost(context.evaluator, context.record, context.pool, context.watch),
 }

@@ -25,7 +25,7 @@ from evit_nas.runs import Run
 from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import recorded, recorded_latencies
 from evit_nas.searching.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
-from evit_nas.searching.picks import thin
+from evit_nas.searching.selection import thin
 from evit_nas.searching.storage import begun, open_study
 
 TRAININGS = ("labels", "ray/checkpoints")  # where judges keep what they train

@@ -40,7 +40,7 @@ ENERGY = 0.2  # share of an energy: the counters tick slowly, and the idle draw 
 
 
 @dataclass(frozen=True)
-class Check:
+class ReplayCheck:
     """One number on record, and what it is now."""
 
     name: str
@@ -67,7 +67,7 @@ class Replay:
     trial: int
     """Its number; of a repeat, that of the trial that it repeats."""
     arch: ArchConfig
-    checks: list[Check]
+    checks: list[ReplayCheck]
     """Empty where one of the two evaluations failed."""
     recorded_failure: str
     """Reason on record; empty for a trial that succeeded."""
@@ -137,19 +137,19 @@ def _checks(
     latencies: Sequence[Latency],
     more: dict[str, float | None],
     units: Units,
-) -> Iterator[Check]:
+) -> Iterator[ReplayCheck]:
     on_record, names = TrialAttributes(trial), latency_names(settings)
-    yield Check("score", on_record.estimate.value, estimate.value, SAME)
+    yield ReplayCheck("score", on_record.estimate.value, estimate.value, SAME)
     measured = said_by(units, on_record.latencies)
     if measured:
         for name, before, now in zip(names, measured, latencies, strict=True):
             allowed = max(DAYS_APART, ERRORS * math.hypot(before.rel_error, now.rel_error))
-            yield Check(name, before.stat_ms(settings.budget_stat), now.stat_ms(settings.budget_stat), allowed)
+            yield ReplayCheck(name, before.stat_ms(settings.budget_stat), now.stat_ms(settings.budget_stat), allowed)
     else:
         for name, ms, now in zip(names, predictions(trial, units, settings), latencies, strict=True):
-            yield Check(f"{name} (predicted)", ms, now.median_ms, None)
+            yield ReplayCheck(f"{name} (predicted)", ms, now.median_ms, None)
     single = [("memory_mb", on_record.memory_mb, MEMORY), ("energy_mj", on_record.energy_mj, ENERGY)]
     for name, was, allowed in single:
         found = more[name]
         if was is not None and found is not None:
-            yield Check(name, was, found, allowed)
+            yield ReplayCheck(name, was, found, allowed)
