@@ -29,12 +29,12 @@ from evit_nas.report.findings import (
 )
 from evit_nas.report.repeat import limits, repeat
 from evit_nas.report.template import render
-from evit_nas.report.worth import worth_of
 from evit_nas.runs import Run
 from evit_nas.searching.feasibility import enough
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.objectives import asked
 from evit_nas.searching.record import load_front
+from evit_nas.searching.score_card import card_of
 from evit_nas.searching.selection import beside
 
 FEW_PHOTOGRAPHS = Regime(images=5000, classes=10)  # as many as a team photographs and sorts by itself
@@ -79,7 +79,6 @@ def write_report(run: Run) -> Path:
 
 
 def _page(run: Run, found: Findings) -> str:
-    card, judged = worth_of(run)
     settings, front = found.settings, found.front
     rows = sorted([*front.members, *front.references], key=lambda one: one.latency.stat_ms(settings.budget_stat))
     certified = sum(member.certified for member in front.members)
@@ -116,8 +115,7 @@ def _page(run: Run, found: Findings) -> str:
         rivals=[_rivals(found, index) for index in range(len(settings.targets))],
         on_imagenet=settings.accuracy.regime == IMAGENET,
         elsewhere=_elsewhere(run, found),
-        card=card,
-        judged=judged,
+        card=card_of(run),
         evidence=EVIDENCE[settings.accuracy.method],
         few=few(regime.images) if (regime := settings.accuracy.regime) and regime.images < FEW_IMAGES else "",
         repeat=repeat(run, found),

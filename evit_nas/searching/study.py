@@ -29,6 +29,7 @@ from evit_nas.searching.progress import Progress
 from evit_nas.searching.record import Front, check_same_conditions, journal_of, load_front
 from evit_nas.searching.rounds import Pool, Rounds, pool_of
 from evit_nas.searching.samplers import AUTO
+from evit_nas.searching.score_card import make_card
 from evit_nas.searching.status import Watcher
 from evit_nas.searching.storage import for_dashboards, open_study
 from evit_nas.searching.trials import Trials
@@ -45,7 +46,7 @@ class Search:
         self._run, self._watch, self._settings = run, watcher, run.settings
 
     def run(self) -> Front:
-        """Searches to the total of trials and writes the certified front.
+        """Searches to the total of trials and writes the certified front, and the card of its score.
 
         Raises:
             UsageError: a device cannot be had, or what the score is taken from cannot be used.
@@ -77,6 +78,7 @@ class Search:
             self._loop(record, evaluator, judge, forecasts, pool)
             evaluator.rest()  # the rounds ahead, which nobody needs any more, would disturb what is measured now
             certify(self._run, record, evaluator, judge, self._watch)
+        make_card(self._run)
         return load_front(self._run)
 
     def _announce(self, found: Feasibility) -> None:
