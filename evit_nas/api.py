@@ -392,6 +392,7 @@ class Result:
         """A row for each distinct architecture in the order of evaluation, by number, with its parameters."""
         import pandas as pd
 
+        from evit_nas.searching.attributes import TrialAttributes
         from evit_nas.searching.objectives import metric_names
         from evit_nas.searching.record import Known
         from evit_nas.searching.storage import open_study
@@ -402,15 +403,15 @@ class Result:
         return pd.DataFrame(
             {
                 "state": trial.state.name,
-                "origin": trial.user_attrs.get("origin"),
+                "origin": about.origin,
                 **dict(zip(names, trial.values or [None] * len(names), strict=True)),
-                "measured": bool(trial.user_attrs.get("latencies")),
+                "measured": about.measured,
                 "within_limits": bool(trial.constraints) and max(trial.constraints.values()) <= 0,
-                "key": trial.user_attrs["key"],
-                "reason": trial.user_attrs.get("reason"),
+                "key": about.key,
+                "reason": about.reason or None,
                 **trial.params,
             }
-            for trial in trials
+            for trial, about in ((trial, TrialAttributes(trial)) for trial in trials)
         ).set_axis(pd.Index([trial.number for trial in trials], name="trial"))
 
     @property
@@ -439,7 +440,7 @@ class Result:
             UsageError: `what` is none of these.
             Infeasible: no member is like that.
         """
-        from evit_nas.searching.picks import pick
+        from evit_nas.searching.selection import pick
 
         return pick(self.found.members, what, self.run.settings)
 

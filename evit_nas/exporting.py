@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # largest output difference to the torch network, relative to the largest output
 
-Run = Callable[["Tensor"], "Tensor"]  # images to outputs, by a written file
+Inference = Callable[["Tensor"], "Tensor"]  # images to outputs, by a written file
 
 
 def export_onnx(
@@ -80,7 +80,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _export(
-    write: Callable[[EfficientViT, Tensor, int | None, Path], Run],
+    write: Callable[[EfficientViT, Tensor, int | None, Path], Inference],
     arch: ArchConfig,
     path: Path,
     weights: Path | None,
@@ -125,7 +125,7 @@ def _export(
     return error
 
 
-def _write_onnx(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Run:
+def _write_onnx(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Inference:
     import torch
 
     from evit_nas.network.deploy import deploy_weights
@@ -156,24 +156,24 @@ def run_onnx(session: Any, images: np.ndarray) -> np.ndarray:
     return output
 
 
-def _write_torchscript(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Run:
+def _write_torchscript(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Inference:
     import torch
 
     with warnings.catch_warnings():  # that TorchScript is no longer developed: whoever asks for it knows
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(_folded(model), images)  # type: ignore[no-untyped-call]
         path.write_bytes(serialised(lambda file: torch.jit.save(traced, file)))
-        loaded: Run = torch.jit.load(path)  # type: ignore[no-untyped-call]
+        loaded: Inference = torch.jit.load(path)  # type: ignore[no-untyped-call]
     return loaded
 
 
-def _write_pt2(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Run:
+def _write_pt2(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Inference:
     import torch
 
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
     exported = torch.export.export(_folded(model), (images,), dynamic_shapes=shapes)
     path.write_bytes(serialised(lambda file: torch.export.save(exported, file)))
-    loaded: Run = torch.export.load(path).module()
+    loaded: Inference = torch.export.load(path).module()
     return loaded
 
 

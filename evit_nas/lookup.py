@@ -11,7 +11,7 @@ from evit_nas.runs import named_arch
 from evit_nas.yamlio import validate
 
 if TYPE_CHECKING:
-    from evit_nas.latency import Subject
+    from evit_nas.latency import Measurable
 
 
 def find_arch(text: str) -> ArchConfig:
@@ -28,7 +28,7 @@ def find_arch(text: str) -> ArchConfig:
     return named_arch(text)
 
 
-def find_subject(text: str, image_size: int | None = None) -> Subject:
+def find_measurable(text: str, image_size: int | None = None) -> Measurable:
     """What an argument names: an architecture as for `find_arch`, timm:NAME, or an ONNX file.
 
     Raises:
@@ -39,7 +39,7 @@ def find_subject(text: str, image_size: int | None = None) -> Subject:
     if text.startswith("timm:"):
         return TimmModel(text.removeprefix("timm:"), image_size)
     if text.endswith(".onnx"):
-        from evit_nas.latency.subjects import sized
+        from evit_nas.latency.measurable import sized
 
         if not Path(text).is_file():
             raise UsageError(f"there is no file {text}.")

@@ -38,8 +38,8 @@ from evit_nas.training.session import SHIPPED, Asked, Outcome, Planned, carry_ou
 if TYPE_CHECKING:
     from evit_nas.searching.front import Candidate
     from evit_nas.searching.record import Front
+    from evit_nas.shipped import Shipped
     from evit_nas.shipping.answer import Answer
-    from evit_nas.shipping.shipped import Shipped
     from evit_nas.training.hardware import Hardware
 
 SEARCH_SHARE, TRAIN_SHARE = 0.1, 0.8  # of the time; the rest is for certifying, shipping and answers
@@ -253,7 +253,7 @@ def _affordable(asked: Asked, run: Run, front: Front, hardware: Hardware, view: 
 
 
 def _ship(order: Order, outcome: Outcome, view: Viewer) -> tuple[Path, Shipped]:
-    from evit_nas.shipping.shipped import Shipped
+    from evit_nas.shipped import Shipped
 
     best, out = outcome.best(), order.out / SHIPPED
     if best is None:

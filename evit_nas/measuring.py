@@ -10,7 +10,7 @@ from typing import Any
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import Device, Latency, Protocol, Subject, open_device
+from evit_nas.latency import Device, Latency, Measurable, Protocol, open_device
 from evit_nas.latency.predictor import Table
 from evit_nas.latency.references import PUBLISHED_TOP1, measure_references
 from evit_nas.latency.yardstick import best_units, said_by
@@ -45,7 +45,7 @@ class Measured:
 
 
 def measure_all(
-    subjects: Mapping[str, Subject],
+    networks: Mapping[str, Measurable],
     conditions: Conditions,
     protocol: Protocol,
     note: Callable[[str], None],
@@ -58,7 +58,7 @@ def measure_all(
     Architectures are remembered for predictions.
 
     Args:
-        memory: also the peak of a fresh process of each subject; not on boards.
+        memory: also the peak of a fresh process of each network; not on boards.
         references: also m0 to m5 and popular small networks, with their published accuracy.
 
     Raises:
@@ -77,11 +77,11 @@ def measure_all(
             failed.append(what)
 
     with open_device(conditions) as device:
-        for name, subject in subjects.items():
+        for name, network in networks.items():
             with tried(name):
-                latency, samples = device.measure(subject, protocol)
-                if isinstance(subject, ArchConfig):
-                    Table(device.context(), subject).add(subject, latency)
+                latency, samples = device.measure(network, protocol)
+                if isinstance(network, ArchConfig):
+                    Table(device.context(), network).add(network, latency)
                 found.append(Measured(name, latency, energy_mj=samples.get("energy_mj")))
         if references:
             for name in PRESETS:
@@ -94,9 +94,9 @@ def measure_all(
         from evit_nas.latency.memory import peak_memory_mb
 
         for index, one in enumerate(found):
-            if one.network in subjects:
+            if one.network in networks:
                 with tried(f"memory of {one.network}"):
-                    found[index] = replace(one, memory_mb=peak_memory_mb(subjects[one.network], conditions))
+                    found[index] = replace(one, memory_mb=peak_memory_mb(networks[one.network], conditions))
     latencies = [one.latency for one in found]
     by_one = said_by(best_units(latencies), latencies)
     return [replace(one, latency=latency) for one, latency in zip(found, by_one, strict=True)], failed

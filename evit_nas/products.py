@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from evit_nas.arch import ArchConfig
     from evit_nas.evaluation import Evaluation
-    from evit_nas.latency import Subject
+    from evit_nas.latency import Measurable
     from evit_nas.measuring import Measured
+    from evit_nas.shipped import Shipped
     from evit_nas.shipping.answer import Answer
-    from evit_nas.shipping.shipped import Shipped
     from evit_nas.trained import Trained
     from evit_nas.training.session import Outcome, Planned
 
@@ -75,7 +75,7 @@ class Model:
         Raises:
             UsageError: it is no shipped folder.
         """
-        from evit_nas.shipping.shipped import Shipped
+        from evit_nas.shipped import Shipped
 
         with said_in_python():
             return cls(Path(folder), Shipped.load(Path(folder)))
@@ -114,21 +114,21 @@ def measure(
     """
     from evit_nas.arch import ArchConfig
     from evit_nas.latency import STRICT, Protocol, parse_conditions
-    from evit_nas.lookup import find_subject, resized
+    from evit_nas.lookup import find_measurable, resized
     from evit_nas.measuring import measure_all
 
     if not networks and not references:
         raise UsageError("name at least one network (m0..m5, a YAML file, run/name, timm:NAME, an .onnx file).")
     with said_in_python():
         conditions = parse_conditions(device, threads=threads, batch=batch, precision=precision, entries=session)
-        subjects: dict[str, Subject] = {}
+        chosen: dict[str, Measurable] = {}
         for network in networks:
             if isinstance(network, ArchConfig):
-                subjects[network.key] = network if image_size is None else resized(network, image_size)
+                chosen[network.key] = network if image_size is None else resized(network, image_size)
             else:
-                subjects[str(network)] = find_subject(str(network), image_size)
+                chosen[str(network)] = find_measurable(str(network), image_size)
         protocol = Protocol() if quick else STRICT
-        found, failed = measure_all(subjects, conditions, protocol, _note, memory=not quick, references=references)
+        found, failed = measure_all(chosen, conditions, protocol, _note, memory=not quick, references=references)
         if not found:
             raise EvitNasError(f"not measured: {', '.join(failed)}; the log says why.")
     return Listing(found, [one.plain() for one in found])

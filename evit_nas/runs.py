@@ -4,6 +4,7 @@
     study.db             Optuna's storage: trials, parameters, values, limits  the record of the search
     measurements.jsonl   every number with its raw samples, one line each      the memo: nothing is computed twice
     front/, front.csv    the Pareto front                                      derived
+    card.json            how well the score ranks                              derived
 
 One process at a time writes a run; the lock is the operating system's and goes with the process.
 """

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
-from evit_nas.latency import Device, Latency, Protocol, Subject
+from evit_nas.latency import Device, Latency, Measurable, Protocol
 from evit_nas.network.cost import cost
 
 
@@ -39,7 +39,7 @@ class FakeDevice(Device):
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
 
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+    def measure(self, subject: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         assert isinstance(subject, ArchConfig)
         self.calls.append((subject.key, protocol.visits))
         ms = cost(subject).macs / 1e6 * float(self.conditions.argument or 1)

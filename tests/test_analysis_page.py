@@ -8,7 +8,7 @@ import pytest
 
 from evit_nas.analysis.figures import figures
 from evit_nas.analysis.page import write_page
-from evit_nas.analysis.proportion import Point, Proportion, Variant, variants
+from evit_nas.analysis.proportion import Proportion, TrainedVariant, Variant, variants
 from evit_nas.analysis.results import INNER, Analysis, BlockHeads, Channels
 from evit_nas.analysis.suggest import suggest_space
 from evit_nas.arch import ArchConfig
@@ -49,7 +49,7 @@ def analysis(name: str, *, profiled: bool = True, known: bool = True) -> Analysi
 @pytest.fixture
 def proportion():
     points = [
-        Point(variant=Variant(name=name, arch=arch, latency=latency_of(3.0)), accuracy=(80.0 + i, 82.0 + i))
+        TrainedVariant(variant=Variant(name=name, arch=arch, latency=latency_of(3.0)), accuracy=(80.0 + i, 82.0 + i))
         for i, (name, arch) in enumerate(variants(ArchConfig.preset("m0")))
     ]
     return Proportion(data="digits", recipe=ShortRecipe(), target_ms=3.0, points=tuple(points))

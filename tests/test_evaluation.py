@@ -19,7 +19,7 @@ from evit_nas.evaluation.figures import Answers, calibration_error, figures
 from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import EfficientViT
 from evit_nas.network.onnx_graph import build_onnx
-from evit_nas.shipping.shipped import Graph, Shipped
+from evit_nas.shipped import Shipped, ShippedGraph
 from evit_nas.stats import binomial_error
 from evit_nas.trained import Trained
 from tests.fakes import latency_of
@@ -213,7 +213,7 @@ def test_of_the_very_folder_that_a_network_was_trained_on_the_tenth_is_taken_tha
 
 def shipped_record(trained: Trained) -> str:
     """shipped.json of a network, with figures that do not matter here."""
-    graph = Graph(top1=50, latency=latency_of(1.0), error=0.0, megabytes=1.0)
+    graph = ShippedGraph(top1=50, latency=latency_of(1.0), error=0.0, megabytes=1.0)
     figures = {"params": 1, "macs": 1, "images": 1, "top1": 50, "calibration_images": 1, "tolerance": 1.0}
     return Shipped(
         trained=trained, fp32=graph, int8=graph, int8_refusal="", command="", versions={}, **figures

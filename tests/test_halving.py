@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from evit_nas.accuracy import ShortScore, labels
+from evit_nas.accuracy import RungEstimate, ShortScore, labels
 from evit_nas.accuracy.labels import Job, Label
 from evit_nas.config import AccuracySettings
 from evit_nas.errors import MeasurementError
@@ -14,7 +14,7 @@ from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
 from evit_nas.report.findings import find
 from evit_nas.searching import evaluate, trials
-from evit_nas.searching.halving import REDUCTION, Halving, Trained
+from evit_nas.searching.halving import REDUCTION, Halving
 from evit_nas.searching.record import Known, load_front
 from evit_nas.searching.replay import replay
 from evit_nas.searching.storage import open_study
@@ -55,7 +55,7 @@ def trained(monkeypatch):
 
 def done(loss):
     """A network of the first slice that was trained for one rung."""
-    return Trained(value=0, method="short", slice=0, losses=(loss,), unfinished=0.5)
+    return RungEstimate(value=0, method="short", slice=0, losses=(loss,), unfinished=0.5)
 
 
 def test_about_a_third_of_a_slice_goes_on_and_the_first_one_always_does():

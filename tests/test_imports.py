@@ -1,7 +1,11 @@
-"""Imports go one way: no module leads back to itself, and none reaches up the table in CONTRIBUTING.md."""
+"""Imports go one way: no module leads back to itself, and none reaches up the table in CONTRIBUTING.md.
+
+And a class name says which class: no two modules define the same one.
+"""
 
 import ast
 import re
+from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -77,3 +81,12 @@ def layer_of(name: str) -> int:
 def test_every_module_has_its_line_and_reaches_no_higher_one(name):
     own = layer_of(name)
     assert not {other for other in imports(name) if other != "evit_nas" and layer_of(other) < own}
+
+
+def test_no_class_name_is_defined_twice():
+    places = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

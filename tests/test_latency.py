@@ -286,14 +286,14 @@ class TestLocalDevice:
         assert [local.measure(SMALL, QUICK)[0].median_ms, local.measure(LARGE, STRICT)[0].median_ms] == [7.5, 7.5]
         requests = [json.loads(line) for line in (folder / "requests").read_text().splitlines()]
         assert [Protocol(**request["protocol"]) for request in requests] == [QUICK, STRICT]
-        assert requests[0]["subject"] != requests[1]["subject"]
+        assert requests[0]["network"] != requests[1]["network"]
         assert len(started(folder)) == 1
 
     def test_sends_a_timm_model_as_the_file_it_was_exported_to(self, local, stand_in, monkeypatch):
         monkeypatch.setattr("evit_nas.network.timm_models.timm_onnx", lambda name, size: Path(f"/of/{name}-{size}"))
         folder = stand_in(ANSWERS)
         local.measure(TimmModel("resnet18", 64), QUICK)
-        assert json.loads((folder / "requests").read_text())["subject"] == {"onnx": "/of/resnet18-64"}
+        assert json.loads((folder / "requests").read_text())["network"] == {"onnx": "/of/resnet18-64"}
 
     def test_starts_nothing_for_a_timm_model_that_does_not_exist(self, local, stand_in):
         folder = stand_in(ANSWERS)
@@ -401,7 +401,7 @@ class TestLocalDevice:
 class TestAnswer:
     """What the measuring process says about one request, without the process."""
 
-    REQUEST: ClassVar = {"subject": {"onnx": "net.onnx"}, "protocol": {}}
+    REQUEST: ClassVar = {"network": {"onnx": "net.onnx"}, "protocol": {}}
 
     @pytest.mark.parametrize(
         ("error", "kind"),
@@ -441,9 +441,9 @@ class TestAnswer:
         ("request_", "words"),
         [
             ({}, "protocol"),
-            ({"protocol": {"rounds": 3}, "subject": {}}, "rounds"),
-            ({"protocol": {}, "subject": {}}, "arch"),
-            ({"protocol": {}, "subject": {"arch": {"stages": []}}}, "exactly 3 stages"),
+            ({"protocol": {"rounds": 3}, "network": {}}, "rounds"),
+            ({"protocol": {}, "network": {}}, "arch"),
+            ({"protocol": {}, "network": {"arch": {"stages": []}}}, "exactly 3 stages"),
         ],
     )
     def test_to_a_wrong_request_is_what_is_wrong(self, request_, words):

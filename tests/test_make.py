@@ -14,8 +14,8 @@ from evit_nas.cli import app
 from evit_nas.errors import Interrupted
 from evit_nas.latency import DEVICES
 from evit_nas.searching.study import Search
+from evit_nas.shipped import Shipped
 from evit_nas.shipping import answer, package
-from evit_nas.shipping.shipped import Shipped
 from evit_nas.training import loop, pace
 from evit_nas.training.recipe import RECIPES
 from evit_nas.training.status import Pace

@@ -13,9 +13,9 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import TimmModel, energy, memory, parse_conditions
 from evit_nas.latency.energy import energy_mj, meter, nvml, rapl
+from evit_nas.latency.measurable import encoded
 from evit_nas.latency.memory import peak_memory_mb
 from evit_nas.latency.runtimes import RUNTIMES
-from evit_nas.latency.subjects import encoded
 from evit_nas.network.onnx_graph import build_onnx
 from tests.networks import tiny_arch
 

@@ -20,7 +20,7 @@ from evit_nas.searching.samplers import SAMPLERS
 from evit_nas.searching.study import Search
 from tests.fakes import FakeDevice, latency_of
 from tests.searches import Silent, trials
-from tests.test_picks import settings_of
+from tests.test_selection import settings_of
 
 NUMBERS = {
     "score": [88.0],

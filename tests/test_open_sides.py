@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import onnx_backend, parse_conditions
+from evit_nas.latency.measurable import sized
 from evit_nas.latency.memory import peak_memory_mb
 from evit_nas.latency.runtimes import RUNTIMES
-from evit_nas.latency.subjects import sized
 
 CHANNELS, OUT, KERNEL = 3, 16, 3  # as many as ONNX Runtime computes side by side, or it would add some
 

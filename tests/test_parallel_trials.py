@@ -12,7 +12,7 @@ from evit_nas.config import ClusterSettings
 pytest.importorskip("ray")
 
 from evit_nas.searching.parallel import trials
-from evit_nas.searching.parallel.trials import Call, Experiment, Outcome
+from evit_nas.searching.parallel.trials import Call, CallResult, Experiment
 
 
 class Idle:
@@ -35,7 +35,7 @@ async def begun(experiment: Experiment) -> list[int]:
     await asyncio.sleep(0)
     for _ in answers:
         taken.append(await experiment.take("lives"))
-        await experiment.give("lives", Outcome(taken[-1].args[0]))
+        await experiment.give("lives", CallResult(taken[-1].args[0]))
     assert [outcome.value for outcome in await asyncio.gather(*answers)] == [3, 1, 4, 0, 2]
     return [call.args[0] for call in taken]
 

@@ -18,7 +18,7 @@ from evit_nas.latency.protocol import (
     SAMPLE_NS,
     TIMED_RUNS,
     Canary,
-    Rounds,
+    RawSamples,
     clocked,
     cpu_time,
     enclosing,
@@ -66,7 +66,7 @@ def growing(now, cost_ns):
 
 
 def rounds_of(candidate_ns, slowdown):
-    return Rounds(candidate_ns, slowdown, candidate_ns)
+    return RawSamples(candidate_ns, slowdown, candidate_ns)
 
 
 def names_and_weights(candidate_ns, ladder=LADDER):
@@ -309,11 +309,11 @@ def load_of_others(monkeypatch, cores, everywhere=0.0):
 
 
 def bench(**conditions):
-    return child.Bench(Conditions(device="fake", **conditions))
+    return child.MeasuringBench(Conditions(device="fake", **conditions))
 
 
 @pytest.mark.usefixtures("backend")
-class TestBench:
+class TestMeasuringBench:
     def test_a_figure_says_what_it_is_and_holds_its_samples(self):
         latency, samples = bench(batch=2).measure(tiny_arch(), Protocol())
         figures = (latency.median_ms, latency.p90_ms, latency.ratio, latency.canary_ms, latency.wall_ms)
@@ -438,7 +438,7 @@ class TestBench:
         machine._gpu.cache_clear()
         (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "Imaginary $*"\n')
         (tmp_path / "nvidia-smi").chmod(0o755)
-        latency, _ = child.Bench(Conditions(device="fake:1")).measure(tiny_arch(), Protocol())
+        latency, _ = child.MeasuringBench(Conditions(device="fake:1")).measure(tiny_arch(), Protocol())
         assert latency.machine.startswith("Imaginary")
         assert latency.machine.endswith("-i 1")
 

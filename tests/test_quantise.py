@@ -16,9 +16,9 @@ from evit_nas.latency import onnx_backend
 from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import build
 from evit_nas.network.onnx_graph import build_onnx
+from evit_nas.shipped import ShippedGraph
 from evit_nas.shipping.accuracy import inputs, some
 from evit_nas.shipping.quantise import quantise, refusal
-from evit_nas.shipping.shipped import Graph
 from tests.fakes import latency_of
 from tests.networks import VARIANTS, lively_network, tiny_arch
 from tests.trainings import ARCH, PREPROCESSING, fitted_weights
@@ -98,8 +98,8 @@ def test_every_kind_of_block_is_about_the_same_in_8_bits(variant: str, tmp_path:
     assert np.corrcoef(actual.ravel(), expected.ravel())[0, 1] > 0.9
 
 
-def graph_of(top1: float, ms: float, rel_error: float = 0.01) -> Graph:
-    return Graph(top1=top1, latency=latency_of(ms, rel_error=rel_error), error=0.0, megabytes=1.0)
+def graph_of(top1: float, ms: float, rel_error: float = 0.01) -> ShippedGraph:
+    return ShippedGraph(top1=top1, latency=latency_of(ms, rel_error=rel_error), error=0.0, megabytes=1.0)
 
 
 def test_8_bits_that_are_faster_and_as_accurate_are_taken() -> None:

@@ -28,7 +28,7 @@ from evit_nas.latency import Latency, Protocol, TimmModel, parse_conditions
 from evit_nas.latency import board as board_module
 from evit_nas.latency import remote as remote_module
 from evit_nas.latency import worker as worker_module
-from evit_nas.latency.board import Shelf
+from evit_nas.latency.board import FileCache
 from evit_nas.latency.remote import RemoteDevice, parse_address
 from evit_nas.latency.runtimes import RUNTIMES, Runtime
 from evit_nas.latency.worker import DEFAULT_PORT, WorkerServer
@@ -310,7 +310,7 @@ class TestIdempotence:
         assert len(fake.calls) == 2
 
     def test_the_shelf_forgets_what_was_unused_for_longest(self, tmp_path):
-        shelf = Shelf(tmp_path, max_bytes=100)
+        shelf = FileCache(tmp_path, max_bytes=100)
         for age, name in enumerate(["old", "used", "new"]):
             shelf.put(name, bytes(30))
             os.utime(tmp_path / name, (age, age))
@@ -323,7 +323,7 @@ class TestIdempotence:
 
     def test_a_file_that_vanishes_meanwhile_is_no_trouble_for_the_shelf(self, tmp_path, monkeypatch):
         monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / "gone.tmp", folder / "kept"]))
-        Shelf(tmp_path, max_bytes=100).put("kept", bytes(30))
+        FileCache(tmp_path, max_bytes=100).put("kept", bytes(30))
         assert (tmp_path / "kept").stat().st_size == 30
 
 

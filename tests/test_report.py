@@ -32,13 +32,14 @@ from evit_nas.latency.references import PUBLISHED_TOP1, REFERENCES, MeasuredRefe
 from evit_nas.lookup import find_arch
 from evit_nas.published import IMAGENET_1K, TOP1
 from evit_nas.regime import IMAGENET, Regime
-from evit_nas.report import findings, worth
+from evit_nas.report import findings
 from evit_nas.report.figures import CHOICES, figures, pareto, staircase
 from evit_nas.report.findings import find, sketch
 from evit_nas.report.page import EVIDENCE, write_report
 from evit_nas.report.plot import write_plot
 from evit_nas.report.repeat import repeat
 from evit_nas.runs import Run
+from evit_nas.searching import score_card as cards
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.judges import JUDGES
 from evit_nas.searching.record import give_up, load_front, readmit
@@ -482,7 +483,8 @@ def test_a_score_learned_from_trained_networks_comes_with_its_card(searched, mon
     run = searched(trials=6, accuracy={"method": "table", "regime": Regime(images=9000, classes=12)})
     judged_by = LabelTable.load(SHIPPED)
     small = judged_by.model_copy(update={"networks": judged_by.networks[:24]})
-    monkeypatch.setattr(worth.LabelTable, "load", lambda name: small)
+    monkeypatch.setattr(cards.LabelTable, "load", lambda name: small)
+    (run.path / "card.json").unlink()  # as of a search that goes on, or one of an earlier version
     page = write_report(run).read_text()
     card = score_card(small, labels=(), only="predictor")
     for row in card.rows:
@@ -493,6 +495,24 @@ def test_a_score_learned_from_trained_networks_comes_with_its_card(searched, mon
     assert write_report(run).read_text() == page
 
 
+def test_the_search_judges_its_score_and_the_report_only_shows_that(searched, monkeypatch):
+    run = searched(trials=6, accuracy={"method": "table", "regime": Regime(images=9000, classes=12)})
+    found = cards.card_of(run)
+    monkeypatch.setattr(cards, "make_card", None)
+    page = text(write_report(run).read_text())
+    assert found.rows
+    assert found.judged in page
+    assert all(" ".join(row.values()) in page for row in found.rows)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"of": "an earlier version", "rows": [], "judged": ""}'])
+def test_a_card_that_cannot_be_read_is_made_anew(for_imagenet, damage):
+    found, file = cards.card_of(for_imagenet), for_imagenet.path / "card.json"
+    file.write_text(damage)
+    assert cards.card_of(for_imagenet) == found
+    assert cards.card_of(Run.open(for_imagenet.path)) == found
+
+
 @pytest.mark.parametrize(("images", "few"), [(600, True), (9000, False)])
 def test_few_photographs_are_said_to_be_few(finished, images, few, monkeypatch):
     accuracy = finished.settings.accuracy.model_copy(
@@ -500,6 +520,7 @@ def test_few_photographs_are_said_to_be_few(finished, images, few, monkeypatch):
     )
     changed = finished.settings.model_copy(update={"accuracy": accuracy})
     monkeypatch.setattr(finished, "settings", changed)
+    monkeypatch.setattr("evit_nas.report.page.card_of", lambda run: cards.NO_CARD)  # the run has no such one
     assert (f"{images:,} images are few to learn from scratch" in text(write_report(finished).read_text())) is few
 
 
@@ -512,6 +533,7 @@ def for_imagenet(searched) -> Run:
 
 def test_a_score_for_imagenet_is_judged_by_what_is_published(for_imagenet):
     page = text(page_of(for_imagenet))
+    assert (for_imagenet.path / "card.json").exists()
     card = imagenet_card()
     for one in card.presets:
         assert f"{one.name} {one.published:.1f} % {one.predicted:.1f} % ({one.low:.1f} to {one.high:.1f})" in page

@@ -29,10 +29,10 @@ from evit_nas.exporting import open_onnx, run_onnx
 from evit_nas.latency import DEVICES
 from evit_nas.network.model import build
 from evit_nas.network.saved import open_saved
+from evit_nas.shipped import Shipped
 from evit_nas.shipping import package
 from evit_nas.shipping.accuracy import Comparison, compare, inputs, probes, some
 from evit_nas.shipping.package import ship
-from evit_nas.shipping.shipped import Shipped
 from evit_nas.stats import binomial_error
 from evit_nas.training.recipe import load_recipe
 from tests.trainings import ARCH, FILES, PREPROCESSING, TRAINED, FileDevice, finished, fitted_weights

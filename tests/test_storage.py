@@ -18,7 +18,7 @@ from evit_nas.searching.record import load_front
 from evit_nas.searching.storage import SEAL, begun, for_samplers, open_study
 from evit_nas.searching.study import Search
 from tests.searches import Died, Silent, keys, trials
-from tests.test_picks import settings_of
+from tests.test_selection import settings_of
 
 
 @pytest.fixture(params=["database", "journal"])

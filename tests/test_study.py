@@ -30,7 +30,7 @@ from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 from tests.searches import Died, Silent, keys, trials
-from tests.test_picks import settings_of
+from tests.test_selection import settings_of
 
 pytestmark = pytest.mark.usefixtures("fakes")
 

@@ -10,11 +10,12 @@ from optuna.trial import TrialState, create_trial
 from evit_nas.latency import DEVICES, Unit
 from evit_nas.latency.yardstick import MOMENT_S, Window, Yardstick, kept
 from evit_nas.network.cost import cost
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.record import better_since, load_front
 from evit_nas.searching.replay import replay
 from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import Search
-from evit_nas.searching.units import UNITS, adopt, factors, predictions, restated, units_of
+from evit_nas.searching.units import adopt, factors, predictions, restated
 from tests.fakes import FakeDevice, latency_of
 from tests.searches import Died, Silent, keys, trials
 
@@ -124,7 +125,7 @@ class TestSearch:
         settling(slow_first)
         run = new_run(budget_ms=BUDGET_MS)
         searched(run)
-        told = [units_of(trial)["fake"].ms for trial in trials(run)]
+        told = [TrialAttributes(trial).units["fake"].ms for trial in trials(run)]
         assert told == sorted(told, reverse=True)
         assert set(told) == {1.25 * QUIET_MS, QUIET_MS}
         for trial, ms in zip(trials(run), told, strict=True):
@@ -205,7 +206,7 @@ class TestRestated:
         fields = {
             "values": [0.7, 1.5, 3.0],
             "constraints": {"latency_ms@fake": 0.25, "latency_ms@fake:2": 1.5, "params": -0.5},
-            "user_attrs": {UNITS: {"fake": [2.0, 0.01], "fake:2": [4.0, 0.01]}, "predicted_ms": [1.5, 3.0]},
+            "user_attrs": {"units": {"fake": [2.0, 0.01], "fake:2": [4.0, 0.01]}, "predicted_ms": [1.5, 3.0]},
         }
         return create_trial(**fields | changes)
 
@@ -230,7 +231,7 @@ class TestRestated:
         assert restated(trial, now, settings) is trial
 
     def test_a_failure_or_a_trial_of_an_earlier_version_is_left_alone(self, settings):
-        failed = create_trial(state=TrialState.FAIL, user_attrs={UNITS: {"fake": [2.0, 0.01]}})
+        failed = create_trial(state=TrialState.FAIL, user_attrs={"units": {"fake": [2.0, 0.01]}})
         old = self.trial(user_attrs={"predicted_ms": [1.5, 3.0]})
         for trial in (failed, old):
             assert restated(trial, {"fake": Unit(1.0, 0.01)}, settings) is trial
@@ -247,4 +248,4 @@ def test_only_what_is_better_is_adopted():
     assert not adopt(study, {"fake": Unit(2.2, 0.01)})
     assert adopt(study, {"fake": Unit(2.2, 0.01), "other": Unit(3.0, 0.01)})
     assert adopt(study, {"fake": Unit(1.5, 0.01)})
-    assert units_of(study) == {"fake": Unit(1.5, 0.01), "other": Unit(3.0, 0.01)}
+    assert StudyAttributes(study).units == {"fake": Unit(1.5, 0.01), "other": Unit(3.0, 0.01)}

@@ -19,8 +19,8 @@ from evit_nas.errors import UsageError
 from evit_nas.exporting import export_onnx
 from evit_nas.latency import DEVICES
 from evit_nas.network.model import build
+from evit_nas.shipped import write_sums
 from evit_nas.shipping.package import ship
-from evit_nas.shipping.shipped import write_sums
 from evit_nas.shipping.verify import _examined, _files, verify
 from tests.networks import tiny_arch
 from tests.trainings import ARCH, FILES, FileDevice, finished

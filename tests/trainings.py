@@ -18,7 +18,7 @@ from evit_nas.config import Conditions
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.data.sources import open_source
 from evit_nas.errors import MeasurementError
-from evit_nas.latency import STRICT, Device, Latency, Protocol, Subject
+from evit_nas.latency import STRICT, Device, Latency, Measurable, Protocol
 from evit_nas.network.model import build
 from evit_nas.trained import Trained
 from tests.fakes import latency_of
@@ -100,7 +100,7 @@ class FileDevice(Device):
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
 
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+    def measure(self, subject: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         assert isinstance(subject, Path)
         assert subject.is_file()
         assert protocol == STRICT

@@ -25,6 +25,17 @@ class Estimate(BaseModel):
     """Name in `evit_nas.searching.judges.JUDGES`."""
 
 
+class RungEstimate(Estimate):
+    """The accuracy at the end of the last rung that a network was trained to."""
+
+    slice: int
+    """Number of its latency slice."""
+    losses: tuple[float, ...]
+    """Cross-entropy at the end of each rung; lower is better."""
+    unfinished: float
+    """Share of the rungs that it was not trained for; zero for those that may enter a front."""
+
+
 class ShortScore(BaseModel):
     """What one short training came to."""
 

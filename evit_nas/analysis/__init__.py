@@ -87,7 +87,7 @@ def analyze(
     source, outputs = open_source(data, SPLIT_SEED), int(model.num_classes)  # type: ignore[arg-type]
     batches = sample(about, about.preprocessing, source, outputs, images, batch, seed)
     # first, for it may be refused, and nothing that took long is lost then
-    profiled = profile(_subject(model, about.preprocessing), conditions) if conditions else None
+    profiled = profile(_measurable(model, about.preprocessing), conditions) if conditions else None
     notes = []
     channels: list[Channels] = []
     top1 = None
@@ -128,7 +128,7 @@ def _ours(saved: Saved) -> nn.Module:
         return saved.model
 
 
-def _subject(model: nn.Module, preprocessing: Preprocessing) -> ArchConfig | TimmModel:
+def _measurable(model: nn.Module, preprocessing: Preprocessing) -> ArchConfig | TimmModel:
     from evit_nas.network.model import EfficientViT
 
     if isinstance(model, EfficientViT):

@@ -32,7 +32,7 @@ _STAGE = re.compile(r"(?:stages|layers)\.(\d)\.(downsample\.before)?")
 
 
 @dataclass(frozen=True)
-class Part:
+class ChannelGroup:
     """Channels that mean something together, and where they are written."""
 
     name: str
@@ -64,7 +64,7 @@ def mixers(model: nn.Module) -> list[Mixer]:
     return found
 
 
-def parts(model: nn.Module) -> list[Part]:
+def parts(model: nn.Module) -> list[ChannelGroup]:
     """All parts of an EfficientViT; of one of timm's transformers those of attention and FFNs.
 
     Raises:
@@ -98,9 +98,9 @@ def head_rows(stage: StageConfig, head: int) -> dict[Kind, slice]:
     return {kind: slice(at, at + size) for kind, at, size in zip(QKV, starts, (qk, qk, v), strict=True)}
 
 
-def _efficientvit(model: EfficientViT) -> Iterator[Part]:
+def _efficientvit(model: EfficientViT) -> Iterator[ChannelGroup]:
     for index in range(len(model.stem) - 1):
-        yield Part(f"stem.{index}", "stem", 0, ((f"stem.{index}", ALL),))
+        yield ChannelGroup(f"stem.{index}", "stem", 0, ((f"stem.{index}", ALL),))
     for mixer in mixers(model):
         stage = model.arch.stages[mixer.stage]
         for head in range(mixer.heads):
@@ -109,17 +109,17 @@ def _efficientvit(model: EfficientViT) -> Iterator[Part]:
             if stage.mixer == "linear":
                 places["v"] = (f"{mixer.path}.v_local", slice(head * stage.v_dim, (head + 1) * stage.v_dim))
             for kind, place in places.items():
-                yield Part(f"{mixer.path}.heads.{head}.{kind}", kind, mixer.stage, (place,))
-        yield Part(f"{mixer.path}.proj", "projection", mixer.stage, ((f"{mixer.path}.proj", ALL),))
+                yield ChannelGroup(f"{mixer.path}.heads.{head}.{kind}", kind, mixer.stage, (place,))
+        yield ChannelGroup(f"{mixer.path}.proj", "projection", mixer.stage, ((f"{mixer.path}.proj", ALL),))
     for path, module in model.named_modules():
         if isinstance(module, LocalFfn):
-            yield Part(f"{path}.ffn", "ffn", stage_of(path), ((f"{path}.ffn.fn.expand", ALL),))
+            yield ChannelGroup(f"{path}.ffn", "ffn", stage_of(path), ((f"{path}.ffn.fn.expand", ALL),))
         elif isinstance(module, Downsample):
-            yield Part(f"{path}.merge", "merge", stage_of(path), ((f"{path}.reduce", ALL),))
-            yield Part(f"{path}.se", "squeeze", stage_of(path), ((f"{path}.se.reduce", ALL),))
+            yield ChannelGroup(f"{path}.merge", "merge", stage_of(path), ((f"{path}.reduce", ALL),))
+            yield ChannelGroup(f"{path}.se", "squeeze", stage_of(path), ((f"{path}.se.reduce", ALL),))
 
 
-def _widths(model: EfficientViT) -> Iterator[Part]:
+def _widths(model: EfficientViT) -> Iterator[ChannelGroup]:
     written = defaultdict(list, {0: [f"stem.{len(model.stem) - 1}"]})
     for path, module in model.named_modules():
         if isinstance(module, LocalFfn):
@@ -129,20 +129,20 @@ def _widths(model: EfficientViT) -> Iterator[Part]:
     for mixer in mixers(model):
         written[mixer.stage].append(f"{mixer.path}.proj")
     for stage, paths in sorted(written.items()):
-        yield Part(f"stages.{stage}", "width", stage, tuple((path, ALL) for path in paths))
+        yield ChannelGroup(f"stages.{stage}", "width", stage, tuple((path, ALL) for path in paths))
 
 
-def _transformer(model: nn.Module) -> Iterator[Part]:
+def _transformer(model: nn.Module) -> Iterator[ChannelGroup]:
     for path, module in model.named_modules():
         stage = stage_of(path)
         if _is_multi_head(module):
             size = model.get_submodule(f"{path}.qkv").out_features // 3  # type: ignore[operator]
             for index, kind in enumerate(QKV):
                 rows = slice(index * size, (index + 1) * size)
-                yield Part(f"{path}.{kind}", kind, stage, ((f"{path}.qkv", rows),))
-            yield Part(f"{path}.proj", "projection", stage, ((f"{path}.proj", ALL),))
+                yield ChannelGroup(f"{path}.{kind}", kind, stage, ((f"{path}.qkv", rows),))
+            yield ChannelGroup(f"{path}.proj", "projection", stage, ((f"{path}.proj", ALL),))
         elif isinstance(getattr(module, "fc1", None), nn.Linear):
-            yield Part(f"{path}.ffn", "ffn", stage, ((f"{path}.fc1", ALL),))
+            yield ChannelGroup(f"{path}.ffn", "ffn", stage, ((f"{path}.fc1", ALL),))
 
 
 def _is_multi_head(module: nn.Module) -> bool:

@@ -53,7 +53,7 @@ class Variant(BaseModel):
         return attention_share(self.arch)
 
 
-class Point(BaseModel):
+class TrainedVariant(BaseModel):
     """A variant and what it has learned."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -78,7 +78,7 @@ class Proportion(BaseModel):
     recipe: ShortRecipe
     target_ms: float
     """Latency of the network itself."""
-    points: tuple[Point, ...]
+    points: tuple[TrainedVariant, ...]
     """Variants with at least one training, by share."""
 
 
@@ -205,7 +205,7 @@ def _study(
         labels.collect(jobs, workers, step, watch.note)
     known = labels.known()
     points = [
-        Point(
+        TrainedVariant(
             variant=variant,
             accuracy=tuple(
                 100 * known[variant.arch.key, seed].score.accuracy

@@ -17,7 +17,7 @@ from evit_nas.training.batches import plain_batches
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class ImageSample:
     """Batches of images, the same in every pass."""
 
     images: Images
@@ -46,7 +46,7 @@ class Sample:
 
 def sample(
     saved: Saved, preprocessing: Preprocessing, source: Source, outputs: int, images: int, batch: int, seed: int
-) -> Sample:
+) -> ImageSample:
     """A random choice of `images` training images; all if there are no more.
 
     Args:
@@ -61,4 +61,4 @@ def sample(
         order = torch.tensor(class_order(source.classes, saved.classes, saved.name))
     elif outputs == len(source.classes):
         order = torch.arange(outputs)
-    return Sample(source.train, chosen.tolist(), preprocessing, order, batch)
+    return ImageSample(source.train, chosen.tolist(), preprocessing, order, batch)

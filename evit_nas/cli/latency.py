@@ -22,7 +22,7 @@ from evit_nas.cli.app import (
 )
 from evit_nas.console import Format, emit, make_table, say
 from evit_nas.errors import EvitNasError, UsageError
-from evit_nas.lookup import find_subject
+from evit_nas.lookup import find_measurable
 
 if TYPE_CHECKING:
     from evit_nas.latency.profile import Profile
@@ -64,8 +64,8 @@ def measure(
         raise UsageError("name at least one network (m0..m5, a YAML file, RUN/NAME, timm:NAME or an .onnx file).")
     conditions = conditions_of(device, threads, batch, precision, session)
     protocol = Protocol() if quick else STRICT
-    subjects = {text: find_subject(text, image_size) for text in networks or ()}
-    found, failed = measure_all(subjects, conditions, protocol, say, memory=not quick, references=references)
+    chosen = {text: find_measurable(text, image_size) for text in networks or ()}
+    found, failed = measure_all(chosen, conditions, protocol, say, memory=not quick, references=references)
     if found:
         _print_measured(found, format_, energy=protocol.energy and bool(networks))
         _tell_better(networks or ())
@@ -134,8 +134,8 @@ def profile(
     from evit_nas.latency.profile import profile as profile_one
 
     conditions = conditions_of(device, threads, batch, None, session)
-    subjects = {text: find_subject(text, image_size) for text in networks}
-    profiles = {text: profile_one(subject, conditions) for text, subject in subjects.items()}
+    chosen = {text: find_measurable(text, image_size) for text in networks}
+    profiles = {text: profile_one(network, conditions) for text, network in chosen.items()}
     short, legend = _numbered(profiles)
     title = "\n".join(["Operators (* = memory-bound)", *legend])
     emit(rows(profiles), format_, make_table(title, *operator_cells(short), block=3))

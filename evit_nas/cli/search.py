@@ -281,7 +281,7 @@ def front(
     """
     from evit_nas.api import regime_from
     from evit_nas.runs import Run, explained
-    from evit_nas.searching import picks
+    from evit_nas.searching import selection
     from evit_nas.searching.front import write_front
     from evit_nas.searching.record import better_since, load_front
 
@@ -291,7 +291,7 @@ def front(
     with explained(run):
         found = load_front(opened, regime)
     if pick is not None:
-        path = opened.front_folder / f"{picks.pick(found.members, pick, opened.settings).name}.yaml"
+        path = opened.front_folder / f"{selection.pick(found.members, pick, opened.settings).name}.yaml"
         if regime is not None and not path.exists():
             raise UsageError(
                 f"what is {pick} for {regime} is not among the front's files: {path.stem}. Search for these images."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from evit_nas.data.images import Images, Source
     from evit_nas.data.preprocessing import Preprocessing
-    from evit_nas.evaluation.forms import Form
+    from evit_nas.evaluation.classifiers import Classifier
 
 __all__ = ["Evaluation", "Images", "Source", "class_cells", "confusion_cells", "evaluate", "rows", "summary_cells"]
 
@@ -40,7 +40,7 @@ def evaluate(
     The classes of the data must be those of a network, in any order.
 
     Args:
-        networks: what `open_forms` takes.
+        networks: what `open_classifiers` takes.
         data: what `open_source` takes.
         batch: images at a time; ONNX files with a fixed batch keep theirs.
         workers: processes that decode images; 0 decodes them here.
@@ -54,27 +54,27 @@ def evaluate(
     """
     from evit_nas.data import open_source
     from evit_nas.data.cache import why_unreadable
-    from evit_nas.evaluation.forms import open_forms
+    from evit_nas.evaluation.classifiers import open_classifiers
     from evit_nas.evaluation.unseen import SPLIT_SEED, unseen
     from evit_nas.training.batches import plain_batches
 
     if batch < 1 or not networks:
         raise UsageError(f"give at least one network and a batch of at least 1, got {list(networks)} and {batch}.")
     source = open_source(data, SPLIT_SEED)
-    forms = [form for text in networks for form in open_forms(text, like)]
+    classifiers = [one for text in networks for one in open_classifiers(text, like)]
     for remark in source.remarks:
         note(f"{source.name}: {remark}")
     images, taken = source.train, ""
     if split == "val":
-        images, taken = unseen(source, [form.training for form in forms if form.training])
+        images, taken = unseen(source, [one.training for one in classifiers if one.training])
     elif source.whole is not None:
         taken = f"{len(images)} of its {len(source.whole)} images are taken, what is left when a tenth is held out"
     if taken:
         note(f"{source.name} has no split of its own: {taken}")
-    runs = [_Run(form, _order(source.classes, form, note)) for form in forms]
+    runs = [_Run(one, _order(source.classes, one, note)) for one in classifiers]
     groups: dict[Preprocessing, list[_Run]] = {}
     for run in runs:  # those that want the same inputs share them
-        groups.setdefault(run.form.preprocessing, []).append(run)
+        groups.setdefault(run.classifier.preprocessing, []).append(run)
     batches = -(-len(images) // batch)
 
     def progress(before: int, done: int) -> None:
@@ -90,14 +90,14 @@ def evaluate(
         note(f"{source.name}: skipped {len(skipped)} unreadable images: {why_unreadable(images, unreadable)}")
     found = [
         Evaluation(
-            network=run.form.network,
-            form=run.form.form,
-            path=run.form.path,
+            network=run.classifier.network,
+            form=run.classifier.form,
+            path=run.classifier.path,
             data=source.name if images is source.whole else f"{source.name} {split}",
             skipped=skipped,
             classes=source.classes,
             images_per_s=run.images_per_s,
-            batch=run.form.batch or batch,
+            batch=run.classifier.batch or batch,
             **figures(Answers.joined(run.answers), labels, len(source.classes)),
         )
         for run in runs
@@ -108,25 +108,27 @@ def evaluate(
 
 
 class _Run:
-    """One form of a network on its way through the images."""
+    """One classifier on its way through the images."""
 
-    def __init__(self, form: Form, order: list[int]) -> None:
-        self.form, self.order = form, order
+    def __init__(self, classifier: Classifier, order: list[int]) -> None:
+        self.classifier, self.order = classifier, order
         self.answers: list[Answers] = []
         self._speeds: list[float] = []
 
     def answer(self, inputs: Tensor, labels: np.ndarray) -> None:
         """Takes one batch."""
         start = time.perf_counter()
-        logits = self.form.run(inputs)
+        logits = self.classifier.run(inputs)
         self._speeds.append(len(labels) / (time.perf_counter() - start))
         if logits.shape != (len(labels), len(self.order)):
             raise UsageError(
-                f"{self.form.path} must have an output for each of the {len(self.order)} classes of the data, "
+                f"{self.classifier.path} must have an output for each of the {len(self.order)} classes of the data, "
                 f"got {logits.shape[1]}."
             )
         if not np.isfinite(logits).all():
-            raise MeasurementError(f"{self.form.path}: its outputs are not finite; the weights are damaged or diverged")
+            raise MeasurementError(
+                f"{self.classifier.path}: its outputs are not finite; the weights are damaged or diverged"
+            )
         self.answers.append(Answers.of(logits[:, self.order], labels))
 
     @property
@@ -151,10 +153,10 @@ def _answer(
     return np.concatenate(labels), unreadable
 
 
-def _order(classes: Sequence[str], form: Form, note: Callable[[str], None]) -> list[int]:
+def _order(classes: Sequence[str], classifier: Classifier, note: Callable[[str], None]) -> list[int]:
     from evit_nas.network.saved import class_order
 
-    if form.classes is None:
-        note(f"{form.path}: the names of its classes are not known; they are taken in the order of the data")
+    if classifier.classes is None:
+        note(f"{classifier.path}: the names of its classes are not known; they are taken in the order of the data")
         return list(range(len(classes)))
-    return class_order(classes, form.classes, form.path)
+    return class_order(classes, classifier.classes, classifier.path)

@@ -49,7 +49,7 @@ logger = logging.getLogger("evit_nas.worker")
 Reply = dict[str, Any]
 
 
-class Job(BaseModel):
+class MeasurementJob(BaseModel):
     """One measurement as a client asks for it: either `arch` or `model`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -68,7 +68,7 @@ class Job(BaseModel):
     """Equal for a question asked again, new for every new measurement."""
 
     @model_validator(mode="after")
-    def _check(self) -> Job:
+    def _check(self) -> MeasurementJob:
         if (self.arch is None) == (self.model is None):
             raise ValueError("a job has either an arch or a model")
         return self
@@ -82,7 +82,7 @@ class Refusal(Exception):
         self.status, self.kind = status, kind
 
 
-class Shelf:
+class FileCache:
     """Files in a folder of bounded size; those unused for longest go first. Survives the process."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -156,8 +156,8 @@ class Worker:
             raise UsageError(f"device '{device}' cannot run here: {missing}")
         self.device, self.max_model_bytes = device, max_model_bytes
         folder = cache_folder() / "worker"
-        self._models = Shelf(folder / "models", 2 * max_model_bytes)
-        self._answers = Shelf(folder / "answers", MAX_ANSWERS_BYTES)
+        self._models = FileCache(folder / "models", 2 * max_model_bytes)
+        self._answers = FileCache(folder / "answers", MAX_ANSWERS_BYTES)
         self._runtime = runtime.version(conditions.family)
         self._processor = machine_of(conditions)  # a GPU, where it is one that computes
         self._noise: str | None = None
@@ -199,7 +199,7 @@ class Worker:
         except OSError as error:
             raise Refusal(507, f"the board cannot keep the model: {error.strerror}", "rejected") from None
 
-    def ask(self, job: Job, wait_s: float) -> Reply | None:
+    def ask(self, job: MeasurementJob, wait_s: float) -> Reply | None:
         """The answer to `job`, which is begun unless it is known; None if it takes longer than `wait_s`.
 
         Raises:
@@ -247,7 +247,7 @@ class Worker:
         check_threads(conditions)
         return conditions
 
-    def _name(self, job: Job, conditions: Conditions) -> str:
+    def _name(self, job: MeasurementJob, conditions: Conditions) -> str:
         here = self.board().context
         if job.board != here:
             raise Refusal(409, f"this board is {_listed(here)}, but the client began on {_listed(job.board)}")
@@ -255,7 +255,7 @@ class Worker:
         parts = [network, job.protocol.model_dump(), conditions.model_dump(), here, job.visit]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _begin(self, name: str, job: Job, conditions: Conditions) -> Future[Reply]:
+    def _begin(self, name: str, job: MeasurementJob, conditions: Conditions) -> Future[Reply]:
         network = job.arch or self._models.find(_model_file(str(job.model)))
         if network is None:
             raise Refusal(404, f"the board has no model {job.model}; put it there first", "unknown model")

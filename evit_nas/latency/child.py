@@ -1,6 +1,6 @@
 """The measuring process: reads one JSON request a line, answers one JSON line, until its input ends.
 
-Its one argument is the `Conditions` as JSON. A request is {"subject": ..., "protocol": ...}; an answer is {"latency":
+Its one argument is the `Conditions` as JSON. A request is {"network": ..., "protocol": ...}; an answer is {"latency":
 ..., "samples": ...} or {"error": text, "kind": as in errors.MeasurementError}. With the `cpu` devices
 it needs onnxruntime, onnx and numpy; torch is imported only to measure torch.
 """
@@ -22,10 +22,11 @@ from evit_nas.config import Conditions
 from evit_nas.errors import EvitNasError, MeasurementError, out_of_memory
 from evit_nas.latency.energy import energy_mj, meter
 from evit_nas.latency.machine import LoadMeter, die_with_parent, every_core, machine_of, pin_to_one_core
+from evit_nas.latency.measurable import decoded
 from evit_nas.latency.protocol import (
     Canary,
     Network,
-    Rounds,
+    RawSamples,
     Stopwatch,
     cpu_time,
     measure_rounds,
@@ -35,8 +36,7 @@ from evit_nas.latency.protocol import (
     wall_time,
 )
 from evit_nas.latency.runtimes import RUNTIMES, Loaded, clock_of
-from evit_nas.latency.subjects import decoded
-from evit_nas.latency.values import Latency, Protocol, Subject
+from evit_nas.latency.values import Latency, Measurable, Protocol
 from evit_nas.latency.yardstick import (
     BUSY_CORES,
     CANARIES,
@@ -59,7 +59,7 @@ LEARNING_S = 30.0  # spent on the canaries alone when a device is used for the f
 DUEL = Protocol(min_rounds=12, max_rounds=12)
 
 
-class Bench:
+class MeasuringBench:
     """Holds the canaries and the yardstick between requests; every request makes it better."""
 
     def __init__(self, conditions: Conditions) -> None:
@@ -78,12 +78,12 @@ class Bench:
         self._meter = meter(conditions)
         self._slowdowns: list[float] = []  # not in a window yet
 
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+    def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         """The protocol on one network, in as many sessions as it has visits, and in one more if two disagree."""
         load, others = LoadMeter(), LoadMeter(every_core())
-        visits: list[Rounds] = []
+        visits: list[RawSamples] = []
         while len(visits) < protocol.visits or (len(visits) == protocol.visits and _disagree(visits)):
-            loaded = self._runtime.load(subject, self._conditions)
+            loaded = self._runtime.load(network, self._conditions)
             visits.append(measure_rounds(loaded.run, self._canaries, protocol, self._stopwatch, wall_time))
         rounds = pool(visits)
         self._see(rounds.slowdown, others)
@@ -174,7 +174,7 @@ def _busy(others: LoadMeter) -> bool:
     return (others.foreign_cores() or 0.0) > BUSY_CORES
 
 
-def _disagree(visits: list[Rounds]) -> bool:
+def _disagree(visits: list[RawSamples]) -> bool:
     medians = [visit.median_ns for visit in visits]
     return max(medians) / min(medians) - 1 > MAX_VISIT_SPREAD
 
@@ -189,11 +189,11 @@ def stopwatch(conditions: Conditions) -> tuple[Stopwatch, str]:
     return cpu_time if clock == "cpu" else wall_time, clock
 
 
-def answer(bench: Callable[[], Bench], request: dict[str, Any]) -> dict[str, Any]:
+def answer(bench: Callable[[], MeasuringBench], request: dict[str, Any]) -> dict[str, Any]:
     """The reply to one request; whatever goes wrong, with the canaries too, becomes an error with its kind."""
     try:
         protocol = Protocol.model_validate(request["protocol"])
-        latency, samples = bench().measure(decoded(request["subject"]), protocol)
+        latency, samples = bench().measure(decoded(request["network"]), protocol)
         return {"latency": latency.model_dump(mode="json"), "samples": samples}
     except Exception as error:
         name = "" if isinstance(error, EvitNasError) else f"{type(error).__name__}: "
@@ -215,7 +215,7 @@ def main() -> None:
     # The runtime may print; only answers may reach the real standard output.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    bench = cache(lambda: Bench(conditions))
+    bench = cache(lambda: MeasuringBench(conditions))
     for line in sys.stdin:
         out.write(json.dumps(answer(bench, json.loads(line))) + "\n")
         out.flush()

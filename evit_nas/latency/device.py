@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from evit_nas.config import Conditions
-from evit_nas.latency.values import Latency, Protocol, Subject, Unit
+from evit_nas.latency.values import Latency, Measurable, Protocol, Unit
 
 
 class Device(ABC):
@@ -18,8 +18,8 @@ class Device(ABC):
     conditions: Conditions
 
     @abstractmethod
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        """The latency of `subject` here, and the samples in nanoseconds.
+    def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        """The latency of `network` here, and the samples in nanoseconds.
 
         Raises:
             MeasurementError: the runtime rejected the network, died or ran out of time; the device stays usable.
@@ -47,8 +47,8 @@ class Steady(Device):
         self.conditions, self._device = device.conditions, device
         self._unit: Unit | None = None
 
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        latency, samples = self._device.measure(subject, protocol)
+    def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        latency, samples = self._device.measure(network, protocol)
         self._unit = self._unit or latency.unit
         return latency.by(self._unit), samples
 

@@ -29,9 +29,9 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, out_of_memory
 from evit_nas.latency.device import Device
 from evit_nas.latency.machine import machine_of
+from evit_nas.latency.measurable import encoded, resolved
 from evit_nas.latency.runtimes import RUNTIMES
-from evit_nas.latency.subjects import encoded, resolved
-from evit_nas.latency.values import Latency, Protocol, Subject
+from evit_nas.latency.values import Latency, Measurable, Protocol
 from evit_nas.latency.yardstick import identity_of, known
 
 WAIT_S = 1.0
@@ -49,8 +49,8 @@ class LocalDevice(Device):
         # lives as long as the device
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
-        request = {"subject": encoded(resolved(subject, self.conditions.family)), "protocol": protocol.model_dump()}
+    def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        request = {"network": encoded(resolved(network, self.conditions.family)), "protocol": protocol.model_dump()}
         with alone():
             reply = self._exchange(json.dumps(request), self._timeout_s * most_visits(protocol))
         if "error" in reply:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evit_nas.config import Conditions
-    from evit_nas.latency.values import Subject
+    from evit_nas.latency.values import Measurable
 
 RUNS = 3  # the first one fills the runtime's arena, the others show whether it grows on
 
 
-def peak_memory_mb(subject: Subject, conditions: Conditions, timeout_s: float | None = None) -> float | None:
+def peak_memory_mb(network: Measurable, conditions: Conditions, timeout_s: float | None = None) -> float | None:
     """Peak resident memory in megabytes (1e6 bytes), the interpreter and the runtime included.
 
     None means not available: the system does not show it (no /proc), or the device is a remote one.
@@ -39,19 +39,19 @@ def peak_memory_mb(subject: Subject, conditions: Conditions, timeout_s: float | 
     if resident_peak_mb() is None or conditions.family not in RUNTIMES:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        command = python(*_network(subject, conditions, Path(folder)), conditions.model_dump_json())
+        command = python(*_network(network, conditions, Path(folder)), conditions.model_dump_json())
         return _peak_of(command, conditions.threads, timeout_s or RUNTIMES[conditions.family].timeout_s)
 
 
-def _network(subject: Subject, conditions: Conditions, folder: Path) -> list[str]:
+def _network(network: Measurable, conditions: Conditions, folder: Path) -> list[str]:
     """How to start this file, and the first argument of `main`: a graph in `folder`, or a request."""
+    from evit_nas.latency.measurable import encoded, resolved
     from evit_nas.latency.onnx_backend import PROVIDERS, graph_of, quantized
-    from evit_nas.latency.subjects import encoded, resolved
 
-    subject = resolved(subject, conditions.family)
+    network = resolved(network, conditions.family)
     if PROVIDERS.get(conditions.family) != "CPUExecutionProvider":
-        return ["-m", "evit_nas.latency.memory", json.dumps(encoded(subject))]
-    graph = graph_of(subject, conditions.batch)
+        return ["-m", "evit_nas.latency.memory", json.dumps(encoded(network))]
+    graph = graph_of(network, conditions.batch)
     if conditions.precision == "int8":
         graph = quantized(graph, conditions)
     if isinstance(graph, bytes):
@@ -107,11 +107,11 @@ def _run_graph(path: str, conditions: dict[str, Any]) -> None:
         session.run(None, feed)
 
 
-def _run_subject(request: str, conditions_json: str) -> None:
+def _run_request(request: str, conditions_json: str) -> None:
     """Loads and runs a network in a runtime that needs evit_nas for it."""
     from evit_nas.config import Conditions
+    from evit_nas.latency.measurable import decoded
     from evit_nas.latency.runtimes import RUNTIMES
-    from evit_nas.latency.subjects import decoded
 
     conditions = Conditions.model_validate_json(conditions_json)
     loaded = RUNTIMES[conditions.family].load(decoded(json.loads(request)), conditions)
@@ -124,7 +124,7 @@ def main() -> None:
     network, conditions = sys.argv[1:]
     try:
         if network.startswith("{"):
-            _run_subject(network, conditions)
+            _run_request(network, conditions)
         else:
             _run_graph(network, json.loads(conditions))
     except Exception as error:

@@ -17,7 +17,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency.runtimes import Loaded
-from evit_nas.latency.values import Subject
+from evit_nas.latency.values import Measurable
 from evit_nas.network.onnx_graph import build_onnx
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def version(family: str) -> str:
     return f"onnxruntime {ort.__version__}"
 
 
-def load(subject: Subject, conditions: Conditions) -> Loaded:
+def load(network: Measurable, conditions: Conditions) -> Loaded:
     """See runtimes.py."""
-    graph = graph_of(subject, conditions.batch)
+    graph = graph_of(network, conditions.batch)
     return session(_quantized(graph, conditions) if conditions.precision == "int8" else graph, conditions)
 
 
@@ -67,12 +67,12 @@ def _quantized(graph: bytes | str, conditions: Conditions) -> bytes:
     return _in_8_bits[key]
 
 
-def graph_of(subject: Subject, batch: int) -> bytes | str:
+def graph_of(network: Measurable, batch: int) -> bytes | str:
     """The ONNX graph of an architecture, serialised, or the path of a file, which may keep its weights beside it."""
-    if isinstance(subject, ArchConfig):
-        return bytes(build_onnx(subject, batch=batch).SerializeToString())
-    assert isinstance(subject, Path)  # of a timm network, the device hands over the file
-    return str(subject)
+    if isinstance(network, ArchConfig):
+        return bytes(build_onnx(network, batch=batch).SerializeToString())
+    assert isinstance(network, Path)  # of a timm network, the device hands over the file
+    return str(network)
 
 
 def session(graph: bytes | str, conditions: Conditions) -> Loaded:

@@ -16,7 +16,7 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency.onnx_backend import fixed_shape, graph_of
 from evit_nas.latency.runtimes import Loaded
-from evit_nas.latency.values import Subject
+from evit_nas.latency.values import Measurable
 
 
 def missing(family: str) -> str | None:
@@ -29,12 +29,12 @@ def version(family: str) -> str:
     return f"openvino {package_version('openvino')}"
 
 
-def load(subject: Subject, conditions: Conditions) -> Loaded:
+def load(network: Measurable, conditions: Conditions) -> Loaded:
     """See runtimes.py."""
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(graph_of(subject, conditions.batch))
+    model = core.read_model(graph_of(network, conditions.batch))
     shapes = {entry.any_name: _shape(entry, conditions.batch) for entry in model.inputs}
     if not shapes:
         raise MeasurementError("the graph has no input")

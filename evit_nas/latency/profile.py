@@ -28,7 +28,7 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency.local import last_line, python, run_alone
 from evit_nas.latency.machine import check_threads
-from evit_nas.latency.values import Subject, TimmModel
+from evit_nas.latency.values import Measurable, TimmModel
 from evit_nas.network.onnx_graph import build_onnx
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds
@@ -94,8 +94,8 @@ class Profile(BaseModel):
         )
 
 
-def profile(subject: Subject, conditions: Conditions) -> Profile:
-    """Runs `subject` in a fresh process, traced and untraced in turns.
+def profile(network: Measurable, conditions: Conditions) -> Profile:
+    """Runs `network` in a fresh process, traced and untraced in turns.
 
     Raises:
         UsageError: the device has no trace by operator, or the machine not so many cores.
@@ -108,7 +108,7 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
         )
     check_threads(conditions)
     with TemporaryDirectory() as folder:
-        graph = _graph_file(subject, conditions.batch, Path(folder))
+        graph = _graph_file(network, conditions.batch, Path(folder))
         command = python("-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json())
         done = run_alone(command, conditions.threads, TIMEOUT_S, "the profile")
     if done.returncode:
@@ -117,15 +117,15 @@ def profile(subject: Subject, conditions: Conditions) -> Profile:
     return Profile.model_validate_json(done.stdout.splitlines()[-1])
 
 
-def _graph_file(subject: Subject, batch: int, folder: Path) -> Path:
-    if isinstance(subject, Path):
-        return subject
-    if isinstance(subject, TimmModel):
+def _graph_file(network: Measurable, batch: int, folder: Path) -> Path:
+    if isinstance(network, Path):
+        return network
+    if isinstance(network, TimmModel):
         from evit_nas.network.timm_models import timm_onnx
 
-        return timm_onnx(subject.name, subject.image_size)
+        return timm_onnx(network.name, network.image_size)
     path = folder / "network.onnx"
-    path.write_bytes(build_onnx(subject, batch=batch).SerializeToString())
+    path.write_bytes(build_onnx(network, batch=batch).SerializeToString())
     return path
 
 

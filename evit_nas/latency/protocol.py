@@ -51,7 +51,7 @@ class Canary:
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RawSamples:
     """Raw samples of one visit or more, in nanoseconds a run, and the slow-down that the canaries saw beside each."""
 
     candidate_ns: np.ndarray  # (n,)
@@ -84,16 +84,16 @@ class Rounds:
         return DRIFT_INFLATION * MEDIAN_SE * MAD_TO_SIGMA * mad / math.sqrt(n) / self.median_ns
 
 
-def pool(visits: Sequence[Rounds]) -> Rounds:
+def pool(visits: Sequence[RawSamples]) -> RawSamples:
     """All rounds of several visits."""
-    return Rounds(
+    return RawSamples(
         np.concatenate([visit.candidate_ns for visit in visits]),
         np.concatenate([visit.slowdown for visit in visits]),
         np.concatenate([visit.wall_ns for visit in visits]),
     )
 
 
-def visits_error(visits: Sequence[Rounds]) -> float:
+def visits_error(visits: Sequence[RawSamples]) -> float:
     """Standard error of the mean over visits, relative to it: what a session's luck with memory adds; 0 for one."""
     medians = np.array([visit.median_ns for visit in visits])
     return float(medians.std(ddof=1) / math.sqrt(len(medians)) / medians.mean()) if len(medians) > 1 else 0.0
@@ -132,7 +132,7 @@ def measure_rounds(
     protocol: Protocol,
     stopwatch: Stopwatch = cpu_time,
     wall: Stopwatch = wall_time,
-) -> Rounds:
+) -> RawSamples:
     """Runs candidate and canaries in rounds until the spread is small enough or the rounds run out.
 
     Two canaries take turns, and each counts with its latest sample: both of them in each round cost half as much time
@@ -169,7 +169,7 @@ def measure_rounds(
             latest[turn % len(beside)] = seen(beside[turn % len(beside)][0], turn)
         samples.append((taken, math.prod(slow**weight for slow, (_, weight) in zip(latest, beside, strict=True))))
         taken_ns, slowdown = (np.array(column) for column in zip(*samples, strict=True))
-        rounds = Rounds(taken_ns, slowdown, np.array(wall_ns))
+        rounds = RawSamples(taken_ns, slowdown, np.array(wall_ns))
         enough = len(samples) >= protocol.min_rounds and rounds.rel_error <= protocol.target_rel_error
         if enough or len(samples) >= protocol.max_rounds:
             return rounds

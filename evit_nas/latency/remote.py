@@ -28,8 +28,8 @@ from evit_nas.config import Conditions
 from evit_nas.errors import LostLink, MeasurementError, UsageError
 from evit_nas.latency.device import Device
 from evit_nas.latency.link import DEFAULT_PORT, TOKEN_VARIABLE, WAIT_S, Board
-from evit_nas.latency.subjects import resolved
-from evit_nas.latency.values import BOARDS_DEFAULT, Latency, Protocol, Subject, TimmModel
+from evit_nas.latency.measurable import resolved
+from evit_nas.latency.values import BOARDS_DEFAULT, Latency, Measurable, Protocol, TimmModel
 
 PATIENCE_S = 600.0  # without an answer before a measurement is given up: a board restarts in a minute or two
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 15.0  # between attempts on a lost link, doubled each time
@@ -57,7 +57,7 @@ class RemoteDevice(Device):
         self._token = os.environ.get(TOKEN_VARIABLE, "").strip()
         self._board: Board | None = None
 
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+    def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         """See Device.
 
         Raises:
@@ -71,10 +71,10 @@ class RemoteDevice(Device):
             "board": self.board.context,
             "visit": uuid.uuid4().hex,
         }
-        if isinstance(subject, ArchConfig):
-            answer = self._ask("POST", "/v1/jobs", _json(job | {"arch": subject.model_dump(mode="json")}))
+        if isinstance(network, ArchConfig):
+            answer = self._ask("POST", "/v1/jobs", _json(job | {"arch": network.model_dump(mode="json")}))
         else:
-            model = self._model(subject)
+            model = self._model(network)
             sha256 = hashlib.sha256(model).hexdigest()
             body = _json(job | {"model": sha256})
             answer = self._ask("POST", "/v1/jobs", body)
@@ -135,9 +135,9 @@ class RemoteDevice(Device):
     def _address(self) -> str:
         return f"{self._host} port {self._port}"
 
-    def _model(self, subject: Path | TimmModel) -> bytes:
-        """The ONNX file of `subject`."""
-        path = resolved(subject, self.conditions.family)
+    def _model(self, network: Path | TimmModel) -> bytes:
+        """The ONNX file of `network`."""
+        path = resolved(network, self.conditions.family)
         assert isinstance(path, Path)
         try:
             model = path.read_bytes()

@@ -2,7 +2,7 @@
 
 A runtime is a line here and a backend module with three functions, imported only where it measures:
 
-    load(subject, conditions) -> Loaded    a network ready to run, as often as one likes
+    load(network, conditions) -> Loaded    a network ready to run, as often as one likes
     version(family) -> str                 of the runtime, for every record and memo key
     missing(family) -> str | None          why it cannot run here, and what would help; None if it can
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evit_nas.config import Conditions
-    from evit_nas.latency.values import Subject
+    from evit_nas.latency.values import Measurable
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Runtime:
         """Name and version of the runtime."""
         return str(self._module().version(family))
 
-    def load(self, subject: Subject, conditions: Conditions) -> Loaded:
+    def load(self, network: Measurable, conditions: Conditions) -> Loaded:
         """A network ready to run.
 
         Raises:
-            MeasurementError: this runtime does not take such a subject, or not under these conditions.
+            MeasurementError: this runtime does not take such a network, or not under these conditions.
         """
-        loaded: Loaded = self._module().load(subject, conditions)
+        loaded: Loaded = self._module().load(network, conditions)
         return loaded
 
     def _module(self) -> Any:

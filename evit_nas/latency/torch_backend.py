@@ -20,7 +20,7 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency.protocol import Network, Stopwatch
 from evit_nas.latency.runtimes import Loaded
-from evit_nas.latency.values import Subject, TimmModel
+from evit_nas.latency.values import Measurable, TimmModel
 
 if TYPE_CHECKING:
     import torch
@@ -47,17 +47,17 @@ def version(family: str) -> str:
     return f"torch {package_version('torch')}"
 
 
-def load(subject: Subject, conditions: Conditions) -> Loaded:
+def load(network: Measurable, conditions: Conditions) -> Loaded:
     """See runtimes.py."""
     import torch
 
     device = _device(conditions)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[conditions.precision]
-    network, input_size = _network(subject, conditions.family)
-    network = network.to(device, dtype).to(memory_format=torch.channels_last)
+    model, input_size = _model(network, conditions.family)
+    model = model.to(device, dtype).to(memory_format=torch.channels_last)
     images = torch.randn(conditions.batch, *input_size, generator=torch.Generator().manual_seed(0))
     images = images.to(device, dtype).to(memory_format=torch.channels_last)
-    forward = _compiled(network) if conditions.argument == "compiled" else network
+    forward = _compiled(model) if conditions.argument == "compiled" else model
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
@@ -107,19 +107,19 @@ def _device(conditions: Conditions) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _network(subject: Subject, family: str) -> tuple[nn.Module, tuple[int, ...]]:
+def _model(network: Measurable, family: str) -> tuple[nn.Module, tuple[int, ...]]:
     """The network as it is deployed, in eval mode, and its input's (channels, height, width)."""
-    if isinstance(subject, TimmModel):
+    if isinstance(network, TimmModel):
         from evit_nas.network.timm_models import timm_network
 
-        return timm_network(subject.name, subject.image_size)
-    if isinstance(subject, Path):
+        return timm_network(network.name, network.image_size)
+    if isinstance(network, Path):
         instead = "cpu" if family == "torch" else "cuda-onnx"
         raise MeasurementError(
             f"{family} runs architectures and timm models, not ONNX files; "
-            f"measure {subject.name} with --device {instead}"
+            f"measure {network.name} with --device {instead}"
         )
-    return _random_network(subject), (subject.in_channels, *subject.input_size)
+    return _random_network(network), (network.in_channels, *network.input_size)
 
 
 def _random_network(arch: ArchConfig) -> nn.Module:

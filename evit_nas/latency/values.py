@@ -174,4 +174,4 @@ class TimmModel:
     image_size: int | None = None
 
 
-Subject = ArchConfig | Path | TimmModel  # what can be measured: an architecture, an ONNX file, a timm model
+Measurable = ArchConfig | Path | TimmModel  # what can be measured: an architecture, an ONNX file, a timm model

@@ -3,7 +3,7 @@
     GET  /v1/info             what measures here (`Board`)
     GET  /v1/load             how busy the board is with other things
     PUT  /v1/models/SHA256    an ONNX file, known from now on by its hash
-    POST /v1/jobs             a measurement (`Job`): 200 with the answer, or 202 for "still at it: ask again"
+    POST /v1/jobs             a measurement (`MeasurementJob`): 200 with the answer, or 202 for "still at it: ask again"
 
 The whole paired protocol runs here, canary included: no sample has ever seen the network. Only JSON and ONNX bytes come
 in, nothing is unpickled, and onnxruntime, onnx and numpy are all the machinery it takes. It listens on loopback, where
@@ -32,7 +32,7 @@ from typing import Any
 
 from evit_nas import __version__
 from evit_nas.errors import UsageError
-from evit_nas.latency.board import MAX_MODEL_BYTES, Job, Refusal, Reply, Worker
+from evit_nas.latency.board import MAX_MODEL_BYTES, MeasurementJob, Refusal, Reply, Worker
 from evit_nas.latency.link import DEFAULT_PORT, TOKEN_VARIABLE, WAIT_S
 from evit_nas.yamlio import validate
 
@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         if request == "GET /v1/load":
             return 200, worker.load()
         if request == "POST /v1/jobs":
-            answer = worker.ask(validate(Job, self._json(), "job"), self.server.wait_s)
+            answer = worker.ask(validate(MeasurementJob, self._json(), "job"), self.server.wait_s)
             if answer is None:
                 return 202, {"state": "running"}
             return (422 if "error" in answer else 200), answer

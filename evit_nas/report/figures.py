@@ -11,7 +11,7 @@ import numpy as np
 
 from evit_nas.pareto import non_dominated
 from evit_nas.report.charts import Axis, Box, Chart, Corner, Point, Rule, Series, Tick, linear, logarithmic, named
-from evit_nas.report.findings import Findings, Forecast, picks, published_top1, sketch, spread_text
+from evit_nas.report.findings import Backtest, Findings, highlights, published_top1, sketch, spread_text
 from evit_nas.searching.front import Candidate, score_text
 
 SHOWN_PARAMS = 12  # of the most important ones
@@ -54,7 +54,7 @@ def pareto(found: Findings, index: int) -> Chart:
         )
         for one in found.predicted
     ]
-    titles = {member.name: ", ".join(what) for what, member in picks(found)}
+    titles = {member.name: ", ".join(what) for what, member in highlights(found)}
     members = [
         replace(_point(one, index, stat), to=one.name, label=titles.get(one.name, ""), corner="above left")
         for one in front.members
@@ -176,7 +176,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def forecast(one: Forecast) -> Chart:
+def forecast(one: Backtest) -> Chart:
     """Latency predicted against measured; on the diagonal they agree."""
     every_ms = one.predicted_ms + one.measured_ms
     ends = (min(every_ms), max(every_ms))

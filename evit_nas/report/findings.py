@@ -21,11 +21,12 @@ from evit_nas.latency.yardstick import Units, said_by
 from evit_nas.pareto import Growth
 from evit_nas.regime import IMAGENET
 from evit_nas.runs import Run
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import recorded_latencies
 from evit_nas.searching.front import Candidate, keeps_limits, points
 from evit_nas.searching.objectives import worst
-from evit_nas.searching.picks import pick
 from evit_nas.searching.record import Front, Known, certified, journal_of, load_front
+from evit_nas.searching.selection import pick
 from evit_nas.searching.storage import discreet, open_study
 from evit_nas.searching.units import predictions
 
@@ -45,7 +46,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Backtest:
     """What one device was predicted to take, and what it took when it was measured right after."""
 
     predicted_ms: list[float]
@@ -66,7 +67,7 @@ class Findings:
     """Measured networks whose training was stopped early: they have no score to compare."""
     given_up: int
     """Measured networks that could not be measured strictly."""
-    forecasts: list[Forecast]
+    forecasts: list[Backtest]
     """One for each device; empty lists where nothing was predicted."""
     convergence: list[tuple[int, float]]
     """Evaluations so far, and the hypervolume of what they found as a share of the last one."""
@@ -89,22 +90,22 @@ def find(run: Run) -> Findings:
     front, settings = load_front(run), run.settings
     with open_study(run) as study:
         known, directions = Known(study), study.directions
-        contexts: list[dict[str, str]] = study.user_attrs.get("conditions", [])
+        contexts = StudyAttributes(study).conditions
     complete = [trial for trial in known.by_key.values() if trial.state is TrialState.COMPLETE]
     measured = certified(known.candidates, recorded_latencies(journal_of(run), "strict", known.units), settings)
-    seen = [trial for trial in complete if trial.user_attrs["latencies"]]
+    seen = [trial for trial in complete if TrialAttributes(trial).measured]
     stopped = sum(trial.constraints.get("unfinished", 0) > 0 for trial in seen)
     return Findings(
         settings=settings,
         front=front,
         measured=measured,
-        predicted=[_predicted(trial, known.units, settings) for trial in complete if not trial.user_attrs["latencies"]],
+        predicted=[_predicted(one, known.units, settings) for one in complete if not TrialAttributes(one).measured],
         failed=sum(trial.state is TrialState.FAIL for trial in known.by_key.values()),
         stopped=stopped,
         given_up=len(seen) - len(known.candidates) - stopped,
         forecasts=[_forecast(index, complete, known.units, settings) for index in range(len(settings.targets))],
         convergence=_convergence(known, settings),
-        pool=sum(trial.user_attrs.get("origin") in ("random", *PRESETS) for trial in known.by_key.values()),
+        pool=sum(TrialAttributes(trial).origin in ("random", *PRESETS) for trial in known.by_key.values()),
         importance=_importance([trial for trial in seen if _feasible(trial)], directions),
         params={key: trial.params for key, trial in known.by_key.items()},
         references=[_references(context, known.units) for context in contexts],
@@ -117,7 +118,7 @@ def nearest(found: Findings) -> Candidate | None:
     return min(found.measured, key=lambda c: c.latency.stat_ms(stat), default=None)
 
 
-def picks(found: Findings) -> list[tuple[list[str], Candidate]]:
+def highlights(found: Findings) -> list[tuple[list[str], Candidate]]:
     """What to look at first, with what it is: best, knee, fastest; one member may be several of them."""
     members = found.front.members
     titles: dict[str, list[str]] = {}
@@ -171,14 +172,14 @@ def _references(context: dict[str, str], units: Units) -> list[MeasuredReference
 
 
 def _predicted(trial: FrozenTrial, units: Units, settings: SearchSettings) -> Predicted:
-    arch, predicted_ms = ArchConfig.model_validate(trial.user_attrs["arch"]), predictions(trial, units, settings)
-    return Predicted(arch, trial.user_attrs["estimate"]["value"], tuple(predicted_ms), trial.number)
+    on_record, predicted_ms = TrialAttributes(trial), predictions(trial, units, settings)
+    return Predicted(on_record.arch, on_record.estimate.value, tuple(predicted_ms), trial.number)
 
 
-def _forecast(index: int, complete: Iterable[FrozenTrial], units: Units, settings: SearchSettings) -> Forecast:
-    both = [t for t in complete if t.user_attrs["latencies"] and t.user_attrs["predicted_ms"] is not None]
-    measured = [said_by(units, map(Latency.model_validate, trial.user_attrs["latencies"]))[index] for trial in both]
-    return Forecast(
+def _forecast(index: int, complete: Iterable[FrozenTrial], units: Units, settings: SearchSettings) -> Backtest:
+    both = [t for t in complete if TrialAttributes(t).measured and TrialAttributes(t).predicted_ms is not None]
+    measured = [said_by(units, TrialAttributes(trial).latencies)[index] for trial in both]
+    return Backtest(
         predicted_ms=[predictions(trial, units, settings)[index] for trial in both],
         measured_ms=[latency.median_ms for latency in measured],
         names=[f"trial {trial.number}" for trial in both],

@@ -20,22 +20,22 @@ from evit_nas.report.figures import figures
 from evit_nas.report.findings import (
     Findings,
     find,
+    highlights,
     in_budget,
     nearest,
-    picks,
     published_top1,
     sketch,
     spread_text,
 )
 from evit_nas.report.repeat import limits, repeat
 from evit_nas.report.template import render
-from evit_nas.report.worth import worth_of
 from evit_nas.runs import Run
 from evit_nas.searching.feasibility import enough
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.objectives import asked
-from evit_nas.searching.picks import beside
 from evit_nas.searching.record import load_front
+from evit_nas.searching.score_card import card_of
+from evit_nas.searching.selection import beside
 
 FEW_PHOTOGRAPHS = Regime(images=5000, classes=10)  # as many as a team photographs and sorts by itself
 
@@ -81,7 +81,6 @@ def write_report(run: Run) -> Path:
 
 
 def _page(run: Run, found: Findings) -> str:
-    card, judged = worth_of(run)
     settings, front = found.settings, found.front
     rows = sorted([*front.members, *front.references], key=lambda one: one.latency.stat_ms(settings.budget_stat))
     certified = sum(member.certified for member in front.members)
@@ -101,8 +100,8 @@ def _page(run: Run, found: Findings) -> str:
         nearest=nearest(found),
         wider=_wider(run, found),
         certified=certified,
-        picks=[(what, member, _rival(found, what, member)) for what, member in picks(found)],
-        titles={member.name: what for what, member in picks(found)},
+        highlights=[(what, member, _rival(found, what, member)) for what, member in highlights(found)],
+        titles={member.name: what for what, member in highlights(found)},
         papers={reference.arch.key: reference.name for reference in front.references},
         commands=lambda member: _commands(run, member),
         short_list=_short_list(run, found),
@@ -118,8 +117,7 @@ def _page(run: Run, found: Findings) -> str:
         rivals=[_rivals(found, index) for index in range(len(settings.targets))],
         on_imagenet=settings.accuracy.regime == IMAGENET,
         elsewhere=_elsewhere(run, found),
-        card=card,
-        judged=judged,
+        card=card_of(run),
         evidence=EVIDENCE[settings.accuracy.method],
         few=few(regime.images) if (regime := settings.accuracy.regime) and regime.images < FEW_IMAGES else "",
         repeat=repeat(run, found),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evit_nas import __version__
 from evit_nas.commands import PROGRAM, command_line
 from evit_nas.config import SearchSettings
-from evit_nas.report.findings import Findings, picks
+from evit_nas.report.findings import Findings, highlights
 from evit_nas.runs import Run
 from evit_nas.searching.feasibility import plainly
 from evit_nas.searching.objectives import OBJECTIVES
@@ -35,7 +35,7 @@ def repeat(run: Run, found: Findings) -> Repeat:
     It starts from the settings on record, not from the words that were typed: those may name a folder that is taken
     by now, a file that has changed, or a call of Python.
     """
-    trial = next((member.trial for what, member in picks(found) if "best" in what), None)
+    trial = next((member.trial for what, member in highlights(found) if "best" in what), None)
     return Repeat(
         search=command_line("search", "--config", run.path),
         replay="" if trial is None else command_line("replay", run.path, trial),

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 import optuna
 
+from evit_nas.accuracy import Estimate
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.runs import Run
+from evit_nas.searching.attributes import StudyAttributes
 from evit_nas.searching.evaluate import Evaluator, recorded_latencies
 from evit_nas.searching.feasibility import nothing_fits, plainly
 from evit_nas.searching.front import REPEATS, Candidate, excess, write_front
 from evit_nas.searching.judge import Judge
 from evit_nas.searching.objectives import OBJECTIVES, limit_excess
-from evit_nas.searching.record import Known, certified, give_up, journal_of, named, plain, readmit, standing
+from evit_nas.searching.record import Known, certified, give_up, journal_of, named, readmit, standing
 from evit_nas.searching.status import Watcher
-from evit_nas.searching.units import adopt, units_of
+from evit_nas.searching.units import adopt
 
 FOUND = f"that was found (which must keep it by {REPEATS:.0%} or its own uncertainty)"
 MAX_LATE = 3  # strict measurements in a row that take too long
@@ -39,9 +41,9 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
     settings, late, references, told = run.settings, list[str](), None, False
     presets = [settings.space.adapted(ArchConfig.preset(name)) for name in PRESETS]
     while True:
-        if units_of(record) and adopt(record, evaluator.seen_units()):
+        if StudyAttributes(record).units and adopt(record, evaluator.seen_units()):
             watch.note("quieter moments have been seen: all milliseconds are said by the better yardstick")
-        evaluator.units = units_of(record)
+        evaluator.units = StudyAttributes(record).units
         known = Known(record)
         candidates = certified(known.candidates, recorded_latencies(journal_of(run), "strict", known.units), settings)
         members = standing(candidates, settings)
@@ -70,7 +72,7 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
                     ) from error
                 give_up(record, member.arch.key, str(error))
                 watch.note(f"left out of the front: {member.arch.key}: {error}")
-    record.set_user_attr("references", references)
+    StudyAttributes(record).references = references
     write_front(run, named(members, settings.budget_stat), judge.origin)
 
 
@@ -87,11 +89,9 @@ def _check_found(members: Sequence[Candidate], candidates: Sequence[Candidate], 
     raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, FOUND))
 
 
-def _references(
-    settings: SearchSettings, evaluator: Evaluator, judge: Judge, watch: Watcher
-) -> dict[str, dict[str, object]]:
+def _references(settings: SearchSettings, evaluator: Evaluator, judge: Judge, watch: Watcher) -> dict[str, Estimate]:
     """Estimates of the paper's networks by name, all of which are then measured strictly; those that can be."""
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, Estimate] = {}
     for name in PRESETS:
         arch = settings.space.adapted(ArchConfig.preset(name))
         try:
@@ -100,7 +100,7 @@ def _references(
         except MeasurementError as error:
             watch.note(f"without {name} beside the front: {error}")
         else:
-            found[name] = plain(estimate)
+            found[name] = estimate
     return found
 
 

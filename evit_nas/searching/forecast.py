@@ -19,6 +19,7 @@ from evit_nas.config import SearchSettings
 from evit_nas.latency import Device, Latency, Unit
 from evit_nas.latency.predictor import Predictor, Sample, Table, fit, merged, read_samples
 from evit_nas.latency.yardstick import Units
+from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.space import SearchSpace
 
 REFIT_EVERY = 16  # new measurements
@@ -106,5 +107,6 @@ class Forecasts:
 
     def learn(self, trial: FrozenTrial) -> None:
         """Takes the measurements of a finished trial in; one that failed, repeats another or was predicted has none."""
-        for forecast, found in zip(self._forecasts, trial.user_attrs.get("latencies") or (), strict=False):
-            forecast.learn(ArchConfig.model_validate(trial.user_attrs["arch"]), Latency.model_validate(found))
+        on_record = TrialAttributes(trial)
+        for forecast, latency in zip(self._forecasts, on_record.latencies, strict=False):
+            forecast.learn(on_record.arch, latency)

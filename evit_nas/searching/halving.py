@@ -17,37 +17,27 @@ from collections.abc import Iterable
 
 from optuna.trial import FrozenTrial
 
-from evit_nas.accuracy import Estimate
+from evit_nas.accuracy import RungEstimate
 from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.arch import ArchConfig
 from evit_nas.data import load_dataset
+from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.front import NEAR
-from evit_nas.searching.judge import Desk, Judge
+from evit_nas.searching.judge import Judge, JudgeContext
 
 REDUCTION = 3  # one of so many goes on to the next rung
 SLICE = 1.5  # latencies in a slice differ by less than this factor
 
 
-class Trained(Estimate):
-    """The accuracy at the end of the last rung that a network was trained to."""
-
-    slice: int
-    """Number of its latency slice."""
-    losses: tuple[float, ...]
-    """Cross-entropy at the end of each rung; lower is better."""
-    unfinished: float
-    """Share of the rungs that it was not trained for; zero for those that may enter a front."""
-
-
 class Halving:
     """Which networks go on to the next rung: a function of those before them."""
 
-    def __init__(self, before: Iterable[Trained] = ()) -> None:
+    def __init__(self, before: Iterable[RungEstimate] = ()) -> None:
         self._losses: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         for trained in before:
             self.count(trained)
 
-    def count(self, trained: Trained) -> None:
+    def count(self, trained: RungEstimate) -> None:
         """Holds a network against those that come after it."""
         for rung, loss in enumerate(trained.losses):
             self._losses[trained.slice, rung].append(loss)
@@ -61,23 +51,23 @@ class Halving:
 class ShortTrainings(Judge):
     """Trains each candidate, as far as it is worth it; what was trained is never trained again."""
 
-    def __init__(self, desk: Desk) -> None:
-        settings, cluster = desk.run.settings, desk.cluster
-        self._evaluator, self._seed, self._targets = desk.evaluator, settings.seed, settings.targets
+    def __init__(self, context: JudgeContext) -> None:
+        settings, cluster = context.run.settings, context.cluster
+        self._evaluator, self._seed, self._targets = context.evaluator, settings.seed, settings.targets
         wish = settings.accuracy
         assert wish.data is not None
         data = load_dataset(wish.data, wish.recipe.image_size)
         place = cluster.checkpoints if cluster else None
-        self._labels = Labels(desk.labels, wish.data, data.digest, wish.recipe, place)
+        self._labels = Labels(context.labels, wish.data, data.digest, wish.recipe, place)
         self._labels.open()
         self._rungs = range(wish.recipe.last_rung + 1)
         self._known = {
             (key, rung): label for rung in self._rungs for (key, _), label in self._labels.known(rung).items()
         }
         self._first = 0 if wish.scheduler == "asha" else wish.recipe.last_rung
-        trials = desk.record.get_trials(deepcopy=False)
-        found = [trial.user_attrs["trained"] for trial in trials if "trained" in trial.user_attrs]
-        self._halving = Halving(Trained.model_validate(trained) for trained in found)
+        trials = context.record.get_trials(deepcopy=False)
+        found = (TrialAttributes(trial).trained for trial in trials)
+        self._halving = Halving(trained for trained in found if trained is not None)
         size = f"{wish.recipe.image_size} px at {100 * wish.recipe.width:.0f} % of its width"
         self.origin = f"accuracy in percent after {wish.recipe.epochs} epochs on {data.name}, trained at {size}"
 
@@ -86,18 +76,18 @@ class ShortTrainings(Judge):
         if (arch.key, job.rung) not in self._known:
             self._evaluator.begin(_name(job), self._labels.training(job))
 
-    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Trained:
+    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> RungEstimate:
         trained = self._train(arch, latency_ms, self._rungs[-1])
         if latency_ms is not None:
             self._halving.count(trained)
         return trained
 
-    def again(self, arch: ArchConfig, trial: FrozenTrial) -> Trained:
-        on_record = trial.user_attrs.get("trained")
-        rungs = len(on_record["losses"]) if on_record else len(self._rungs) - self._first
+    def again(self, arch: ArchConfig, trial: FrozenTrial) -> RungEstimate:
+        on_record = TrialAttributes(trial).trained
+        rungs = len(on_record.losses) if on_record else len(self._rungs) - self._first
         return self._train(arch, None, self._first + rungs - 1)
 
-    def _train(self, arch: ArchConfig, latency_ms: float | None, last: int) -> Trained:
+    def _train(self, arch: ArchConfig, latency_ms: float | None, last: int) -> RungEstimate:
         """To the end of rung `last`, or as far as it is worth it among those of the same latency."""
         budget_ms = self._targets[0].budget_ms
         slice_ = math.floor(math.log((latency_ms or budget_ms) / budget_ms, SLICE))
@@ -111,7 +101,7 @@ class ShortTrainings(Judge):
             if not promising or latency_ms > NEAR * budget_ms:
                 self._labels.give_up(self._job(arch, rung))
                 break
-        return Trained(
+        return RungEstimate(
             value=100 * label.score.accuracy,
             method="short",
             slice=slice_,

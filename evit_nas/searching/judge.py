@@ -60,7 +60,7 @@ class Judge(ABC):
 
 
 @dataclass(frozen=True)
-class Desk:
+class JudgeContext:
     """What a judge is made from."""
 
     run: Run

@@ -20,8 +20,9 @@ from evit_nas.console import millions
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.regime import default_regime
 from evit_nas.runs import Run
+from evit_nas.searching.attributes import StudyAttributes
 from evit_nas.searching.evaluate import Evaluator
-from evit_nas.searching.judge import Desk, Judge
+from evit_nas.searching.judge import Judge, JudgeContext
 from evit_nas.searching.status import Watcher
 from evit_nas.trained import WEIGHTS
 
@@ -40,10 +41,10 @@ class ZeroCost(Judge):
         self, evaluator: Evaluator, record: optuna.Study, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher
     ) -> None:
         self._evaluator = evaluator
-        stored = record.user_attrs.get("aggregate")
+        on_record = StudyAttributes(record)
+        stored = on_record.aggregate
         if stored is None:
-            stored = self._rank(pool, watch).to_json()
-            record.set_user_attr("aggregate", stored)
+            stored = on_record.aggregate = self._rank(pool, watch).to_json()
         self._aggregate = RankAggregate.from_json(stored)
 
     def _rank(self, pool: Sequence[tuple[ArchConfig, str]], watch: Watcher) -> RankAggregate:
@@ -85,15 +86,15 @@ class Learned(Judge):
         return self._learned.values(archs)
 
 
-class Supernet(Judge):
+class SharedWeights(Judge):
     """Judges every candidate with the weights that it inherits from a supernet."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, context: JudgeContext) -> None:
         from evit_nas.network.supernet import Supernet
 
-        wish = desk.run.settings.accuracy
+        wish = context.run.settings.accuracy
         assert wish.supernet is not None
-        self._evaluator, self._folder = desk.evaluator, Path(wish.supernet).absolute()
+        self._evaluator, self._folder = context.evaluator, Path(wish.supernet).absolute()
         supernet = Supernet.load(self._folder)
         weights = hashlib.sha256((self._folder / WEIGHTS).read_bytes()).hexdigest()
         self.origin = (
@@ -131,11 +132,12 @@ def judge_of(
         RunError: the run began with another judge, for example an earlier version of a table.
     """
     judge = JUDGES[run.settings.accuracy.method](
-        Desk(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
+        JudgeContext(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
     )
-    before = record.user_attrs.get("judge")
-    if before is None:
-        record.set_user_attr("judge", judge.origin)
+    on_record = StudyAttributes(record)
+    before = on_record.judge
+    if not before:
+        on_record.judge = judge.origin
         watch.note(f"score: {judge.origin}")
     elif before != judge.origin:
         raise RunError(
@@ -201,35 +203,35 @@ def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], 
             train.check_subset(min(wish.recipe.images, len(train)))
 
 
-def _table(desk: Desk) -> Judge:
-    learned = learned_of(desk.run)
+def _table(context: JudgeContext) -> Judge:
+    learned = learned_of(context.run)
     assert learned is not None
     return Learned(learned, "table")
 
 
-def _short(desk: Desk) -> Judge:
+def _short(context: JudgeContext) -> Judge:
     from evit_nas.searching.halving import ShortTrainings
 
-    return ShortTrainings(desk)
+    return ShortTrainings(context)
 
 
-def _predictor(desk: Desk) -> Judge:
+def _predictor(context: JudgeContext) -> Judge:
     from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.searching.labelling import collect_labels
 
     table = collect_labels(
-        desk.run.path / "labels", desk.run.settings, desk.evaluator.devices[0], desk.watch, desk.cluster
+        context.run.path / "labels", context.run.settings, context.evaluator.devices[0], context.watch, context.cluster
     )
     learned = LearnedAccuracy.of_table(table)
     for doubt in learned.doubts(table):
-        desk.watch.note(doubt)
+        context.watch.note(doubt)
     return Learned(learned, "predictor")
 
 
-JUDGES: dict[str, Callable[[Desk], Judge]] = {
+JUDGES: dict[str, Callable[[JudgeContext], Judge]] = {
     "table": _table,
     "predictor": _predictor,
     "short": _short,
-    "supernet": Supernet,
-    "zero-cost": lambda desk: ZeroCost(desk.evaluator, desk.record, desk.pool, desk.watch),
+    "supernet": SharedWeights,
+    "zero-cost": lambda context: ZeroCost(context.evaluator, context.record, context.pool, context.watch),
 }

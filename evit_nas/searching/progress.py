@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from evit_nas.config import SearchSettings
 from evit_nas.pareto import Growth
+from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.front import Candidate, keeps_limits, points, select, unbeaten
 from evit_nas.searching.objectives import worst
 from evit_nas.searching.record import Known
@@ -52,7 +53,7 @@ class Progress:
         if self._repeats:
             return
         self._moments.append(time.monotonic())
-        done, candidate = len(self.known.by_key), self.known.candidates.get(trial.user_attrs["key"])
+        done, candidate = len(self.known.by_key), self.known.candidates.get(TrialAttributes(trial).key)
         self._stall.add(done, candidate)
         if candidate and keeps_limits(candidate, self._settings):
             self._feasible += 1
@@ -123,4 +124,4 @@ class Stall:
 
 
 def _is_repeat(trial: FrozenTrial) -> bool:
-    return "repeat_of" in trial.user_attrs
+    return TrialAttributes(trial).repeat_of is not None

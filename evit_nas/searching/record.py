@@ -22,14 +22,12 @@ from evit_nas.latency import Latency
 from evit_nas.latency.yardstick import best_units, said_by
 from evit_nas.regime import Regime
 from evit_nas.runs import Run
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import recorded, recorded_latencies
 from evit_nas.searching.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
-from evit_nas.searching.picks import thin
+from evit_nas.searching.selection import thin
 from evit_nas.searching.storage import begun, open_study
-from evit_nas.searching.units import units_of
 
-ENDED = "ended"  # attribute of the study: why nothing more is evaluated; empty while the search goes on
-GIVEN_UP = "given up"  # attribute of the study: key of the network -> why
 TRAININGS = ("labels", "ray/checkpoints")  # where judges keep what they train
 
 
@@ -62,8 +60,8 @@ def load_front(run: Run, regime: Regime | None = None) -> Front:
     if not begun(run):
         raise UsageError(f"{run.path} has no trials yet. Continue it with: {command_line('resume', run.path)}")
     with open_study(run) as study:
-        known, estimates = Known(study), study.user_attrs.get("references", {})
-        origin, ended = study.user_attrs.get("judge", ""), study.user_attrs.get(ENDED, "")
+        known, on_record = Known(study), StudyAttributes(study)
+        estimates, origin, ended = on_record.references, on_record.judge, on_record.ended
     strict = recorded_latencies(journal_of(run), "strict", known.units)
     candidates = certified(known.candidates, strict, run.settings)
     if regime is not None:
@@ -71,8 +69,8 @@ def load_front(run: Run, regime: Regime | None = None) -> Front:
     hopeful = standing(candidates, run.settings)
     members = [member for member in hopeful if keeps_limits(member, run.settings)]
     references = []
-    for name, found in estimates.items():
-        arch, estimate = run.settings.space.adapted(ArchConfig.preset(name)), Estimate.model_validate(found)
+    for name, estimate in estimates.items():
+        arch = run.settings.space.adapted(ArchConfig.preset(name))
         latencies = on_all(strict.get(arch.key, {}), run.settings)
         if latencies:
             references.append(_candidate(arch, estimate, latencies, name=name, certified=True))
@@ -86,7 +84,7 @@ def load_front(run: Run, regime: Regime | None = None) -> Front:
 def better_since(run: Run) -> str:
     """A sentence if this machine knows a better yardstick by now than the one that the run's figures are said by."""
     with open_study(run) as study:
-        before = units_of(study)
+        before = StudyAttributes(study).units
     strict = recorded_latencies(journal_of(run), "strict", {})
     seen = best_units(latency for on_devices in strict.values() for latency in on_devices.values())
     better = {device: seen[device] for device in seen if device in before and seen[device].improves(before[device])}
@@ -115,7 +113,7 @@ def load_aggregate(run: Run) -> RankAggregate:
         UsageError: the run has not scored its pool yet.
     """
     with open_study(run) as study:
-        stored = study.user_attrs.get("aggregate")
+        stored = StudyAttributes(study).aggregate
     if stored is None:
         raise UsageError(
             f"{run.path} has not scored its pool yet. Continue it with: {command_line('resume', run.path)}"
@@ -153,43 +151,41 @@ class Known:
         self.by_key: dict[str, FrozenTrial] = {}
         self.candidates: dict[str, Candidate] = {}  # those that were measured, and not given up since
         self.failed = 0
-        self.units = units_of(study)
-        self._given_up = study.user_attrs.get(GIVEN_UP, {})
+        on_record = StudyAttributes(study)
+        self.units, self._given_up = on_record.units, on_record.given_up
         for trial in study.get_trials(deepcopy=False):
             self.add(trial)
 
     def add(self, trial: FrozenTrial) -> None:
         """Counts one more finished trial."""
-        if "repeat_of" in trial.user_attrs:
+        on_record = TrialAttributes(trial)
+        if on_record.repeat_of is not None:
             return
-        key = trial.user_attrs["key"]
+        key = on_record.key
         self.by_key[key] = trial
         self.failed += trial.state is TrialState.FAIL
         whole = trial.state is TrialState.COMPLETE and trial.constraints.get("unfinished", 0) <= 0
-        if whole and trial.user_attrs["latencies"] and key not in self._given_up:
-            arch = ArchConfig.model_validate(trial.user_attrs["arch"])
-            latencies = said_by(self.units, map(Latency.model_validate, trial.user_attrs["latencies"]))
-            estimate = Estimate.model_validate(trial.user_attrs["estimate"])
-            memory_mb, energy_mj = (trial.user_attrs.get(name) for name in ("memory_mb", "energy_mj"))
+        if whole and on_record.measured and key not in self._given_up:
             self.candidates[key] = _candidate(
-                arch, estimate, latencies, trial=trial.number, memory_mb=memory_mb, energy_mj=energy_mj
+                on_record.arch,
+                on_record.estimate,
+                said_by(self.units, on_record.latencies),
+                trial=trial.number,
+                memory_mb=on_record.memory_mb,
+                energy_mj=on_record.energy_mj,
             )
-
-
-def plain(estimate: Estimate) -> dict[str, object]:
-    """An estimate as it goes on record, without what its judge may have added for itself."""
-    return estimate.model_dump(mode="json", include=set(Estimate.model_fields))
 
 
 def give_up(study: optuna.Study, key: str, reason: str) -> None:
     """Keeps an architecture off the front for good: it cannot be measured strictly."""
-    study.set_user_attr(GIVEN_UP, study.user_attrs.get(GIVEN_UP, {}) | {key: reason})
+    on_record = StudyAttributes(study)
+    on_record.given_up = on_record.given_up | {key: reason}
 
 
 def readmit(study: optuna.Study, keys: Collection[str]) -> None:
     """Takes back that architectures were given up: it was not their fault."""
-    kept = {key: reason for key, reason in study.user_attrs.get(GIVEN_UP, {}).items() if key not in keys}
-    study.set_user_attr(GIVEN_UP, kept)
+    on_record = StudyAttributes(study)
+    on_record.given_up = {key: reason for key, reason in on_record.given_up.items() if key not in keys}
 
 
 def _candidate(
@@ -209,9 +205,10 @@ def _candidate(
 
 def check_same_conditions(study: optuna.Study, here: list[dict[str, str]], run: Run) -> None:
     """Refuses to continue a run under conditions that make its latencies incomparable."""
-    before = study.user_attrs.get("conditions")
-    if before is None:
-        study.set_user_attr("conditions", here)
+    on_record = StudyAttributes(study)
+    before = on_record.conditions
+    if not before:
+        on_record.conditions = here
         return
     changes = [
         f"{name} was {then.get(name)}, here it is {value}"

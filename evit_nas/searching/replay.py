@@ -22,6 +22,7 @@ from evit_nas.files import Journal
 from evit_nas.latency import Latency
 from evit_nas.latency.yardstick import Units, said_by
 from evit_nas.runs import Run, explained
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judges import judge_of
 from evit_nas.searching.objectives import asked, directions, latency_names
@@ -29,7 +30,7 @@ from evit_nas.searching.record import check_same_conditions
 from evit_nas.searching.status import Watcher
 from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import open_devices
-from evit_nas.searching.units import predictions, units_of
+from evit_nas.searching.units import predictions
 
 SAME = 1e-6  # share of a score: sums of floats in another order
 DAYS_APART = 0.1  # share of a latency: 90 % of a front's moved by less than 8 % (docs/results/remeasure.md)
@@ -39,7 +40,7 @@ ENERGY = 0.2  # share of an energy: the counters tick slowly, and the idle draw 
 
 
 @dataclass(frozen=True)
-class Check:
+class ReplayCheck:
     """One number on record, and what it is now."""
 
     name: str
@@ -66,7 +67,7 @@ class Replay:
     trial: int
     """Its number; of a repeat, that of the trial that it repeats."""
     arch: ArchConfig
-    checks: list[Check]
+    checks: list[ReplayCheck]
     """Empty where one of the two evaluations failed."""
     recorded_failure: str
     """Reason on record; empty for a trial that succeeded."""
@@ -91,7 +92,7 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
     with tempfile.TemporaryDirectory() as scratch, explained(run.path), open_study(run) as record:
         place, workers = Path(scratch), int(run.settings.accuracy.method in ("short", "supernet"))  # as a search trains
         trial = _find(record.get_trials(deepcopy=False), number, run.path)
-        arch = ArchConfig.model_validate(trial.user_attrs["arch"])
+        arch = TrialAttributes(trial).arch
         memory = optuna.create_study(directions=directions(run.settings))  # a judge may write
         for name, value in record.user_attrs.items():
             memory.set_user_attr(name, value)
@@ -100,9 +101,9 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
             Evaluator(devices, Journal(place / "measurements.jsonl"), run.settings.seed, workers) as evaluator,
         ):
             check_same_conditions(memory, [device.context() for device in devices], run)
-            evaluator.units = units_of(record)  # what is compared is ratios
+            evaluator.units = StudyAttributes(record).units  # what is compared is ratios
             judge = judge_of(run, evaluator, memory, (), watcher, labels=place / "labels")
-            before = trial.user_attrs.get("reason", "") if trial.state is TrialState.FAIL else ""
+            before = TrialAttributes(trial).reason if trial.state is TrialState.FAIL else ""
             try:
                 estimate, latencies = judge.again(arch, trial), evaluator.latencies(arch)
                 more = {
@@ -125,8 +126,8 @@ def _find(trials: Sequence[FrozenTrial], number: int, path: Path) -> FrozenTrial
     if not 0 <= number < len(trials):
         numbers = f"its trials are 0 to {len(trials) - 1}" if trials else "it has no trials yet"
         raise UsageError(f"{path} has no trial {number}; {numbers}.")
-    original: int = trials[number].user_attrs.get("repeat_of", number)
-    return trials[original]
+    original = TrialAttributes(trials[number]).repeat_of
+    return trials[number if original is None else original]
 
 
 def _checks(
@@ -136,18 +137,19 @@ def _checks(
     latencies: Sequence[Latency],
     more: dict[str, float | None],
     units: Units,
-) -> Iterator[Check]:
-    attributes, names = trial.user_attrs, latency_names(settings)
-    yield Check("score", attributes["estimate"]["value"], estimate.value, SAME)
-    measured = said_by(units, map(Latency.model_validate, attributes["latencies"]))
+) -> Iterator[ReplayCheck]:
+    on_record, names = TrialAttributes(trial), latency_names(settings)
+    yield ReplayCheck("score", on_record.estimate.value, estimate.value, SAME)
+    measured = said_by(units, on_record.latencies)
     if measured:
         for name, before, now in zip(names, measured, latencies, strict=True):
             allowed = max(DAYS_APART, ERRORS * math.hypot(before.rel_error, now.rel_error))
-            yield Check(name, before.stat_ms(settings.budget_stat), now.stat_ms(settings.budget_stat), allowed)
+            yield ReplayCheck(name, before.stat_ms(settings.budget_stat), now.stat_ms(settings.budget_stat), allowed)
     else:
         for name, ms, now in zip(names, predictions(trial, units, settings), latencies, strict=True):
-            yield Check(f"{name} (predicted)", ms, now.median_ms, None)
-    for name, allowed in (("memory_mb", MEMORY), ("energy_mj", ENERGY)):
-        was, found = attributes.get(name), more[name]
+            yield ReplayCheck(f"{name} (predicted)", ms, now.median_ms, None)
+    single = [("memory_mb", on_record.memory_mb, MEMORY), ("energy_mj", on_record.energy_mj, ENERGY)]
+    for name, was, allowed in single:
+        found = more[name]
         if was is not None and found is not None:
-            yield Check(name, was, found, allowed)
+            yield ReplayCheck(name, was, found, allowed)

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.latency.yardstick import Units
+from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.objectives import directions
 from evit_nas.searching.samplers import make, own_name
 from evit_nas.searching.storage import for_samplers
@@ -101,7 +102,7 @@ class Rounds:
         """
         made: deque[Round] = deque()
         for number in itertools.count(first):
-            earlier = [t for t in record.get_trials(deepcopy=False) if t.user_attrs["round"] < number - len(made)]
+            earlier = [t for t in record.get_trials(deepcopy=False) if TrialAttributes(t).round < number - len(made)]
             asked = [trial for waiting in made for trial, _ in waiting.proposals]
             made.append(self.make(number, [*earlier, *asked]))
             for _, arch in made[-1].proposals:
@@ -111,13 +112,14 @@ class Rounds:
 
     def make(self, number: int, earlier: Sequence[optuna.Trial | FrozenTrial]) -> Round:
         """The round with that number, counted from 0, after the trials of all rounds before it."""
-        finished = [t for t in earlier if t.user_attrs["round"] < number - self._ahead and isinstance(t, FrozenTrial)]
+        told = number - self._ahead
+        finished = [t for t in earlier if isinstance(t, FrozenTrial) and TrialAttributes(t).round < told]
         pending = earlier[len(finished) :]
         study = optuna.create_study(directions=directions(self._settings), sampler=optuna.samplers.RandomSampler())
         units = after(finished, self._units)
         study.add_trials([restated(for_samplers(trial), units, self._settings) for trial in finished])
         study.add_trials([_placeholder(trial) for trial in pending])
-        known = {trial.user_attrs["key"] for trial in earlier}
+        known = {TrialAttributes(trial).key for trial in earlier}
         wanted = self._wanted(number, finished, known, units)
         return Round(study, [self._ask(study, number, arch, origin) for arch, origin in wanted], units)
 
@@ -133,9 +135,8 @@ class Rounds:
             study.sampler = make(settings.sampler, seed=settings.seed, told=told, space=space)
         trial = study.ask()
         proposed = space.suggest(trial)
-        attributes = {"key": proposed.key, "arch": proposed.model_dump(mode="json"), "round": number, "origin": origin}
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
+        on_record = TrialAttributes(trial)
+        on_record.key, on_record.arch, on_record.round, on_record.origin = proposed.key, proposed, number, origin
         return trial, proposed
 
     def _wanted(
@@ -155,9 +156,6 @@ class Rounds:
 
 def _placeholder(trial: optuna.Trial | FrozenTrial) -> FrozenTrial:
     """Stands for a trial in progress: samplers learn nothing from it but that its architecture is taken."""
-    return create_trial(
-        state=TrialState.FAIL,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs={"key": trial.user_attrs["key"]},
-    )
+    taken = create_trial(state=TrialState.FAIL, params=trial.params, distributions=trial.distributions)
+    TrialAttributes(taken).key = TrialAttributes(trial).key
+    return taken

@@ -39,6 +39,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.pareto import non_dominated
+from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.space import FixedTrial, SearchSpace
 
 MAX_STEPS = 100  # away from a known architecture, one dimension each: then the space around it is used up
@@ -170,7 +171,8 @@ class Unrepeated(BaseSampler):
         for name, distribution in search_space.items():
             if name not in params:
                 params[name] = self._sampler.sample_independent(study, trial, name, distribution)
-        known = {earlier.user_attrs.get("key") for earlier in study.get_trials(deepcopy=False)}
+        earlier = (one for one in study.get_trials(deepcopy=False) if one.number != trial.number)
+        known = {TrialAttributes(one).key for one in earlier}
         for _ in range(MAX_STEPS):
             if self._space.suggest(FixedTrial(params)).key not in known:
                 break

@@ -21,34 +21,20 @@ from typing import Any
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
-from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, Field
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from evit_nas import __version__
-from evit_nas.accuracy import Estimate
 from evit_nas.commands import command_line
 from evit_nas.config import storage_url
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.files import Journal
 from evit_nas.runs import Run, anew, explained
+from evit_nas.searching.attributes import StudyAttributes, missing
 from evit_nas.searching.objectives import directions, metric_names
 
 NAMELESS = "constraints"  # where Optuna kept a list of them up to version 4; optuna-dashboard 0.21 looks nowhere else
 SEAL = "evit_nas:seal"  # attribute of a trial: check sum of what it holds
-
-
-class Notes(BaseModel):
-    """The form of the study's attributes."""
-
-    aggregate: dict[str, list[float]] | None = None
-    conditions: list[dict[str, str]] | None = None
-    ended: str = ""
-    evaluating: tuple[str, int] | None = None
-    given_up: dict[str, str] = Field({}, alias="given up")
-    judge: str = ""
-    references: dict[str, Estimate] = Field({})
-    units: dict[str, tuple[float, float]] = Field({})
 
 
 @contextmanager
@@ -68,7 +54,7 @@ def open_study(run: Run) -> Iterator[optuna.Study]:
             if study.metric_names is None:
                 with _quiet():
                     study.set_metric_names(metric_names(run.settings))
-            Notes.model_validate(study.user_attrs)
+            StudyAttributes(study).check()
             for number, trial in enumerate(study.get_trials(deepcopy=False)):
                 _check_seal(trial, number)
         yield study
@@ -132,11 +118,8 @@ def _check_seal(trial: FrozenTrial, number: int) -> None:
     Raises:
         ValueError: the trial is not what went on record as the one with that number.
     """
-    needed = {"key", "arch", "round"}
-    if trial.state is TrialState.COMPLETE and "repeat_of" not in trial.user_attrs:
-        needed |= {"estimate", "latencies"}
-    if missing := needed - trial.user_attrs.keys():
-        raise ValueError(f"trial {number} has no {', '.join(sorted(missing))}")
+    if lacking := missing(trial):
+        raise ValueError(f"trial {number} has no {', '.join(sorted(lacking))}")
     sealed = trial.system_attrs.get(SEAL)  # up to 0.3 there was none
     if trial.number != number or sealed not in (None, _seal(trial)):
         raise ValueError(f"trial {number} has changed")

@@ -18,6 +18,7 @@ import optuna
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Device, open_device
 from evit_nas.runs import Run
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.certify import certify
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.feasibility import Feasibility, check_sizes, feasibility
@@ -25,13 +26,14 @@ from evit_nas.searching.forecast import Forecasts
 from evit_nas.searching.judge import Judge
 from evit_nas.searching.judges import check_sources, judge_of
 from evit_nas.searching.progress import Progress
-from evit_nas.searching.record import ENDED, Front, check_same_conditions, journal_of, load_front
+from evit_nas.searching.record import Front, check_same_conditions, journal_of, load_front
 from evit_nas.searching.rounds import Pool, Rounds, pool_of
 from evit_nas.searching.samplers import AUTO
+from evit_nas.searching.score_card import make_card
 from evit_nas.searching.status import Watcher
 from evit_nas.searching.storage import for_dashboards, open_study
 from evit_nas.searching.trials import Trials
-from evit_nas.searching.units import UNITS, adopt, plain_units, units_of
+from evit_nas.searching.units import adopt
 
 if TYPE_CHECKING:
     from evit_nas.searching.parallel import Cluster
@@ -44,7 +46,7 @@ class Search:
         self._run, self._watch, self._settings = run, watcher, run.settings
 
     def run(self) -> Front:
-        """Searches to the total of trials and writes the certified front.
+        """Searches to the total of trials and writes the certified front, and the card of its score.
 
         Raises:
             UsageError: a device cannot be had, or what the score is taken from cannot be used.
@@ -59,14 +61,14 @@ class Search:
             Evaluator(devices, journal, settings.seed, _workers(settings), cluster) as evaluator,
         ):
             evaluator.repair()
-            evaluator.units = units_of(record)
+            evaluator.units = StudyAttributes(record).units
             check_same_conditions(record, [device.context() for device in devices], self._run)
             check_sizes(settings)
             check_sources(settings, self._run.path / "labels", self._watch.note)
             found = feasibility(evaluator, settings, self._watch.note)
             if not evaluator.units:  # a resumed search goes on by those that its last round was told by
                 adopt(record, evaluator.seen_units())
-                evaluator.units = units_of(record)
+                evaluator.units = StudyAttributes(record).units
             if self._run.new:  # from here on there is something to go on with
                 self._watch.note(f"run folder: {self._run.path}")
             self._announce(found)
@@ -76,6 +78,7 @@ class Search:
             self._loop(record, evaluator, judge, forecasts, pool)
             evaluator.rest()  # the rounds ahead, which nobody needs any more, would disturb what is measured now
             certify(self._run, record, evaluator, judge, self._watch)
+        make_card(self._run)
         return load_front(self._run)
 
     def _announce(self, found: Feasibility) -> None:
@@ -100,12 +103,12 @@ class Search:
         """Evaluates round after round until the search is over, from the last round on record on."""
         trials = Trials(self._settings, record, evaluator, judge, forecasts)
         on_record = {trial.number: trial for trial in record.get_trials(deepcopy=False)}
-        first = max((trial.user_attrs["round"] for trial in on_record.values()), default=0)
+        first = max((TrialAttributes(trial).round for trial in on_record.values()), default=0)
         screened = trials.screened if judge.immediate and self._settings.sampler == AUTO else None
-        units = units_of(on_record[0]) if on_record else evaluator.units  # of its first trial
+        units = TrialAttributes(on_record[0]).units if on_record else evaluator.units  # of its first trial
         rounds = Rounds(self._settings, pool, screened, ahead=0 if judge.immediate else 1, units=units)
         for trial in on_record.values():
-            if trial.user_attrs["round"] < first:
+            if TrialAttributes(trial).round < first:
                 forecasts.learn(trial)
         progress = Progress(self._settings, record)
         if why := progress.over():
@@ -115,7 +118,7 @@ class Search:
         for current in rounds.follow(record, first, judge.expect):
             if current.units != evaluator.units:
                 evaluator.units = current.units
-                record.set_user_attr(UNITS, plain_units(current.units))
+                StudyAttributes(record).units = {**current.units}
                 progress.restate()
             for asked, arch in current.proposals:
                 told = on_record.get(asked.number)
@@ -131,8 +134,9 @@ class Search:
 
     def _end(self, record: optuna.Study, why: str) -> None:
         """Says why nothing more is evaluated, also to whoever reads the record; nothing while the search goes on."""
-        if why != record.user_attrs.get(ENDED, ""):
-            record.set_user_attr(ENDED, why)
+        on_record = StudyAttributes(record)
+        if why != on_record.ended:
+            on_record.ended = why
         if why:
             self._watch.note(why)
 

@@ -10,24 +10,22 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from evit_nas.accuracy import Estimate
+from evit_nas.accuracy import Estimate, RungEstimate
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Interrupted, MeasurementError
 from evit_nas.latency import Latency
 from evit_nas.latency.yardstick import Units, said_by
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.forecast import Forecasts
 from evit_nas.searching.front import NEAR, numbers_of, points
-from evit_nas.searching.halving import Trained
 from evit_nas.searching.judge import Judge
 from evit_nas.searching.objectives import Numbers, asked, latency_names, limit_excess, losses, values
 from evit_nas.searching.progress import Progress
-from evit_nas.searching.record import plain
 from evit_nas.searching.rounds import SCREENED
 from evit_nas.searching.screening import screen
 from evit_nas.searching.storage import for_samplers
-from evit_nas.searching.units import UNITS, plain_units, units_of
 
 MAX_DEATHS = 3  # of the process while it evaluates one architecture, which may be what kills it
 DOUBT_EVERY = 16  # trials: then even what is predicted to be far from the front is measured
@@ -57,7 +55,8 @@ class Trials:
             MeasurementError: the link to a device was lost.
             UsageError: a device or a node of the cluster refuses: it is set up in another way than before.
         """
-        trial.set_user_attr(UNITS, plain_units(self._evaluator.units))
+        on_record = TrialAttributes(trial)
+        on_record.units = {**self._evaluator.units}
         earlier = progress.known.by_key.get(arch.key)
         if earlier is not None:
             return _repeated(trial, earlier)
@@ -73,28 +72,25 @@ class Trials:
                 estimate = self._estimate(trial, arch, first.stat_ms(self._settings.budget_stat))
             else:
                 estimate = self._estimate(trial, arch, float(predicted[0, 0]))
-                finished = not isinstance(estimate, Trained) or not estimate.unfinished
+                finished = not isinstance(estimate, RungEstimate) or not estimate.unfinished
                 fastest_ms = (predicted[0] * (1 - self._forecasts.bands)).tolist()
                 hopeful = numbers_of(arch, estimate.value, fastest_ms, memory_mb, energy_mj)
                 if finished and self._may_reach_front(hopeful, progress):
                     measured = self._evaluator.measured(arch)
         except (MeasurementError, RuntimeError, MemoryError) as error:
-            trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split()))
+            on_record.reason = " ".join(f"{type(error).__name__}: {error}".split())
             return None
         except (Exception, Interrupted, KeyboardInterrupt):
             _alive(self._record)
             raise
         predicted_ms: list[float] | None = None if predicted is None else predicted[0].tolist()
-        trial.set_user_attr("estimate", plain(estimate))
-        trial.set_user_attr("predicted_ms", predicted_ms)
-        trial.set_user_attr("latencies", [latency.model_dump(mode="json") for latency in measured])
-        trial.set_user_attr("memory_mb", memory_mb)
-        trial.set_user_attr("energy_mj", energy_mj)
+        on_record.estimate, on_record.predicted_ms, on_record.latencies = estimate, predicted_ms, measured
+        on_record.memory_mb, on_record.energy_mj = memory_mb, energy_mj
         said = said_by(self._evaluator.units, measured)
         best_known = [latency.stat_ms(self._settings.budget_stat) for latency in said] or predicted_ms or []
         numbers = numbers_of(arch, estimate.value, best_known, memory_mb, energy_mj)
         beyond = self._constraints(numbers)
-        if isinstance(estimate, Trained):
+        if isinstance(estimate, RungEstimate):
             beyond["unfinished"] = estimate.unfinished
         for name, excess in beyond.items():
             trial.set_constraint(name, excess)
@@ -102,8 +98,8 @@ class Trials:
 
     def _estimate(self, trial: optuna.Trial, arch: ArchConfig, latency_ms: float) -> Estimate:
         estimate = self._judge.estimate(arch, latency_ms)
-        if isinstance(estimate, Trained):  # on record even if the trial fails later: others are held against it
-            trial.set_user_attr("trained", estimate.model_dump(mode="json"))
+        if isinstance(estimate, RungEstimate):  # on record even if the trial fails later: others are held against it
+            TrialAttributes(trial).trained = estimate
         return estimate
 
     def screened(self, earlier: Sequence[FrozenTrial], number: int, units: Units) -> list[ArchConfig]:
@@ -145,8 +141,8 @@ class Trials:
 
 
 def _repeated(trial: optuna.Trial, earlier: FrozenTrial) -> list[float] | None:
-    trial.set_user_attr("repeat_of", earlier.number)
-    trial.set_user_attr(UNITS, plain_units(units_of(earlier)))
+    on_record = TrialAttributes(trial)
+    on_record.repeat_of, on_record.units = earlier.number, TrialAttributes(earlier).units
     if earlier.state is not TrialState.COMPLETE:
         return None
     for name, beyond in for_samplers(earlier).constraints.items():
@@ -160,13 +156,14 @@ def _survive(record: optuna.Study, arch: ArchConfig) -> None:
     Raises:
         MeasurementError: it died `MAX_DEATHS` times.
     """
-    key, times = record.user_attrs.get("evaluating", ("", 0))
+    on_record = StudyAttributes(record)
+    key, times = on_record.evaluating
     deaths = times if key == arch.key else 0  # still noted although it never finished
     if deaths == MAX_DEATHS:
         raise MeasurementError(f"the process died {deaths} times while it evaluated this architecture")
-    record.set_user_attr("evaluating", (arch.key, deaths + 1))
+    on_record.evaluating = (arch.key, deaths + 1)
 
 
 def _alive(record: optuna.Study) -> None:
     """Takes the death back that `_survive` expects: the process ends, but not of the architecture."""
-    record.set_user_attr("evaluating", ("", 0))
+    StudyAttributes(record).evaluating = ("", 0)

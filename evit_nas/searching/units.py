@@ -17,28 +17,18 @@ from optuna.trial import FrozenTrial, TrialState
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Unit
 from evit_nas.latency.yardstick import Units
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.objectives import latency_names, metric_names
 from evit_nas.searching.storage import NAMELESS
-
-UNITS = "units"  # attribute of the study, and of a trial: what it was told by
-
-
-def units_of(holder: optuna.Study | FrozenTrial) -> dict[str, Unit]:
-    """Those on record; none up to version 0.3."""
-    return {device: Unit(*pair) for device, pair in holder.user_attrs.get(UNITS, {}).items()}
-
-
-def plain_units(units: Units) -> dict[str, list[float]]:
-    """The units as they go on record."""
-    return {device: [*unit] for device, unit in units.items()}
 
 
 def adopt(record: optuna.Study, seen: Units) -> bool:
     """Takes the units that are better than those on record by more than they are uncertain; whether there was one."""
-    before = units_of(record)
+    on_record = StudyAttributes(record)
+    before = on_record.units
     better = {device: unit for device, unit in seen.items() if device not in before or unit.supersedes(before[device])}
     if better:
-        record.set_user_attr(UNITS, plain_units({**before, **better}))
+        on_record.units = {**before, **better}
     return bool(better)
 
 
@@ -46,17 +36,15 @@ def after(trials: Iterable[FrozenTrial], first: Units) -> dict[str, Unit]:
     """The units after these trials, in their order: a better one that was met is taken from there on."""
     units = dict(first)
     for trial in trials:
-        for latency in trial.user_attrs.get("latencies") or ():  # as recorded: each round reads all before it
-            device, error = latency["conditions"]["device"], latency.get("canary_error")
-            if error is not None and device in units:
-                unit = Unit(latency["canary_ms"], error)
-                units[device] = unit if unit.supersedes(units[device]) else units[device]
+        for device, unit in TrialAttributes(trial).yardsticks:
+            if device in units and unit.supersedes(units[device]):
+                units[device] = unit
     return units
 
 
 def factors(trial: FrozenTrial, now: Units, settings: SearchSettings) -> dict[str, float]:
     """Name of each latency -> what milliseconds of the trial are to be multiplied by to be said by `now`."""
-    then = units_of(trial)
+    then = TrialAttributes(trial).units
     devices = [target.device for target in settings.targets]
     if settings.budget_stat == "typical":  # by the wall clock: no yardstick is in it
         return {}
@@ -70,7 +58,8 @@ def factors(trial: FrozenTrial, now: Units, settings: SearchSettings) -> dict[st
 def predictions(trial: FrozenTrial, now: Units, settings: SearchSettings) -> list[float]:
     """What a trial was predicted to take on each device, in milliseconds by `now`."""
     changes = factors(trial, now, settings)
-    pairs = zip(trial.user_attrs["predicted_ms"], latency_names(settings), strict=True)
+    predicted_ms = TrialAttributes(trial).predicted_ms or []
+    pairs = zip(predicted_ms, latency_names(settings), strict=True)
     return [ms * changes.get(name, 1.0) for ms, name in pairs]
 
 

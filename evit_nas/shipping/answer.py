@@ -19,7 +19,7 @@ from evit_nas.data.cache import UNREADABLE
 from evit_nas.data.folder import SUFFIXES, pictures_below
 from evit_nas.data.images import Images, reason
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.shipping.shipped import FP32, INT8, Shipped
+from evit_nas.shipped import FP32, INT8, Shipped
 
 STDIN = "-"  # as a picture's name
 REASON = 300  # characters of a library's message

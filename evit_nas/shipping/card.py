@@ -9,7 +9,7 @@ import yaml
 
 from evit_nas.console import millions
 from evit_nas.latency import Latency
-from evit_nas.shipping.shipped import FP32, INT8, PREDICT, Graph, Shipped
+from evit_nas.shipped import FP32, INT8, PREDICT, Shipped, ShippedGraph
 from evit_nas.stats import binomial_error
 from evit_nas.training.recipe import Recipe
 
@@ -94,7 +94,7 @@ def _as_it_was(latency: Latency) -> str:
     return f"; by the wall clock, as the machine was, it took {latency.wall_ms:.2f} ms (p90 {latency.wall_p90_ms:.2f})"
 
 
-def _row(name: str, graph: Graph, file: str, images: int) -> str:
+def _row(name: str, graph: ShippedGraph, file: str, images: int) -> str:
     where = f"{file} ({graph.megabytes:.1f} MB)"
     return f"| {name} | {_top1(graph.top1, images)} | {graph.latency} | {graph.latency.p90_ms:.2f} ms | {where} |"
 

@@ -20,10 +20,10 @@ from evit_nas.latency import STRICT, Steady, open_device
 from evit_nas.network.cost import cost
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.runs import installed_versions
+from evit_nas.shipped import CARD, CONFIG, FP32, INT8, PREDICT, RECORD, Shipped, ShippedGraph, write_sums
 from evit_nas.shipping.accuracy import TORCH, Comparison, compare, difference, inputs, probes, some
 from evit_nas.shipping.card import card
 from evit_nas.shipping.quantise import quantise, refusal
-from evit_nas.shipping.shipped import CARD, CONFIG, FP32, INT8, PREDICT, RECORD, Graph, Shipped, write_sums
 from evit_nas.trained import ARCH, WEIGHTS, Trained
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def ship(
         note(f"measuring {' and '.join(path.name for path in paths)} on {conditions}")
         with Steady(open_device(conditions)) as device:
             graphs = {
-                path.name: Graph(
+                path.name: ShippedGraph(
                     top1=found.top1s[path.name],
                     latency=device.measure(path, STRICT)[0],
                     error=difference(model, path, probes(preprocessing)),

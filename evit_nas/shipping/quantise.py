@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evit_nas.shipping.shipped import Graph
+from evit_nas.shipped import ShippedGraph
 
 
 def quantise(graph: Path, images: Iterable[np.ndarray], path: Path) -> None:
@@ -31,7 +31,7 @@ def quantise(graph: Path, images: Iterable[np.ndarray], path: Path) -> None:
     path.write_bytes(quantized(str(graph), Conditions(), images))
 
 
-def refusal(fp32: Graph, int8: Graph, tolerance: float) -> str:
+def refusal(fp32: ShippedGraph, int8: ShippedGraph, tolerance: float) -> str:
     """Why `int8` is not worth shipping beside `fp32`, in words; empty if it is.
 
     It must lose at most `tolerance` points of accuracy, and be faster by more than the spread of both latencies.

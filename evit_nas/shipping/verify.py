@@ -16,9 +16,7 @@ from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.evaluation.unseen import unseen
 from evit_nas.exporting import TOLERANCE, open_onnx, relative_error
 from evit_nas.network.saved import efficientvit, open_saved
-from evit_nas.shipping.accuracy import TORCH, compare, difference, probes, some
-from evit_nas.shipping.package import source_of, timm_config
-from evit_nas.shipping.shipped import (
+from evit_nas.shipped import (
     CARD,
     CONFIG,
     FP32,
@@ -31,6 +29,8 @@ from evit_nas.shipping.shipped import (
     read_sums,
     sha256,
 )
+from evit_nas.shipping.accuracy import TORCH, compare, difference, probes, some
+from evit_nas.shipping.package import source_of, timm_config
 from evit_nas.trained import ARCH, WEIGHTS
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, loa
 
 if TYPE_CHECKING:
     from evit_nas.arch import ArchConfig
-    from evit_nas.shipping.shipped import Shipped
+    from evit_nas.shipped import Shipped
     from evit_nas.trained import Trained
     from evit_nas.training.hardware import Hardware
     from evit_nas.training.settings import TrainSettings
@@ -326,7 +326,7 @@ def _goes_on(plans: Plans, again: str) -> str:
 
 
 def _shipped(training: Path, trained: Trained, command: str, note: Callable[[str], None]) -> Shipped | None:
-    from evit_nas.shipping.shipped import Shipped
+    from evit_nas.shipped import Shipped
 
     out = training / SHIPPED
     if out.exists():

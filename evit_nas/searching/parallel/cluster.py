@@ -31,7 +31,7 @@ from evit_nas.latency.machine import usable_cores
 
 if TYPE_CHECKING:
     from evit_nas.searching.parallel.devices import ClusterDevice
-    from evit_nas.searching.parallel.trials import Outcome
+    from evit_nas.searching.parallel.trials import CallResult
 
 LOG = "ray.log"
 AT_ONCE = 10_000  # calls that may wait for an answer
@@ -152,7 +152,7 @@ class Cluster(Executor):
         return self._experiment
 
 
-def _pass_on(done: Future[Outcome], result: Future[Any]) -> None:
+def _pass_on(done: Future[CallResult], result: Future[Any]) -> None:
     lost = done.exception()
     error = done.result().error if lost is None else LostLink(f"the cluster is gone: {lost}")
     if error is not None:

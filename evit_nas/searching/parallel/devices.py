@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import LostLink, UsageError
-from evit_nas.latency import DEVICES, Device, Latency, Protocol, Subject, open_device
+from evit_nas.latency import DEVICES, Device, Latency, Measurable, Protocol, open_device
 from evit_nas.latency.board import JOB_LIMIT_S
 from evit_nas.latency.local import most_visits
 from evit_nas.latency.machine import measuring_core
@@ -62,9 +62,9 @@ class ClusterDevice(Device):
         self._visit_s = runtime.timeout_s if runtime else JOB_LIMIT_S
         self._context: dict[str, str] = self._ask(_context)
 
-    def measure(self, subject: Subject, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+    def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         limit_s = self._visit_s * most_visits(protocol)
-        latency, samples, context = self._ask(_measure, subject, protocol, limit_s=limit_s)
+        latency, samples, context = self._ask(_measure, network, protocol, limit_s=limit_s)
         if context != self._context:
             raise LostLink(
                 f"'{self.conditions.device}' is another machine than when the search began: figures would not compare. "
@@ -113,10 +113,10 @@ def _context(opener: Opener, conditions: Conditions) -> dict[str, str]:
 
 
 def _measure(
-    opener: Opener, conditions: Conditions, subject: Subject, protocol: Protocol
+    opener: Opener, conditions: Conditions, network: Measurable, protocol: Protocol
 ) -> tuple[Latency, dict[str, Any], dict[str, str]]:
     device = _opened(opener, conditions.model_dump_json())
-    return *device.measure(subject, protocol), device.context()
+    return *device.measure(network, protocol), device.context()
 
 
 def _peak_memory_mb(opener: Opener, conditions: Conditions, arch: ArchConfig) -> float | None:

@@ -58,7 +58,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CallResult:
     """What a call came to."""
 
     value: Any = None
@@ -71,7 +71,7 @@ class _Asked:
 
     number: int
     call: Call = field(compare=False)
-    answer: asyncio.Future[Outcome] = field(compare=False)
+    answer: asyncio.Future[CallResult] = field(compare=False)
     deaths: int = field(default=0, compare=False)
 
 
@@ -107,7 +107,7 @@ class Experiment:
         )
         self._running = asyncio.ensure_future(asyncio.to_thread(tuner.fit))
 
-    async def answer(self, number: int, call: Call) -> Outcome:
+    async def answer(self, number: int, call: Call) -> CallResult:
         """What the call came to, once a worker has answered it; raises what Tune died of."""
         asked = _Asked(number, call, self._loop.create_future())
         heappush(self._waiting, asked)
@@ -126,7 +126,7 @@ class Experiment:
         self._hand_out()
         return await idle
 
-    async def give(self, worker: str, outcome: Outcome) -> None:
+    async def give(self, worker: str, outcome: CallResult) -> None:
         """Takes the answer of a worker to its call."""
         if (asked := self._begun.pop(worker, None)) is not None:
             asked.answer.set_result(outcome)
@@ -160,7 +160,7 @@ class Experiment:
             self._hand_out()
         else:
             lost = f"its process or its node died {asked.deaths} times (--max-failures {self._max_failures})"
-            asked.answer.set_result(Outcome(error=MeasurementError(lost, "crashed")))
+            asked.answer.set_result(CallResult(error=MeasurementError(lost, "crashed")))
 
 
 class _Hook(tune.Callback, tune.Stopper):
@@ -208,14 +208,14 @@ def _ask(method: Any, *args: Any) -> Any:
     return ray.get(answer)
 
 
-def _outcome(call: Call) -> Outcome:
+def _outcome(call: Call) -> CallResult:
     if call.version != __version__:
         wrong = f"a node of the cluster has evit-nas {__version__}, the search {call.version}: install the same there."
-        return Outcome(error=UsageError(wrong))
+        return CallResult(error=UsageError(wrong))
     try:
-        return Outcome(call.function(*call.args, **call.kwargs))
+        return CallResult(call.function(*call.args, **call.kwargs))
     except Exception as error:
-        return Outcome(error=error)
+        return CallResult(error=error)
 
 
 def _figures(value: Any) -> dict[str, float]:

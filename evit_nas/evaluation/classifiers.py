@@ -1,4 +1,4 @@
-"""The forms in which a trained network can be evaluated: in torch, and as the ONNX files beside it."""
+"""The classifiers that a trained network makes: in torch, and as the ONNX files beside it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from evit_nas.errors import UsageError
 from evit_nas.exporting import open_onnx
 from evit_nas.network.saved import Saved, open_saved
 from evit_nas.network.supernet import Supernet, parted
-from evit_nas.shipping.shipped import FP32, INT8, Shipped
-from evit_nas.shipping.shipped import RECORD as SHIPPED
+from evit_nas.shipped import FP32, INT8, Shipped
+from evit_nas.shipped import RECORD as SHIPPED
 from evit_nas.trained import RECORD, Trained
 
 TORCH = "torch"
@@ -25,11 +25,12 @@ _FILES = {FP32: "onnx", INT8: "int8"}
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class Classifier:
     """Something that answers images, and how it wants them."""
 
     network: str
     form: str
+    """torch, onnx or int8."""
     path: str
     classes: tuple[str, ...] | None
     preprocessing: Preprocessing
@@ -41,8 +42,8 @@ class Form:
     """Where the network comes from, if a record tells it."""
 
 
-def open_forms(text: str, like: str | None = None) -> list[Form]:
-    """All forms of the network that `text` names: an ONNX file, or whatever `open_saved` takes.
+def open_classifiers(text: str, like: str | None = None) -> list[Classifier]:
+    """All classifiers of the network that `text` names: an ONNX file, or whatever `open_saved` takes.
 
     Args:
         like: a folder that tells the classes and the preprocessing of a file that has none.
@@ -65,8 +66,9 @@ def open_forms(text: str, like: str | None = None) -> list[Form]:
         training = _training(path)
         saved = about = _named(saved, training)
     preprocessing = _preprocessing(about, text)
-    forms = [Form(saved.name, TORCH, text, about.classes, preprocessing, torch_run(saved.model), training=training)]
-    return forms + [_onnx(path / name, saved, preprocessing, training) for name in _FILES if (path / name).is_file()]
+    in_torch = Classifier(saved.name, TORCH, text, about.classes, preprocessing, torch_run(saved.model), None, training)
+    files = [path / name for name in _FILES if (path / name).is_file()]
+    return [in_torch, *(_onnx(file, saved, preprocessing, training) for file in files)]
 
 
 def _named(saved: Saved, training: Trained | Supernet | None) -> Saved:
@@ -104,7 +106,7 @@ def _preprocessing(about: Saved, text: str) -> Preprocessing:
     return about.preprocessing
 
 
-def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trained | Supernet | None) -> Form:
+def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trained | Supernet | None) -> Classifier:
     try:
         session = open_onnx(path)
     except Exception as error:  # ONNX Runtime has many
@@ -124,4 +126,4 @@ def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trai
         return np.concatenate(parts)[: len(array)]
 
     form = _FILES.get(path.name, "onnx")
-    return Form(about.name, form, str(path), about.classes, preprocessing, run, batch, training)
+    return Classifier(about.name, form, str(path), about.classes, preprocessing, run, batch, training)

@@ -8,7 +8,7 @@ import pytest
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, UsageError
 from evit_nas.searching.front import Candidate
-from evit_nas.searching.picks import pick, thin
+from evit_nas.searching.selection import pick, thin
 from evit_nas.space import SearchSpace
 from tests.fakes import latency_of
 from tests.networks import tiny_arch

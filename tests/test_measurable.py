@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from evit_nas.latency import TimmModel
+from evit_nas.latency.measurable import decoded, encoded, resolved
 from evit_nas.latency.runtimes import RUNTIMES
-from evit_nas.latency.subjects import decoded, encoded, resolved
 from tests.networks import VARIANTS, tiny_arch
 
 
 @pytest.mark.parametrize(
-    "subject",
+    "network",
     [
         *(tiny_arch(**changes) for changes in VARIANTS.values()),
         Path("/somewhere/net.onnx"),
@@ -21,8 +21,8 @@ from tests.networks import VARIANTS, tiny_arch
     ],
     ids=str,
 )
-def test_a_subject_survives_the_journey(subject):
-    assert decoded(json.loads(json.dumps(encoded(subject)))) == subject
+def test_a_network_survives_the_journey(network):
+    assert decoded(json.loads(json.dumps(encoded(network)))) == network
 
 
 def test_a_file_is_found_from_another_folder_too(tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_a_file_is_found_from_another_folder_too(tmp_path, monkeypatch):
     assert decoded(encoded(Path("net.onnx"))) == tmp_path / "net.onnx"
 
 
-def test_what_is_no_subject_is_an_error():
+def test_what_is_no_network_is_an_error():
     with pytest.raises(KeyError, match="arch"):
         decoded({})
     with pytest.raises(ValueError, match="exactly 3 stages"):
@@ -58,7 +58,7 @@ def test_a_timm_model_becomes_a_file_for_all_that_cannot_build_it(family, export
     assert exported == ([] if builds else [("resnet18", 64)])
 
 
-@pytest.mark.parametrize("subject", [tiny_arch(), Path("net.onnx")], ids=["architecture", "file"])
-def test_everything_else_stays_as_it_is(subject, exported):
-    assert resolved(subject, "cpu") is subject
+@pytest.mark.parametrize("network", [tiny_arch(), Path("net.onnx")], ids=["architecture", "file"])
+def test_everything_else_stays_as_it_is(network, exported):
+    assert resolved(network, "cpu") is network
     assert exported == []

@@ -1,15 +1,16 @@
-"""How well the score of a run ranks trained networks of about equal latency: judged once, then kept in the run folder.
+"""The card of a run's score: how well it ranks trained networks of about equal latency, by cross-validation.
 
-The judges of the card are networks that were trained: those that a learned score was learned from (each was left out
-in turn), those of the nearest regime that come with the package, or what is published on ImageNet.
+It is judged by networks that were trained: those that a learned score was learned from (each is left out in turn),
+those of the nearest regime that come with the package, or what is published on ImageNet. A search makes it at its end;
+it is derived, and made anew where it is missing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,38 +25,55 @@ from evit_nas.runs import Run
 if TYPE_CHECKING:
     from evit_nas.accuracy.scorecard import Card, Row
 
-Worth = list[dict[str, str]]
-
+FILE = "card.json"  # in the run's folder
 SCORES = {"table": "predictor", "predictor": "predictor", "zero-cost": "zero-cost aggregate"}
 """Accuracy method -> its row of the score card."""
 
 
-def worth_of(run: Run) -> tuple[Worth, str]:
-    """Rows about the run's score, and a sentence on what it was judged by; empty if there is nothing to judge by."""
-    if run.settings.accuracy.regime == IMAGENET:
-        return _on_imagenet()
-    table = _table(run)
-    if table is None:
-        return [], ""
-    path, method = run.path / "card.json", run.settings.accuracy.method
-    identity = hashlib.sha256(f"{method} {table.model_dump_json()}".encode()).hexdigest()[:12]
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["of"] == identity:
-            return known["rows"], known["judged"]
+@dataclass(frozen=True)
+class ScoreCard:
+    """The card in words, as pages show it."""
+
+    rows: list[dict[str, str]]
+    """Cells by the name of their column; none if there is nothing to judge by."""
+    judged: str
+    """By what it was judged, in sentences."""
+
+
+NO_CARD = ScoreCard([], "")
+
+
+def card_of(run: Run) -> ScoreCard:
+    """The card as the run's search left it; made now where there is none, as of a search that goes on."""
+    try:
+        return ScoreCard(**json.loads((run.path / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return make_card(run)
+
+
+def make_card(run: Run) -> ScoreCard:
+    """Judges the run's score, and keeps the card in the run's folder if that can be written."""
+    card = _on_imagenet() if run.settings.accuracy.regime == IMAGENET else _on_table(run)
+    if card.rows:
+        with suppress(OSError):  # a run of somebody else's
+            write_atomically(run.path / FILE, json.dumps(asdict(card)))
+    return card
+
+
+def _on_table(run: Run) -> ScoreCard:
     from evit_nas.accuracy.scorecard import score_card
 
+    table = _table(run)
+    if table is None:
+        return NO_CARD
     try:
-        card = score_card(table, labels=(), only=SCORES[method])
+        card = score_card(table, labels=(), only=SCORES[run.settings.accuracy.method])
     except UsageError:  # too few trained networks, or none of about equal latency
-        return [], ""
-    rows, judged = [_plain(row) for row in card.rows], _judged(card)
-    with suppress(OSError):  # a run of somebody else's
-        write_atomically(path, json.dumps({"of": identity, "rows": rows, "judged": judged}))
-    return rows, judged
+        return NO_CARD
+    return ScoreCard([_plain(row) for row in card.rows], _judged(card))
 
 
-def _on_imagenet() -> tuple[Worth, str]:
+def _on_imagenet() -> ScoreCard:
     from evit_nas.accuracy.imagenet import imagenet_card
 
     card = imagenet_card()
@@ -67,11 +85,12 @@ def _on_imagenet() -> tuple[Worth, str]:
         }
         for one in card.presets
     ]
-    return rows, (
+    return ScoreCard(
+        rows,
         "Each of them was left out of everything that the score was learned from, and predicted. Seven networks of "
         f"other papers are predicted by their sizes with an error of {card.rmse:.1f} points (root mean square). These "
         "few networks lie far apart: how well the score ranks networks of about the same latency on ImageNet is not "
-        "known."
+        "known.",
     )
 
 

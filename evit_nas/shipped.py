@@ -37,7 +37,7 @@ CONFIG, FP32, INT8, PREDICT, CARD, RECORD, SUMS = (
 )
 
 
-class Graph(BaseModel):
+class ShippedGraph(BaseModel):
     """One ONNX file, as it was when it was made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -67,9 +67,9 @@ class Shipped(BaseModel):
     """Validation images behind every accuracy here."""
     top1: float = Field(ge=0, le=100)
     """Accuracy of the torch network in percent."""
-    fp32: Graph
+    fp32: ShippedGraph
     """model.onnx."""
-    int8: Graph | None
+    int8: ShippedGraph | None
     """The graph in 8 bits, also where it is refused; None where it could not be made."""
     int8_refusal: str
     """Why there is no model-int8.onnx; empty where there is one."""
@@ -91,7 +91,7 @@ class Shipped(BaseModel):
         )
 
     @property
-    def graphs(self) -> dict[str, Graph]:
+    def graphs(self) -> dict[str, ShippedGraph]:
         """The ONNX files of the folder by name."""
         return {FP32: self.fp32} | ({INT8: self.int8} if self.int8 and not self.int8_refusal else {})
 

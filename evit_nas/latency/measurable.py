@@ -11,22 +11,22 @@ from evit_nas.caches import cache_folder
 from evit_nas.errors import UsageError
 from evit_nas.files import write_whole
 from evit_nas.latency.runtimes import RUNTIMES
-from evit_nas.latency.values import Subject, TimmModel
+from evit_nas.latency.values import Measurable, TimmModel
 
 
-def resolved(subject: Subject, family: str) -> Subject:
-    """`subject` as the runtime called `family` takes it: a timm model becomes an ONNX file where that needs one.
+def resolved(network: Measurable, family: str) -> Measurable:
+    """`network` as the runtime called `family` takes it: a timm model becomes an ONNX file where that needs one.
 
     Raises:
         UsageError: timm has no such network.
         MeasurementError: it cannot be exported.
     """
     runtime = RUNTIMES.get(family)
-    if isinstance(subject, TimmModel) and not (runtime and runtime.takes_timm):
+    if isinstance(network, TimmModel) and not (runtime and runtime.takes_timm):
         from evit_nas.network.timm_models import timm_onnx
 
-        return timm_onnx(subject.name, subject.image_size)
-    return subject
+        return timm_onnx(network.name, network.image_size)
+    return network
 
 
 def sized(path: Path, image_size: int | None) -> Path:
@@ -94,17 +94,17 @@ def _kept(graph: bytes, name: str) -> Path:
     return path
 
 
-def encoded(subject: Subject) -> dict[str, Any]:
+def encoded(network: Measurable) -> dict[str, Any]:
     """Plain values that `decoded` turns back."""
-    if isinstance(subject, ArchConfig):
-        return {"arch": subject.model_dump(mode="json")}
-    if isinstance(subject, Path):
-        return {"onnx": str(subject.absolute())}
-    return {"timm": subject.name, "image_size": subject.image_size}
+    if isinstance(network, ArchConfig):
+        return {"arch": network.model_dump(mode="json")}
+    if isinstance(network, Path):
+        return {"onnx": str(network.absolute())}
+    return {"timm": network.name, "image_size": network.image_size}
 
 
-def decoded(values: dict[str, Any]) -> Subject:
-    """The subject that `encoded` wrote.
+def decoded(values: dict[str, Any]) -> Measurable:
+    """The network that `encoded` wrote.
 
     Raises:
         KeyError: it is none.
