@@ -3,9 +3,9 @@
     PYTHONPATH=. python benchmarks/parity.py                 # 200 members of every shipped space
     PYTHONPATH=. python benchmarks/parity.py --members 1000 --space efficientvit-96
 
-Live BatchNorm statistics and gammas, one image of the space's own size; and two of 64 px for what a member computes with
-shared weights and taken out of them. Prints the largest differences, and ends with exit code 1 if one is not allowed.
-The tests check members that cover the pairs of choices by the same rules.
+Live BatchNorm statistics and gammas, one image of the space's own size; and two of 64 px for what a member computes
+with shared weights and taken out of them. Prints the largest differences, and ends with exit code 1 if one is not
+allowed. The tests check members that cover the pairs of choices by the same rules.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def main() -> None:
                 print(f"{found[-1]}, extracted {extracted[-1]}\n{arch.to_yaml()}")
         folded, onnx = max(one.folded for one in found), max(one.onnx for one in found)
         print(
-            f"{name}: {len(found)} members, folded off by at most {folded:.1e}, ONNX Runtime by {onnx:.1e}, extracted by "
-            f"{max(extracted):.1e}",
+            f"{name}: {len(found)} members, folded off by at most {folded:.1e}, ONNX Runtime by {onnx:.1e}, "
+            f"extracted by {max(extracted):.1e}",
             flush=True,
         )
     sys.exit(1 if wrong else 0)
