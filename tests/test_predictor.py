@@ -432,7 +432,15 @@ def test_the_rank_correlation_is_spearmans():
     ("mape", "within_10", "trusted"), [(0.05, 0.9, True), (0.051, 1.0, False), (0.01, 0.89, False)]
 )
 def test_a_search_relies_on_5_percent_on_average_and_10_percent_for_9_of_10(mape, within_10, trusted):
-    assert Check(50, mape, 0.5, within_10, 0.99).trusted is trusted
+    assert Check(10_000, mape, 0.5, within_10 + 0.0001, 0.99).trusted is trusted
+
+
+@pytest.mark.parametrize(
+    ("networks", "outside", "trusted"), [(7, 0, False), (8, 0, True), (16, 1, False), (18, 1, True), (32, 3, False)]
+)
+def test_of_few_networks_more_than_9_of_10_must_be_within_10_percent(networks, outside, trusted):
+    """By the rule of succession the next one is with a chance of 8/9, 9/10, 16/18, 18/20, 30/34."""
+    assert Check(networks, 0.04, 0.5, 1 - outside / networks, 0.99).trusted is trusted
 
 
 # what is kept

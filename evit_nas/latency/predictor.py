@@ -83,8 +83,13 @@ class Check:
 
     @property
     def trusted(self) -> bool:
-        """Whether a search may leave networks unmeasured because of such predictions."""
-        return self.mape <= MAX_MAPE and self.within_10 >= MIN_WITHIN_10
+        """Whether a search may leave networks unmeasured because of such predictions.
+
+        What counts is how likely the next network is within 10 %, by the rule of succession: the share, and less than
+        it where the networks are few.
+        """
+        next_within_10 = (self.within_10 * self.networks + 1) / (self.networks + 2)
+        return self.mape <= MAX_MAPE and next_within_10 >= MIN_WITHIN_10
 
     def __str__(self) -> str:
         return (
