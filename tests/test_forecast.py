@@ -13,7 +13,9 @@ from evit_nas.accuracy import zero_cost
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions, SearchSettings
 from evit_nas.latency import DEVICES
-from evit_nas.latency.predictor import MIN_SAMPLES, Table
+from evit_nas.latency.operator_costs import cost_of, shipped_costs
+from evit_nas.latency.operators import operators
+from evit_nas.latency.predictor import MIN_SAMPLES, MIN_SAMPLES_WITH_PRIOR, Table
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run
@@ -42,6 +44,11 @@ def members(count: int) -> list[ArchConfig]:
 
 def macs_ms(arch: ArchConfig) -> float:
     return cost(arch).macs / 1e6
+
+
+def shipped_ms(arch: ArchConfig) -> float:
+    """Operators cost what is shipped."""
+    return sum(cost_of(name, shipped_costs()) * amount for name, amount in operators(arch).items())
 
 
 def erratic_ms(arch: ArchConfig) -> float:
@@ -92,6 +99,14 @@ def test_nothing_is_predicted_before_enough_is_measured(forecast):
     assert 0 < forecast.band < 0.1
 
 
+def test_on_a_processor_like_the_shipped_costs_fewer_are_enough(forecast):
+    *seen, unseen = members(MIN_SAMPLES_WITH_PRIOR + 1)
+    teach(forecast, seen[:-1], shipped_ms)
+    assert forecast.predict_ms([unseen]) is None
+    teach(forecast, seen[-1:], shipped_ms)
+    assert forecast.predict_ms([unseen]) == pytest.approx(shipped_ms(unseen), rel=1e-3)
+
+
 def test_what_cannot_be_predicted_is_not(forecast):
     *seen, unseen = members(GIVE_UP_AFTER + 1)
     teach(forecast, seen, erratic_ms)
@@ -129,15 +144,15 @@ def test_a_forecast_that_turns_bad_stops_predicting_and_says_so(forecast, notes)
     ]
 
 
-def test_it_is_fitted_at_the_start_and_after_every_16_measurements_to_all_so_far_in_order(
+def test_it_is_fitted_after_every_8_measurements_and_later_every_16_to_all_so_far_in_order(
     device, tmp_path, notes, monkeypatch
 ):
     fitted = []
     monkeypatch.setattr(forecast_module, "fit", lambda samples: fitted.append([s.arch for s in samples]))
-    archs = members(40)
+    archs = members(100)
     teach(Forecast(device, SPACE, tmp_path, notes.append), archs)
-    assert REFIT_EVERY == 16
-    assert fitted == [[], archs[:16], archs[:32]]
+    assert (REFIT_EVERY, GIVE_UP_AFTER) == (8, 64)
+    assert fitted == [archs[:count] for count in (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96)]
 
 
 def test_it_starts_from_what_was_measured_on_the_device_before(device, tmp_path, notes):
@@ -174,6 +189,19 @@ def test_a_resumed_forecast_does_not_see_what_others_measured_since(device, tmp_
 
     (tmp_path / "another run").mkdir()
     assert Forecast(device, SPACE, tmp_path / "another run", notes.append).predict_ms([unseen]) is not None
+
+
+@pytest.mark.parametrize("count", [23, 24, 30, 32, 63, 64, 79, 80])
+def test_a_resumed_forecast_predicts_as_one_that_was_never_interrupted(device, tmp_path, notes, count):
+    *seen, unseen = members(81)
+    uninterrupted, resumed = (Forecast(device, SPACE, tmp_path, notes.append) for _ in range(2))
+    teach(uninterrupted, seen[:count], shipped_ms)
+    for arch in seen[:count]:
+        resumed.learn(arch, latency_of(shipped_ms(arch)))
+    expected = uninterrupted.predict_ms([unseen])
+    assert resumed.predict_ms([unseen]) == expected
+    assert (expected is None) == (count < MIN_SAMPLES_WITH_PRIOR)
+    assert resumed.band == uninterrupted.band
 
 
 # in a search

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,24 @@ import platformdirs
 import pytest
 from scipy import stats
 
+from evit_nas.accuracy.table import LabelTable
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import EvitNasError, LostLink, MeasurementError, UsageError
 from evit_nas.latency import Protocol, predictor
+from evit_nas.latency.operator_costs import cost_of, shipped_costs
 from evit_nas.latency.operators import CHANNEL_BLOCK, kernel, operators
 from evit_nas.latency.predictor import (
     MIN_SAMPLES,
+    MIN_SAMPLES_WITH_PRIOR,
     Check,
     Predictor,
     Sample,
     Table,
+    checked,
     compare,
     fit,
     fit_operators,
+    fitted_costs,
     measure_unseen,
     merged,
 )
@@ -67,6 +72,24 @@ def additive_device(archs: Sequence[ArchConfig], seed: int = 0) -> Callable[[Arc
         name: rng.random() * (rng.random() < 0.6) * len(archs) / (10 * total or 1) for name, total in totals.items()
     }
     return lambda arch: sum(prices[name] * amount for name, amount in operators(arch).items())
+
+
+def like_shipped_device(apart: float, noise: float = 0.0, seed: int = 0) -> Callable[[ArchConfig], float]:
+    """Operators cost what is shipped times 7, each by a factor of its own; what is measured of a network is noisy."""
+    rng = np.random.default_rng(seed)
+    prices = {name: 7 * cost * math.exp(apart * rng.standard_normal()) for name, cost in shipped_costs().items()}
+
+    def ms(arch: ArchConfig) -> float:
+        luck = np.random.default_rng([seed, int(arch.key, 16)]).standard_normal()
+        return sum(prices[name] * amount for name, amount in operators(arch).items()) * math.exp(noise * luck)
+
+    return ms
+
+
+def count_device(arch: ArchConfig) -> float:
+    """As a GPU at batch 1: each operator takes the same time, however large it is."""
+    kinds = ("pointwise", "depthwise", "cascade", "parallel", "linear", "head step")
+    return 10 + sum(amount for name, amount in operators(arch).items() if name.endswith(kinds))
 
 
 def macs_device(arch: ArchConfig) -> float:
@@ -311,8 +334,9 @@ def test_noise_of_2_percent_becomes_an_error_of_1():
     assert check.within_5 > 0.97
 
 
-def test_the_same_samples_make_the_same_fit():
-    samples = measured(members(120), product_device)
+@pytest.mark.parametrize(("count", "device"), [(24, like_shipped_device(apart=0.2)), (120, product_device)])
+def test_the_same_samples_make_the_same_fit(count, device):
+    samples = measured(members(count), device)
     one, two = fit(samples), fit(samples)
     assert one.check == two.check
     assert np.array_equal(one.predict_ms(members(20)), two.predict_ms(members(20)))
@@ -341,9 +365,15 @@ def test_an_uncertain_measurement_counts_less():
 
 
 def test_too_few_networks_make_no_fit():
-    samples = measured(members(MIN_SAMPLES), macs_device)
+    samples = measured(members(MIN_SAMPLES), count_device)
     assert fit(samples[:-1]) is None
     assert fit(samples) is not None
+
+
+def test_fewer_networks_make_a_fit_where_operators_cost_what_is_shipped():
+    samples = measured(members(MIN_SAMPLES_WITH_PRIOR), like_shipped_device(apart=0.2))
+    assert fit(samples[:-1]) is None
+    assert fit(samples).method == "operators with prior"
 
 
 def test_where_operators_add_up_nothing_else_is_tried(monkeypatch):
@@ -363,8 +393,9 @@ def test_where_stages_multiply_the_model_of_stages_is_better_and_still_not_trust
 
 def test_a_trusted_model_is_preferred_to_one_that_is_slightly_better_on_average(monkeypatch):
     """On these devices operators are off by little on average, but by more than 10 % too often."""
-    checks = {"operators": Check(40, 0.03, 0.8, 0.89, 0.99), "stages": Check(40, 0.04, 0.8, 0.95, 0.99)}
-    monkeypatch.setattr(predictor, "_checked", lambda name, fit, samples: Predictor(name, 40, checks[name], None))
+    checks = dict.fromkeys(["operators", "operators with prior"], Check(40, 0.03, 0.8, 0.89, 0.99))
+    checks["stages"] = Check(40, 0.04, 0.8, 0.95, 0.99)
+    monkeypatch.setattr(predictor, "checked", lambda name, fit, samples: Predictor(name, 40, checks[name], None))
     assert fit(measured(members(40), macs_device)).method == "stages"
 
 
@@ -373,10 +404,17 @@ def test_a_fit_warns_of_nothing():
     fit(measured(members(100), product_device))
 
 
-@pytest.mark.parametrize("device", [bottleneck_device, erratic_device])
-def test_a_device_that_neither_model_describes_is_not_trusted(device):
-    found = fit(measured(members(100), device))
+@pytest.mark.parametrize("count", [MIN_SAMPLES, 100])
+@pytest.mark.parametrize("device", [bottleneck_device, erratic_device, product_device])
+def test_a_device_that_no_model_describes_is_not_trusted(device, count):
+    found = fit(measured(members(count), device))
     assert not found.check.trusted
+
+
+@pytest.mark.parametrize("count", [MIN_SAMPLES_WITH_PRIOR, MIN_SAMPLES - 1])
+@pytest.mark.parametrize("device", [bottleneck_device, erratic_device, product_device, count_device])
+def test_on_a_device_unlike_the_prior_fewer_networks_make_no_fit(device, count):
+    assert fit(measured(members(count), device)) is None
 
 
 def test_the_check_is_of_networks_that_the_fit_did_not_see():
@@ -407,6 +445,112 @@ print(len(predicted), min(predicted) > 0, "torch" in sys.modules, "onnxruntime" 
     assert done.stdout.split() == ["1000", "True", "False", "False"]
 
 
+# what operators cost elsewhere
+
+
+def test_where_operators_cost_what_is_shipped_a_handful_of_networks_tells_the_factor():
+    """Also what an operator costs that none of them has, and what the largest networks take."""
+    device = like_shipped_device(apart=0)
+    seen, unseen = members(100)[:4], members(100)[4:]
+    assert set(shipped_costs()) - set().union(*map(operators, seen))
+    predicted = fit_operators(measured(seen, device), shipped_costs())(unseen)
+    np.testing.assert_allclose(predicted, list(map(device, unseen)), rtol=1e-6)
+
+
+def test_of_a_prior_only_the_ratios_count():
+    samples, unseen = measured(members(24), macs_device), members(100)[24:]
+    thousandfold = {name: 1000 * cost for name, cost in shipped_costs().items()}
+    one, other = (fit_operators(samples, prior)(unseen) for prior in (shipped_costs(), thousandfold))
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("prior", [{}, shipped_costs()], ids=["without prior", "with prior"])
+def test_a_device_a_thousand_times_as_slow_has_a_thousand_times_the_predictions(prior):
+    quick, unseen = measured(members(40), product_device), members(100)[40:]
+    slow = measured(members(40), lambda arch: 1000 * product_device(arch))
+    np.testing.assert_allclose(
+        1000 * fit_operators(quick, prior)(unseen), fit_operators(slow, prior)(unseen), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_a_prior_few_networks_predict_a_processor_that_is_somewhat_different(seed):
+    """Costs are 1.5 times what the prior says or two thirds of it, as a rule."""
+    device = like_shipped_device(apart=0.4, noise=0.01, seed=seed)
+    seen, unseen = members(260)[:MIN_SAMPLES_WITH_PRIOR], members(260)[100:]
+    truth = list(map(device, unseen))
+    samples = measured(seen, device)
+    without, with_prior = (compare(fit_operators(samples, prior)(unseen), truth) for prior in ({}, shipped_costs()))
+    assert with_prior.mape < 0.7 * without.mape
+    assert with_prior.mape < 0.05
+
+
+def test_where_the_prior_is_useless_it_is_not_chosen():
+    found = fit(measured(members(40), count_device))
+    assert found.method == "operators"
+    assert found.check.trusted
+
+
+def test_few_networks_that_happen_to_fit_are_not_believed():
+    """Where measurements scatter by 7 %, predictions are off by as much; by chance a few networks look otherwise."""
+    lucky = 0
+    for seed in range(40):
+        device, start = like_shipped_device(apart=0.3, noise=0.07, seed=seed), MIN_SAMPLES_WITH_PRIOR * (seed % 10)
+        samples = measured(members(260)[start : start + MIN_SAMPLES_WITH_PRIOR], device)
+        check = checked("", partial(fit_operators, prior=shipped_costs()), samples).check
+        lucky += check.mape <= 0.05 and check.within_10 >= 0.9
+        assert not check.trusted
+    assert lucky > 0
+
+
+def test_the_shipped_costs_know_every_operator_of_the_default_space():
+    costs = shipped_costs()
+    assert all(math.isfinite(cost) and cost >= 0 for cost in costs.values())
+    assert set().union(*map(operators, members(600))) <= set(costs)
+
+
+@pytest.mark.parametrize("space", sorted(shipped_spaces()))
+def test_they_know_something_like_every_operator_of_the_other_spaces(space):
+    names = set().union(*map(operators, members(200, space)))
+    assert [name for name in names if cost_of(name, shipped_costs()) is None] == []
+
+
+def test_the_shipped_costs_are_those_of_the_shipped_table():
+    samples = [Sample(one.arch, one.latency_ms, 0.01) for one in LabelTable.load("fashion-mnist-64").networks]
+    assert set(fitted_costs(samples, {})) == set(shipped_costs())
+    of_table = fit_operators(samples)(members(100))
+    shipped = [sum(shipped_costs()[name] * amount for name, amount in operators(a).items()) for a in members(100)]
+    np.testing.assert_allclose(of_table / of_table.mean(), shipped / np.mean(shipped), rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "cost"),
+    [
+        ("16 depthwise data", 1.0),
+        ("4 depthwise data", 1.0),
+        ("27 depthwise data", 1.0),
+        ("29 depthwise data", 2.0),
+        ("900 depthwise data", 2.0),
+        ("downsample depthwise data", 3.0),
+        ("linear depthwise data", None),
+        ("16 pointwise", None),
+        ("pointwise", None),
+    ],
+)
+def test_on_a_map_of_another_size_an_operator_costs_what_it_does_on_the_nearest(name, cost):
+    """Halfway between 16 and 49 positions, as a ratio, are 28."""
+    known = {"16 depthwise data": 1.0, "49 depthwise data": 2.0, "downsample depthwise data": 3.0}
+    assert cost_of(name, known) == cost
+
+
+def test_what_the_prior_does_not_know_is_learnt_from_the_samples_alone():
+    device = like_shipped_device(apart=0)
+    seen, unseen = members(260)[:160], members(260)[160:]
+    partly = {name: cost for name, cost in shipped_costs().items() if "pointwise" not in name}
+    predicted = fit_operators(measured(seen, device), partly)(unseen)
+    np.testing.assert_allclose(predicted, list(map(device, unseen)), rtol=1e-2)
+
+
 # how good it is
 
 
@@ -432,7 +576,15 @@ def test_the_rank_correlation_is_spearmans():
     ("mape", "within_10", "trusted"), [(0.05, 0.9, True), (0.051, 1.0, False), (0.01, 0.89, False)]
 )
 def test_a_search_relies_on_5_percent_on_average_and_10_percent_for_9_of_10(mape, within_10, trusted):
-    assert Check(50, mape, 0.5, within_10, 0.99).trusted is trusted
+    assert Check(10_000, mape, 0.5, within_10 + 0.0001, 0.99).trusted is trusted
+
+
+@pytest.mark.parametrize(
+    ("networks", "outside", "trusted"), [(7, 0, False), (8, 0, True), (16, 1, False), (18, 1, True), (32, 3, False)]
+)
+def test_of_few_networks_more_than_9_of_10_must_be_within_10_percent(networks, outside, trusted):
+    """By the rule of succession the next one is with a chance of 8/9, 9/10, 16/18, 18/20, 30/34."""
+    assert Check(networks, 0.04, 0.5, 1 - outside / networks, 0.99).trusted is trusted
 
 
 # what is kept

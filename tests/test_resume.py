@@ -23,6 +23,7 @@ from evit_nas.latency.predictor import Table
 from evit_nas.network.cost import cost
 from evit_nas.runs import Run
 from evit_nas.searching import evaluate, screening
+from evit_nas.searching.forecast import Forecasts
 from evit_nas.searching.record import Front, journal_of, load_front
 from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import Search
@@ -180,6 +181,23 @@ def test_so_does_one_that_screens_by_prediction(tmp_path, monkeypatch):
     assert interrupted == whole
     origins = [attributes["origin"] for *_, attributes in whole.trials]
     assert origins.count("screening") >= 8
+
+
+def test_one_that_began_without_predictions_is_resumed_with_them(tmp_path, monkeypatch):
+    """As one of a version that predicted later: the round it died in is proposed by a screening now."""
+    known_device()
+    wish = {"method": "table", "table": str(label_table(tmp_path / "table.json"))}
+    run = new_run(tmp_path / "run", accuracy=wish, trials=26, budget_ms=0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Forecasts, "predict_ms", lambda self, archs, units: None)
+        next(mortal(patch, 20))
+        with pytest.raises(Died):
+            search(run)
+    found = search(run)
+    origins = [attributes["origin"] for *_, attributes in found.trials]
+    assert len(origins) == 26
+    assert origins.count("screening") >= 4
+    assert found.front.members
 
 
 def test_a_torn_line_of_the_journal_is_cut_off_and_kept(zero_cost_outcome, tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ distinct blocks a stage, more than anybody measures; operators are shared by all
 blocks of 16, as convolutions run, so that a prediction steps where the runtime steps and never interpolates between.
 
 Every real measurement on a device is kept in the user's cache folder, under the conditions, processor and runtime it
-belongs to, and refines the next fit. A fit checks itself by cross-validation; where operators do not add up (threads,
-GPUs) a Gaussian process on stage features competes, and where neither is good enough everything is measured.
+belongs to, and refines the next fit. A fit starts from what operators cost beside one another on another processor, and
+checks itself by cross-validation; where operators do not add up (threads, GPUs) a Gaussian process on stage features
+competes, and where nothing is good enough everything is measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,19 @@ from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
 from evit_nas.latency.device import Device
+from evit_nas.latency.operator_costs import cost_of, shipped_costs
 from evit_nas.latency.operators import operators
 from evit_nas.latency.values import Latency, Protocol
 from evit_nas.network.cost import cost
 from evit_nas.space import SearchSpace
 
-MIN_SAMPLES = 32  # distinct networks below which no fit is tried
+MIN_SAMPLES = 32  # distinct networks that make a fit; fewer leave more open than they can check
+MIN_SAMPLES_WITH_PRIOR = 24  # distinct networks that may do where operators cost about what they do elsewhere
 MAX_MAPE, MIN_WITHIN_10 = 0.05, 0.9  # of a cross-validated fit that a search relies on
-FOLDS = 5
-SHRINKAGE = 0.01  # of coefficients to zero, in relative errors: decides only what the samples leave open
+FOLDS = 16  # so that of few networks one or two are left out: with fewer left a fit looks worse than it is
+# Of costs, in relative errors of a network. To zero: decides only what the samples leave open. To a prior: an operator
+# that takes a tenth of a network more than the prior says counts as much as a network that is off by a tenth.
+SHRINKAGE, PRIOR_WEIGHT = 0.01, 1.0
 SEED = 0
 
 
@@ -83,8 +89,13 @@ class Check:
 
     @property
     def trusted(self) -> bool:
-        """Whether a search may leave networks unmeasured because of such predictions."""
-        return self.mape <= MAX_MAPE and self.within_10 >= MIN_WITHIN_10
+        """Whether a search may leave networks unmeasured because of such predictions.
+
+        What counts is how likely the next network is within 10 %, by the rule of succession: the share, and less than
+        it where the networks are few.
+        """
+        next_within_10 = (self.within_10 * self.networks + 1) / (self.networks + 2)
+        return self.mape <= MAX_MAPE and next_within_10 >= MIN_WITHIN_10
 
     def __str__(self) -> str:
         return (
@@ -126,20 +137,25 @@ class Predictor:
 def fit(samples: Sequence[Sample]) -> Predictor | None:
     """The best model of the measured networks by cross-validation; None for too few of them.
 
-    The Gaussian process on stage features is tried only where the linear model over operators is not good enough.
+    Beside the shipped costs of operators a few are enough if predictions can be trusted then. On a device that is like
+    no processor these costs are wrong: the networks alone compete with them where they are enough, and a Gaussian
+    process on stage features where no sum over operators is good enough.
     """
-    if len(samples) < MIN_SAMPLES:
+    if len(samples) < MIN_SAMPLES_WITH_PRIOR:
         return None
-    fitted = [_checked("operators", fit_operators, samples)]
-    if not fitted[0].check.trusted:
-        fitted.append(_checked("stages", fit_stages, samples))
+    with_prior = checked("operators with prior", partial(fit_operators, prior=shipped_costs()), samples)
+    if len(samples) < MIN_SAMPLES:
+        return with_prior if with_prior.check.trusted else None
+    fitted = [with_prior, checked("operators", fit_operators, samples)]
+    if not any(predictor.check.trusted for predictor in fitted):
+        fitted.append(checked("stages", fit_stages, samples))
     return min(fitted, key=lambda predictor: (not predictor.check.trusted, predictor.check.mape))
 
 
 Fit = Callable[[Sequence[Sample]], Callable[[Sequence[ArchConfig]], np.ndarray]]
 
 
-def _checked(method: str, fit_model: Fit, samples: Sequence[Sample]) -> Predictor:
+def checked(method: str, fit_model: Fit, samples: Sequence[Sample]) -> Predictor:
     """The model of all samples, with the check of its cross-validation."""
     folds = np.random.default_rng(SEED).permutation(len(samples)) % FOLDS
     predicted = np.empty(len(samples))
@@ -150,30 +166,46 @@ def _checked(method: str, fit_model: Fit, samples: Sequence[Sample]) -> Predicto
     return Predictor(method, len(samples), check, fit_model(samples))
 
 
-def fit_operators(samples: Sequence[Sample]) -> Callable[[Sequence[ArchConfig]], np.ndarray]:
-    """Non-negative least squares of relative errors over `operators`, barely shrunk."""
-    from scipy.optimize import nnls
-
-    terms = [operators(sample.arch) for sample in samples]
-    names = sorted(set().union(*terms))
-    matrix = _matrix(terms, names)
-    scale = matrix.mean(0)
-    ms = np.array([sample.ms for sample in samples])
-    # A noisy measurement counts less, but none counts alone: below 2 % the model is what errs.
-    weight = 1 / np.maximum([sample.rel_error for sample in samples], 0.02)
-    weight /= weight.mean()
-    rows = matrix / scale / ms[:, None] * weight[:, None]
-    shrink = SHRINKAGE * np.eye(len(names))
-    solution, _ = nnls(
-        np.vstack([rows, shrink]), np.concatenate([weight, np.zeros(len(names))]), maxiter=100 * len(names)
-    )
-    coefficients = solution / scale
+def fit_operators(
+    samples: Sequence[Sample], prior: Mapping[str, float] | None = None
+) -> Callable[[Sequence[ArchConfig]], np.ndarray]:
+    """What the operators of a network cost in all, by `fitted_costs`."""
+    costs = fitted_costs(samples, prior or {})
+    names, of_each = list(costs), np.array(list(costs.values()))
 
     def predict_ms(archs: Sequence[ArchConfig]) -> np.ndarray:
-        predicted: np.ndarray = _matrix([operators(arch) for arch in archs], names) @ coefficients
+        predicted: np.ndarray = _matrix([operators(arch) for arch in archs], names) @ of_each
         return predicted
 
     return predict_ms
+
+
+def fitted_costs(samples: Sequence[Sample], prior: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds for a unit of each of `operators`: non-negative least squares of relative errors, barely shrunk.
+
+    Where the `prior` knows what an operator costs beside the others, its cost is shrunk to that instead of to zero: to
+    that times a factor, the same for all, which is fitted with the costs. What no sample has costs what the prior says.
+    """
+    from scipy.optimize import nnls
+
+    terms = [operators(sample.arch) for sample in samples]
+    names = sorted(set(prior).union(*terms))
+    matrix = _matrix(terms, names)
+    scale = np.where(matrix.any(0), matrix.mean(0), 1.0)
+    ms = np.array([sample.ms for sample in samples])
+    typical_ms = float(np.exp(np.log(ms).mean()))
+    # A noisy measurement counts less, but none counts alone: below 2 % the model is what errs.
+    weight = 1 / np.maximum([sample.rel_error for sample in samples], 0.02)
+    weight /= weight.mean()
+    # Unknown is what each operator takes of a typical network; and, last, the factor of the prior.
+    rows = np.column_stack([matrix / scale * (typical_ms / ms * weight)[:, None], np.zeros(len(samples))])
+    believed = [cost_of(name, prior) for name in names]
+    shrink = np.diag([SHRINKAGE if cost is None else PRIOR_WEIGHT for cost in believed])
+    pull = np.column_stack([shrink, -shrink @ (scale * [cost or 0.0 for cost in believed])])
+    solution, _ = nnls(
+        np.vstack([rows, pull]), np.concatenate([weight, np.zeros(len(names))]), maxiter=100 * len(names)
+    )
+    return dict(zip(names, (solution[:-1] * typical_ms / scale).tolist(), strict=True))
 
 
 def fit_stages(samples: Sequence[Sample]) -> Callable[[Sequence[ArchConfig]], np.ndarray]:

@@ -22,7 +22,7 @@ from evit_nas.latency.yardstick import Units
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.space import SearchSpace
 
-REFIT_EVERY = 16  # new measurements
+REFIT_EVERY = 8  # new measurements; twice as many beyond GIVE_UP_AFTER, where each says less and a fit takes longer
 WIDE = 3  # times their mean error: nineteen of twenty predictions are nearer (if errors fall off exponentially)
 GIVE_UP_AFTER = 64  # distinct networks: if these do not make a good fit, the user should know
 
@@ -49,7 +49,8 @@ class Forecast:
 
     def predict_ms(self, archs: Sequence[ArchConfig], unit: Unit | None = None) -> np.ndarray | None:
         """(n,) predicted medians in milliseconds by that unit; None while predictions are not good enough."""
-        due = max(self._copied, len(self._samples) // REFIT_EVERY * REFIT_EVERY)
+        every = REFIT_EVERY if len(self._samples) < GIVE_UP_AFTER else 2 * REFIT_EVERY
+        due = max(self._copied, len(self._samples) // every * every)
         if due != self._fitted_to:
             self._fitted_to = due
             self._refit(merged(self._samples[:due]))
