@@ -108,7 +108,7 @@ def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
 
 def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
     from evit_nas.training import folder as folders
-    from evit_nas.training import loop
+    from evit_nas.training import network
 
     asked = []
 
@@ -119,7 +119,7 @@ def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
         base = Trained.load(finished(Path(f"base-{len(asked)}")))
         return base.model_copy(update={"name": settings.name, "seed": settings.seed, "top1": top1})
 
-    monkeypatch.setattr(loop, "train", recorded)
+    monkeypatch.setattr(network, "train", recorded)
     result = call("train", tiny, *QUICK, "--no-ship", "--seeds", "2", "--baseline", "m0", "--format", "json")
     assert sorted(asked) == [("m0", 0), ("m0", 1), ("tiny", 0), ("tiny", 1)]
     own, baseline = json.loads(result.out)
@@ -130,7 +130,7 @@ def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
 @pytest.fixture
 def asked(call, tiny, monkeypatch):
     """The folders that are trained, in their order; the first one fails."""
-    from evit_nas.training import loop
+    from evit_nas.training import network
 
     found = []
 
@@ -141,7 +141,7 @@ def asked(call, tiny, monkeypatch):
             raise RuntimeError("no kernel for this")
         return Trained.load(finished(Path(f"base-{len(found)}")))
 
-    monkeypatch.setattr(loop, "train", recorded)
+    monkeypatch.setattr(network, "train", recorded)
     Path("other.yaml").write_text(tiny_arch().to_yaml())
     return found
 
@@ -164,10 +164,9 @@ def test_an_error_that_nobody_expected_does_not_cost_the_others(call, asked):
 
 
 def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch):
-    from evit_nas.training import loop
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(loop, "meet", lambda: None)
+    monkeypatch.setattr("evit_nas.training.loop.meet", lambda: None)
     assert call("train", "tiny.yaml", "other.yaml", *QUICK, "--no-ship").code == 1
     assert len(asked) == 1
 
@@ -175,11 +174,11 @@ def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch)
 def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_processes_either(
     call, asked, monkeypatch
 ):
-    from evit_nas.training import loop, session
+    from evit_nas.training import session
 
     asked.append("")  # so that no training fails
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(loop, "meet", lambda: None)
+    monkeypatch.setattr("evit_nas.training.loop.meet", lambda: None)
     monkeypatch.setattr(session, "_shipped", lambda *args: 1 / 0)
     result = call("train", "tiny.yaml", "other.yaml", *QUICK)
     assert (result.code, len(asked)) == (1, 3)
@@ -203,12 +202,12 @@ def test_the_other_processes_wait_for_the_folders_that_the_first_one_makes(call,
 
 
 def test_an_interruption_says_how_to_go_on(call, tiny, monkeypatch):
-    from evit_nas.training import loop
+    from evit_nas.training import network
 
     def interrupted(folder, view, hardware):
         raise Interrupted
 
-    monkeypatch.setattr(loop, "train", interrupted)
+    monkeypatch.setattr(network, "train", interrupted)
     result = call("train", tiny, *QUICK, "--no-ship")
     assert (result.code, "before anything was saved" in result.err, "checkpoint" in result.err) == (130, True, False)
     Path("runs/train/tiny-shades-tiny-s0/checkpoint.pt").touch()

@@ -16,7 +16,7 @@ from evit_nas.latency import DEVICES
 from evit_nas.searching.study import Search
 from evit_nas.shipped import Shipped
 from evit_nas.shipping import answer, package
-from evit_nas.training import loop, pace
+from evit_nas.training import network, pace
 from evit_nas.training.recipe import RECIPES
 from evit_nas.training.status import Pace
 from tests.trainings import SHADES, FileDevice, finished, write_shades
@@ -56,7 +56,7 @@ def learned(monkeypatch):
             before.model_copy(update=fields | {"validation_images": 18}).save(folder)
         return Trained.load(folder)
 
-    monkeypatch.setattr(loop, "train", known)
+    monkeypatch.setattr(network, "train", known)
     return trained
 
 
@@ -100,7 +100,7 @@ def test_the_same_command_goes_on_after_each_interruption(call, photographs, lea
         raise Interrupted
 
     for place, name in (
-        *((Search, "run"), (making, "prepare"), (loop, "train"), (package, "ship"), (answer, "answers")),
+        *((Search, "run"), (making, "prepare"), (network, "train"), (package, "ship"), (answer, "answers")),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, interrupted)
@@ -152,12 +152,12 @@ def test_what_could_be_trained_for_a_small_part_of_its_steps_is_not(call, photog
 
 
 def test_nothing_is_shipped_that_is_worth_nothing(call, photographs, learned, monkeypatch):
-    known = loop.train
+    known = network.train
 
     def in_vain(folder, watch, hardware):
         return known(folder, watch, hardware).model_copy(update={"no_good": "it guesses"})
 
-    monkeypatch.setattr(loop, "train", in_vain)
+    monkeypatch.setattr(network, "train", in_vain)
     result = call(*MAKE)
     assert result.code == 1
     assert "nothing is shipped: it guesses. Give more time" in result.err

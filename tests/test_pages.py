@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```|^    (evit-nas [^\n]*)$", re.S | re.M)
 INLINE = re.compile(r"`(evit-nas [a-z][^`\n]*)`")
 INNER = re.compile(r"\$\((evit-nas [^)]*)\)")  # a command whose output is a word of another one
 TALK = re.compile(r"(?!next:)[a-z]+:")  # of the program, in a transcript
-OUTER = re.compile(r"(?<![/\w-])evit-nas [a-z](?:[^#&>()$|]|\$(?=[A-Z]))*")
+OUTER = re.compile(r"(?<![/\w-])evit-nas [a-z](?:[^#&>()$|]|(?<=\w)#|\$(?=[A-Z]))*")
 
 
 def read(page: str) -> str:

@@ -12,7 +12,7 @@ from evit_nas.commands import in_python
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.products import Listing
-from evit_nas.training import loop, pace
+from evit_nas.training import network, pace
 from evit_nas.training.folder import read_record
 from evit_nas.training.hardware import Hardware
 from evit_nas.training.status import Pace
@@ -89,7 +89,7 @@ def test_training_returns_what_was_trained_and_prints_as_a_table(here, monkeypat
         before = Trained.load(finished(Path(f"known-{len(trained)}")))
         return before.model_copy(update={"name": settings.name, "seed": settings.seed, "top1": 90.0 + settings.seed})
 
-    monkeypatch.setattr(loop, "train", known)
+    monkeypatch.setattr(network, "train", known)
     monkeypatch.setitem(DEVICES, "cpu", FakeDevice)
     with caplog.at_level(logging.INFO, "evit_nas"):
         found = evit_nas.train(
@@ -124,7 +124,7 @@ def test_a_failure_among_several_is_raised_in_the_end(here, monkeypatch):
     def broken(folder, watch, hardware):
         raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(loop, "train", broken)
+    monkeypatch.setattr(network, "train", broken)
     with pytest.raises(EvitNasError, match="resume=True does the rest"):
         evit_nas.train("tiny.yaml", data="shades", seeds=2, ship=False)
 

@@ -419,6 +419,13 @@ def test_the_training_of_one_network_is_not_taken_for_a_supernet(tmp_path, image
         plan_supernet(SupernetAsked(str(tmp_path / "a")), Hardware(), print)
 
 
+def test_a_supernet_is_not_taken_for_the_training_of_one_network(call, tmp_path, images):
+    begun(tmp_path / "a", images)
+    refused = call("train", "a")
+    assert refused.code == 2
+    assert "evit-nas supernet train a --resume" in refused.err
+
+
 def test_a_network_as_it_is_becomes_a_folder_that_ships(finished):
     folder, supernet = finished
     notes: list[str] = []

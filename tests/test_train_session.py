@@ -17,6 +17,7 @@ from evit_nas.trained import Trained
 from evit_nas.training import pace, session
 from evit_nas.training.folder import read_record
 from evit_nas.training.hardware import ALONE
+from evit_nas.training.network import NetworkRun
 from evit_nas.training.plan import Chosen
 from evit_nas.training.recipe import RECIPES, load_recipe
 from evit_nas.training.session import Asked, Outcome, carry_out, prepare
@@ -75,7 +76,7 @@ def test_the_time_of_several_is_added_up(shades, paced):
 
 def test_the_pace_comes_from_real_steps(shades):
     planned, _ = prepared(shades, changes={"epochs": 2})
-    found = pace.pace_of(planned.plans[0][1], ALONE)
+    found = pace.pace_of(NetworkRun, planned.plans[0][1], ALONE)
     assert found.steps == 72 // 16
     assert found.step_s > 0
     assert found.validation_s > 0
@@ -169,12 +170,12 @@ def test_a_member_is_named_by_what_it_is_as_it_is_trained():
 
 
 def test_what_learned_nothing_is_not_shipped_unasked(shades, paced, monkeypatch):
-    from evit_nas.training import loop
+    from evit_nas.training import network
 
     def in_vain(folder, watch, hardware):
         return Trained.load(finished(Path("vain"), no_good="top-1 33.0 % is no better"))
 
-    monkeypatch.setattr(loop, "train", in_vain)
+    monkeypatch.setattr(network, "train", in_vain)
     planned, watch = prepared(shades)[0], Watch()
     outcome = carry_out(planned, watch, ALONE, command="evit-nas train tiny.yaml", again="")
     assert len(outcome.trained) == 1

@@ -20,6 +20,7 @@ from evit_nas.training.folder import RECORD, holds_weights, read_record
 from evit_nas.training.hardware import first, several
 from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
 from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, load_recipe
+from evit_nas.training.settings import SupernetSettings
 
 if TYPE_CHECKING:
     from evit_nas.arch import ArchConfig
@@ -134,6 +135,10 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     """
     folders = [Path(text) for text in asked.what if (Path(text) / RECORD).is_file()]
     plans = [(folder, read_record(folder).settings) for folder in folders]
+    for folder, settings in plans:
+        if isinstance(settings, SupernetSettings):
+            again = command_line("supernet", "train", folder, "--resume")
+            raise UsageError(f"{folder} is the training of a supernet, which goes on with: {again}")
     chosen = _chosen([str(text) for text in asked.what if Path(text) not in folders], asked)
     known = [Chosen(settings.origin or settings.name, settings.arch) for _, settings in plans]
     beside = baselines([*known, *chosen], asked.baseline) if asked.baseline else {}
