@@ -14,9 +14,7 @@ SHA256SUMS          of all the others, as `sha256sum --check` reads it
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +22,7 @@ from evit_nas.errors import UsageError
 from evit_nas.latency import Latency
 from evit_nas.stats import binomial_error
 from evit_nas.trained import Trained
-from evit_nas.yamlio import validate
+from evit_nas.yamlio import read_json, validate
 
 CONFIG, FP32, INT8, PREDICT, CARD, RECORD, SUMS = (
     "config.json",
@@ -109,20 +107,6 @@ class Shipped(BaseModel):
             hint = f"Did you mean {known[0]}?" if known else "Make one with evit-nas ship."
             raise UsageError(f"{folder} is not a shipped folder (it has no {RECORD}). {hint}")
         return validate(cls, read_json(path), str(path))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UsageError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # of the encoding, too
-        raise UsageError(f"{path}: damaged: {error}.") from None
 
 
 def write_sums(folder: Path) -> None:

@@ -7,7 +7,6 @@ arch.yaml            the architecture as it was trained
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from evit_nas.commands import command_line
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.files import write_atomically
-from evit_nas.yamlio import validate
+from evit_nas.yamlio import read_json, validate
 
 WEIGHTS, RECORD, ARCH = "model.safetensors", "trained.json", "arch.yaml"
 
@@ -86,11 +85,7 @@ class Trained(BaseModel):
                 f"{folder} holds no finished training (no {RECORD} with {WEIGHTS}). Make one with evit-nas train, or "
                 f"continue an interrupted one with: {command_line('train', folder, '--resume')}"
             )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{path}: damaged: {error}.") from None
-        return validate(cls, content, str(path))
+        return validate(cls, read_json(path), str(path))
 
     def save(self, folder: Path) -> None:
         """Writes the record and the architecture beside the weights."""

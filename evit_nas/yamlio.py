@@ -6,6 +6,7 @@ A file may come from a stranger, so nothing is constructed but plain values: ali
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,6 +112,20 @@ def validate(model: type[Model], data: Any, source: str) -> Model:
             lines[SHOWN_FIELDS:] = ["..."]
         listed = "".join(f"\n  {line}" for line in lines)
         raise UsageError(f"{source}: {error.error_count()} fields are wrong:{listed}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # of the encoding, too
+        raise UsageError(f"{path}: damaged: {error}.") from None
 
 
 def shown(value: object) -> str:

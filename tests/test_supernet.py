@@ -253,7 +253,10 @@ def test_a_space_with_more_in_it_is_refused(finished, changes, message):
 
 def test_a_part_of_the_space_is_covered_whatever_its_size_and_classes(finished):
     part = space_of(width=32, depth=1).model_copy(update={"image_size": 96, "num_classes": 1000})
-    Supernet.load(finished[0]).check_covers(part)
+    supernet = Supernet.load(finished[0])
+    supernet.check_covers(part)
+    member = supernet.fitted(part.smallest())
+    assert (member.image_size, member.num_classes) == (supernet.largest.image_size, 3)
 
 
 def test_images_of_other_channels_are_refused(finished):

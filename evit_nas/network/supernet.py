@@ -6,7 +6,6 @@ supernet.json        everything needed to use them, and how they came to be: thi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import pairwise
@@ -31,7 +30,7 @@ from evit_nas.network.model import EfficientViT
 from evit_nas.network.weights import read_weights
 from evit_nas.space import SearchSpace, describe_choices
 from evit_nas.trained import WEIGHTS
-from evit_nas.yamlio import validate
+from evit_nas.yamlio import read_json, validate
 
 if TYPE_CHECKING:
     from evit_nas.data.images import Source
@@ -97,11 +96,7 @@ class Supernet(BaseModel):
                 f"{folder} holds no finished supernet (no {RECORD} with {WEIGHTS}). Make one with evit-nas supernet "
                 f"train, or continue an interrupted one with: {command_line('supernet', 'train', folder, '--resume')}"
             )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{path}: damaged: {error}.") from None
-        return validate(cls, content, str(path))
+        return validate(cls, read_json(path), str(path))
 
     def save(self, folder: Path) -> None:
         """Writes the record beside the weights."""

@@ -25,13 +25,13 @@ from evit_nas.shipped import (
     RECORD,
     SUMS,
     Shipped,
-    read_json,
     read_sums,
     sha256,
 )
 from evit_nas.shipping.accuracy import TORCH, compare, difference, probes, some
 from evit_nas.shipping.package import source_of, timm_config
 from evit_nas.trained import ARCH, WEIGHTS
+from evit_nas.yamlio import read_json
 
 if TYPE_CHECKING:
     from evit_nas.network.model import EfficientViT
