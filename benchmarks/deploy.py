@@ -1,12 +1,17 @@
 """What the deploy graph is worth: timm's own export, an export of the folded module, and the direct graph.
 
-    python benchmarks/deploy.py              M0-M5 at 224 px: three ways to the same network
-    python benchmarks/deploy.py --mixers     the direct graph with every stage's mixer changed
+    python benchmarks/deploy.py exports     M0-M5 at 224 px: five ways to the same network
+    python benchmarks/deploy.py mixers      the direct graph with every stage's mixer changed
+    python benchmarks/deploy.py openvino    the same files in OpenVINO and in ONNX Runtime
+    python benchmarks/deploy.py bound       what would be left if only the convolutions took time
 
-ONNX Runtime, batch 1, one thread. The sessions of a preset run in turn in one process, in a new random order
+Batch 1, one thread, single precision. The sessions of a preset run in turn in one process, in a new random order
 every round, each timed in CPU time of the thread; a ratio is the median over the rounds. How a session's
 memory happens to lie moves it by a few percent for as long as it lives, so everything is repeated with new
 sessions, and the ratios are averaged, with the standard error of that mean.
+
+The bound takes the share of the convolutions from `evit_nas.latency.profile`, which takes the trace's own cost
+off: a graph of the same convolutions with nothing between them cannot be faster than that.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import random
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +36,8 @@ import timm
 import torch
 
 from evit_nas.arch import PRESETS, ArchConfig, StageConfig
+from evit_nas.config import Conditions
+from evit_nas.latency.profile import Profile, memory_bound, profile
 from evit_nas.network.deploy import deploy_weights, fold
 from evit_nas.network.model import EfficientViT, build
 from evit_nas.network.onnx_graph import build_onnx
@@ -38,6 +46,7 @@ from evit_nas.network.weights import to_timm
 TIMM = ("timm, TorchScript exporter", "timm, dynamo exporter")
 FOLDED = ("folded, TorchScript exporter", "folded, dynamo exporter")
 DIRECT = "direct graph"
+OPENVINO = ("direct graph in OpenVINO", "timm, dynamo exporter, in OpenVINO")
 MIXERS: dict[str, dict[str, object]] = {
     "cascade": {},
     "parallel": {"cascade": False},
@@ -46,11 +55,13 @@ MIXERS: dict[str, dict[str, object]] = {
 }
 WARM_UP = 3  # runs of a new session before it is timed
 
+Runner = Callable[[np.ndarray], np.ndarray]  # (1, 3, 224, 224) to logits
+
 
 def main() -> None:
     """Prints one table as Markdown."""
     parser = argparse.ArgumentParser(description="Times deploy graphs against timm's own export.")
-    parser.add_argument("--mixers", action="store_true", help="change the mixer of every stage instead")
+    parser.add_argument("what", choices=("exports", "mixers", "openvino", "bound"), help="which table")
     parser.add_argument("--presets", default=",".join(PRESETS), help="which of m0,...,m5")
     parser.add_argument("--rounds", type=int, default=8, help="timed runs of each session")
     parser.add_argument("--repeats", type=int, default=20, help="times that new sessions are made")
@@ -58,16 +69,20 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the tracer's
     ort.set_default_logger_severity(3)
     print_environment()
-    if arguments.mixers:
+    presets = arguments.presets.split(",")
+    if arguments.what == "bound":
+        bound(presets)
+        return
+    if arguments.what == "mixers":
         make_files, title = mixers, "timm's export of the preset / direct graph with another mixer"
         pairs = {name: (TIMM[0], name) for name in MIXERS}
+    elif arguments.what == "openvino":
+        make_files, title = runtimes, "this / direct graph in ONNX Runtime"
+        pairs = {name: (name, DIRECT) for name in (*OPENVINO, TIMM[1])}
     else:
         make_files, title = ways, "this / direct graph"
         pairs = {name: (name, DIRECT) for name in (*TIMM, *FOLDED)}
-    tables = {
-        preset: compare(make_files(preset), pairs, arguments.rounds, arguments.repeats)
-        for preset in arguments.presets.split(",")
-    }
+    tables = {preset: compare(make_files(preset), pairs, arguments.rounds, arguments.repeats) for preset in presets}
     report(tables, title)
 
 
@@ -99,11 +114,26 @@ def ways(preset: str) -> dict[str, bytes]:
         FOLDED[1]: export(folded, dynamo=True),
         DIRECT: build_onnx(model.arch, deploy_weights(model)).SerializeToString(),
     }
+    check_equal(files)
+    return files
+
+
+def runtimes(preset: str) -> dict[str, bytes]:
+    """The direct graph and timm's export, each for both runtimes; all must agree."""
+    model, reference = lively_pair(preset)
+    direct = build_onnx(model.arch, deploy_weights(model)).SerializeToString()
+    exported = export(reference, dynamo=True)
+    files = {DIRECT: direct, TIMM[1]: exported, OPENVINO[0]: direct, OPENVINO[1]: exported}
+    check_equal(files)
+    return files
+
+
+def check_equal(files: dict[str, bytes]) -> None:
+    """Every file computes what the first does, in the runtime that it is timed in."""
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
-    outputs = [run(session(file), image) for file in files.values()]
+    outputs = [runner(name, file)(image) for name, file in files.items()]
     for output in outputs:
         np.testing.assert_allclose(output, outputs[0], atol=1e-4 * np.abs(outputs[0]).max())
-    return files
 
 
 def mixers(preset: str) -> dict[str, bytes]:
@@ -127,18 +157,27 @@ def export(model: torch.nn.Module, dynamo: bool) -> bytes:
     return buffer.getvalue()
 
 
-def session(file: bytes) -> ort.InferenceSession:
-    """One thread, every optimisation, no spinning."""
+def runner(name: str, file: bytes) -> Runner:
+    """One thread, every optimisation, no spinning, single precision."""
+    if name in OPENVINO:
+        return openvino_runner(file)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"input": image})[0]
 
 
-def run(runner: ort.InferenceSession, image: np.ndarray) -> np.ndarray:
-    """The logits."""
-    return runner.run(None, {"input": image})[0]
+def openvino_runner(file: bytes) -> Runner:
+    """As `evit_nas.latency.openvino_backend` runs it."""
+    import openvino
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}
+    model = openvino.Core().read_model(file)
+    request = openvino.compile_model(model, "CPU", settings | {"INFERENCE_PRECISION_HINT": "f32"})
+    infer = request.create_infer_request()
+    return lambda image: infer.infer({0: image})[0]
 
 
 def compare(
@@ -150,23 +189,39 @@ def compare(
     ratios: dict[str, list[float]] = {name: [] for name in pairs}
     for _ in range(repeats):
         shuffle(order)
-        sessions = {name: session(files[name]) for name in order}
+        runners = {name: runner(name, files[name]) for name in order}
         times: dict[str, list[int]] = {name: [] for name in files}
         for _ in range(WARM_UP + rounds):
             shuffle(order)
             for name in order:
                 start = time.thread_time_ns()
-                run(sessions[name], image)
+                runners[name](image)
                 times[name].append(time.thread_time_ns() - start)
         for name, (a, b) in pairs.items():
             timed = zip(times[a][WARM_UP:], times[b][WARM_UP:], strict=True)
             ratios[name].append(statistics.median(x / y for x, y in timed))
-        del sessions
+        del runners
         gc.collect()
     return {
         name: (statistics.mean(values), statistics.stdev(values) / math.sqrt(repeats))
         for name, values in ratios.items()
     }
+
+
+def bound(presets: list[str]) -> None:
+    """What share of the direct graph's time is left if all but convolutions, or all but products, were free."""
+    shares = {preset: profile(ArchConfig.preset(preset), Conditions(device="cpu")) for preset in presets}
+    rows: dict[str, Callable[[Profile], float]] = {
+        "convolutions": lambda each: sum(op.share for op in each.ops if "Conv" in op.name),
+        "convolutions and matrix products": lambda each: sum(op.share for op in each.ops if not memory_bound(op.name)),
+        "of the rate of a large matrix product": lambda each: each.total.gflops / each.gemm_peak_gflops,
+    }
+    print("| share of the direct graph's time | " + " | ".join(presets) + " | geometric mean |")
+    print("| --- " * (len(presets) + 2) + "|")
+    for name, share in rows.items():
+        cells = [share(each) for each in shares.values()]
+        print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells), end="")
+        print(f" | **{statistics.geometric_mean(cells):.3f}** |")
 
 
 def report(tables: dict[str, dict[str, tuple[float, float]]], title: str) -> None:
