@@ -239,8 +239,9 @@ def print_environment() -> None:
     """Machine, load and versions."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    wide = any("avx512f" in line for line in lines)
-    cpu = (models or [platform.processor()])[0] + (", AVX-512" if wide else "")
+    units = {"avx512f": ", AVX-512", "avx2": ", AVX2"}  # the widest first
+    unit = next((text for flag, text in units.items() if any(flag in line.split() for line in lines)), "")
+    cpu = (models or [platform.processor()])[0] + unit
     print(f"- {cpu}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {platform.platform()}")
     versions = {module.__name__: module.__version__ for module in (ort, onnx, torch, timm)}
     print("- " + ", ".join(f"{name} {version}" for name, version in versions.items()))

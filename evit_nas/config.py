@@ -15,6 +15,7 @@ from evit_nas.errors import UsageError
 from evit_nas.regime import Regime
 from evit_nas.space import SearchSpace
 
+TRIALS = 120  # of a search, if nothing else is said
 SHIPPED = "fashion-mnist-64"  # the largest table of trained networks that comes with the package
 
 _PASSWORD = re.compile(r"://[^/@:]*:([^@]+)@|[?&]password=([^&]+)")
@@ -247,7 +248,7 @@ class SearchSettings(BaseModel):
     """Limits on the score, parameters, MACs, memory and energy."""
     objectives: tuple[ObjectiveName, ...] = ("score", "latency")
     """What is optimised; the front is what nothing beats in all of them."""
-    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] = TRIALS
     """Distinct architectures to evaluate, the reference pool included."""
     accuracy: AccuracySettings = AccuracySettings()
     """How the accuracy of a candidate is estimated."""

@@ -14,6 +14,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -400,16 +401,23 @@ def _ask(trial: Trial, name: str, choices: Sequence[Any]) -> Any:
     """One choice: ordered numbers as a range or an index (samplers need the order), the rest as categories."""
     if len(choices) == 1:
         return choices[0]
-    step = _step(choices)
+    step, ordered, labels = _asked_as(tuple(choices), tuple(map(type, choices)))
     if isinstance(step, int):
         return trial.suggest_int(name, choices[0], choices[-1], step=step)
     if step is not None:
         answer = trial.suggest_float(name, float(choices[0]), float(choices[-1]), step=step)
         return min(choices, key=lambda choice: abs(choice - answer))
-    if _ordered(choices):
+    if ordered:
         return choices[trial.suggest_int(f"{name}.index", 0, len(choices) - 1)]
-    labels = [_label(choice) for choice in choices]
     return choices[labels.index(trial.suggest_categorical(name, labels))]
+
+
+@cache  # a screening asks for a hundred thousand answers
+def _asked_as(
+    choices: tuple[Value, ...], types: tuple[type, ...]
+) -> tuple[int | float | None, bool, tuple[Param, ...]]:
+    """The step of a range, whether there is an order at all, and the labels; `types` tell 1 from 1.0 and True."""
+    return _step(choices), _ordered(choices), tuple(map(_label, choices))
 
 
 def _answer(name: str, value: Value, choices: Sequence[Value]) -> tuple[str, Param]:

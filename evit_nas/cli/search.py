@@ -23,7 +23,7 @@ from evit_nas.cli.app import (
     given,
 )
 from evit_nas.commands import command_line, typed
-from evit_nas.config import BudgetStat, Engine, Method, Scheduler
+from evit_nas.config import TRIALS, BudgetStat, Engine, Method, Scheduler
 from evit_nas.console import Format, duration, emit, make_table, millions, put, say
 from evit_nas.errors import EvitNasError, Interrupted, UsageError, interruptions
 from evit_nas.views import progress_view
@@ -139,7 +139,7 @@ def search(
         int | None,
         typer.Option(min=0, metavar="N", help="Processes that score or train candidates.", show_default="cores - 1"),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Distinct architectures to evaluate.")] = 200,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Distinct architectures to evaluate.")] = TRIALS,
     time: Annotated[str | None, typer.Option(metavar="10m", help="Begin no new candidate after this time.")] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="End after so many architectures without a better front.")

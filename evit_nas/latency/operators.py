@@ -7,7 +7,9 @@ rule was read in `onnxruntime/core/optimizer/nchwc_transformer.cc` and is tested
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal
 
 from evit_nas.arch import SE_RATIO, ArchConfig, StageConfig, round_to
@@ -20,7 +22,14 @@ CACHES_MB = (2, 4, 8, 16)  # weights that do not fit have to be fetched in each 
 Kernel = Literal["direct", "blocked", "plain"]
 
 
-def operators(arch: ArchConfig) -> dict[str, float]:
+Terms = Mapping[str, float]
+"""Kind of operator -> how many, how much arithmetic, how much data."""
+
+_shared = lru_cache(maxsize=1 << 12)  # candidates of a space share most of their stages
+
+
+@lru_cache(maxsize=1024)  # a cross-validated fit asks for the same networks in every fold
+def operators(arch: ArchConfig) -> Terms:
     """What the deploy graph is made of: kind of operator -> how many, how much arithmetic, how much data.
 
     Arithmetic and data are in blocks of 16 channels where convolutions run on blocks, in channels elsewhere; scaled by
@@ -31,21 +40,16 @@ def operators(arch: ArchConfig) -> dict[str, float]:
     for cache_mb in CACHES_MB:
         if weights_mb > cache_mb:  # a term that no network has would have no scale
             terms[f"weights beyond {cache_mb} MB"] = weights_mb - cache_mb
-    for ins, outs, taps, area in _stem_convolutions(arch):
-        _add_stem(terms, ins, outs, taps, area)
-    for index, stage in enumerate(arch.stages):
-        grid = arch.grids[index]
-        area = grid[0] * grid[1]
+    parts = [_stem((arch.in_channels, *arch.stem_widths), arch.input_size)]
+    for index, (stage, grid) in enumerate(zip(arch.stages, arch.grids, strict=True)):
         if index:
-            _add_downsample(terms, arch, index)
-        _add_ffn(terms, stage, area, 2 * stage.ffn_count * stage.depth)
-        if stage.mixer == "softmax":
-            side = arch.window_side(index)
-            windows = -(-grid[0] // side) * -(-grid[1] // side)
-            _add_softmax(terms, stage, windows, side * side, area)
-        elif stage.mixer == "linear":
-            _add_linear(terms, stage, area)
-    return terms
+            before = arch.stages[index - 1]
+            parts.append(_downsample(before, stage, arch.merge_dim(index), arch.grids[index - 1], grid))
+        parts.append(_blocks_of(stage, grid, arch.window_side(index)))
+    for part in parts:
+        for name, value in part.items():
+            _add(terms, name, value)
+    return MappingProxyType(terms)
 
 
 def kernel(ins: int, outs: int, groups: int = 1) -> Kernel:
@@ -87,12 +91,20 @@ def _add_ffn(terms: dict[str, float], stage: StageConfig, area: int, count: int)
     _add_pointwise(terms, stage.ffn_dim, stage.width, area, count)
 
 
-def _stem_convolutions(arch: ArchConfig) -> Iterator[tuple[int, int, int, int]]:
+@_shared
+def _stem(widths: tuple[int, ...], input_size: tuple[int, int]) -> Terms:
+    """The four convolutions between five widths."""
+    terms: dict[str, float] = {}
+    for ins, outs, taps, area in _stem_convolutions(widths, input_size[0] * input_size[1]):
+        _add_stem(terms, ins, outs, taps, area)
+    return terms
+
+
+def _stem_convolutions(widths: tuple[int, ...], area: int) -> Iterator[tuple[int, int, int, int]]:
     """(input channels, output channels, taps, output positions) of each, as `onnx_graph` writes them."""
     from evit_nas.network.onnx_graph import PAIRED_WIDTH
 
-    widths = (arch.in_channels, *arch.stem_widths)
-    area, done = arch.input_size[0] * arch.input_size[1], 0
+    done = 0
     if widths[1] == PAIRED_WIDTH:
         yield widths[0], 2 * PAIRED_WIDTH, 3 * 5, area // 8  # an output holds two pixels of a row
         yield 2 * PAIRED_WIDTH, widths[2], 3 * 2, area // 16
@@ -111,9 +123,12 @@ def _add_stem(terms: dict[str, float], ins: int, outs: int, taps: int, area: int
         _add(terms, f"stem {used} arithmetic", read * CHANNEL_BLOCK * _blocks(outs) * taps * area / 1e7)
 
 
-def _add_downsample(terms: dict[str, float], arch: ArchConfig, index: int) -> None:
-    before, after, hidden = arch.stages[index - 1], arch.stages[index], arch.merge_dim(index)
-    in_area, area = (grid[0] * grid[1] for grid in arch.grids[index - 1 : index + 1])
+@_shared
+def _downsample(
+    before: StageConfig, after: StageConfig, hidden: int, in_grid: tuple[int, int], grid: tuple[int, int]
+) -> Terms:
+    terms: dict[str, float] = {}
+    in_area, area = in_grid[0] * in_grid[1], grid[0] * grid[1]
     _add_ffn(terms, before, in_area, 1)
     _add_pointwise(terms, before.width, hidden, in_area)
     _add(terms, "downsample depthwise data", _blocks(hidden) * in_area / 1e3)
@@ -121,6 +136,21 @@ def _add_downsample(terms: dict[str, float], arch: ArchConfig, index: int) -> No
     _add(terms, "downsample gate weights", hidden * round_to(hidden * SE_RATIO, 8) / 1e4)
     _add_pointwise(terms, hidden, after.width, area)
     _add_ffn(terms, after, area, 1)
+    return terms
+
+
+@_shared
+def _blocks_of(stage: StageConfig, grid: tuple[int, int], side: int) -> Terms:
+    """All blocks of a stage with windows of `side`."""
+    terms: dict[str, float] = {}
+    area = grid[0] * grid[1]
+    _add_ffn(terms, stage, area, 2 * stage.ffn_count * stage.depth)
+    if stage.mixer == "softmax":
+        windows = -(-grid[0] // side) * -(-grid[1] // side)
+        _add_softmax(terms, stage, windows, side * side, area)
+    elif stage.mixer == "linear":
+        _add_linear(terms, stage, area)
+    return terms
 
 
 def _add_softmax(terms: dict[str, float], stage: StageConfig, windows: int, tokens: int, area: int) -> None:
