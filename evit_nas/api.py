@@ -16,7 +16,7 @@ from evit_nas.commands import said_in_python
 from evit_nas.config import Conditions, SearchSettings, ShortRecipe, Target
 from evit_nas.errors import RunError, UsageError, did_you_mean
 from evit_nas.latency.machine import usable_cores
-from evit_nas.quantities import parse_budgets, parse_duration, parse_energy, parse_quantity, resolved_device
+from evit_nas.quantities import parse_budgets, parse_duration, parse_quantity, resolved_device
 from evit_nas.regime import Regime, default_regime
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.space import SearchSpace, resolved_space
@@ -209,16 +209,11 @@ def _conditions(device: str, given: dict[str, Any], before: Conditions | None) -
 
 
 def _limits(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    for name in ("params", "macs"):
-        if f"max_{name}" in given:
-            before[name] = round(parse_quantity(given[f"max_{name}"], f"--max-{name}"))
-    if "max_memory" in given:
-        before["memory_mb"] = parse_quantity(given["max_memory"], "--max-memory") / 1e6
-    if "max_energy" in given:
-        before["energy_mj"] = parse_energy(given["max_energy"])
-    if "min_score" in given:
-        before["score"] = given["min_score"]
-    return before
+    from evit_nas.searching.objectives import OBJECTIVES
+
+    words = {each.limit.removeprefix("--").replace("-", "_"): each for each in OBJECTIVES.values()}
+    found = {each.metric: each.parse(given[word]) for word, each in words.items() if word in given and word != "budget"}
+    return before | found
 
 
 def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace) -> dict[str, Any]:

@@ -23,8 +23,6 @@ OF_TRIAL = {
     "trained": TRAINED,
     "predicted_ms": [1.25, 2.5],
     "latencies": (latency_of(1.3), latency_of(2.4)),
-    "memory_mb": 80.5,
-    "energy_mj": 3.25,
 }
 OF_STUDY = {
     "aggregate": {"params": [1.0, 2.0]},
@@ -56,6 +54,13 @@ def test_each_is_on_disk_by_the_name_that_it_always_had_and_comes_back_as_it_was
     assert {name for name, one in vars(kind).items() if isinstance(one, Attribute)} == set(values)
 
 
+def test_what_was_measured_besides_is_on_disk_as_an_attribute_of_each_metric():
+    trial = create_trial(state=TrialState.FAIL)
+    on_record = written(TrialAttributes(trial), {"figures": {"memory_mb": 80.5, "energy_mj": 3.25}})
+    assert trial.user_attrs == {"memory_mb": 80.5, "energy_mj": 3.25}
+    assert on_record.figures == {"memory_mb": 80.5, "energy_mj": 3.25}
+
+
 def test_an_estimate_goes_on_record_without_what_its_judge_adds_for_itself():
     trial = create_trial(state=TrialState.FAIL)
     on_record = written(TrialAttributes(trial), {"estimate": TRAINED, "trained": TRAINED})
@@ -66,7 +71,7 @@ def test_an_estimate_goes_on_record_without_what_its_judge_adds_for_itself():
 def test_what_is_not_on_record_is_absent_and_what_always_is_is_missed():
     on_record = TrialAttributes(create_trial(state=TrialState.FAIL, user_attrs={"memory_mb": None}))
     assert (on_record.latencies, on_record.measured, on_record.yardsticks, on_record.units) == ((), False, [], {})
-    assert (on_record.memory_mb, on_record.repeat_of, on_record.reason) == (None, None, "")
+    assert (on_record.figures, on_record.repeat_of, on_record.reason) == ({}, None, "")
     with pytest.raises(KeyError, match="key"):
         _ = on_record.key
 

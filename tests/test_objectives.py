@@ -118,7 +118,7 @@ def test_memory_and_energy_are_asked_of_every_trial_once_and_limited(new_run, po
     run = new_run(objectives=("score", "latency", "memory", "energy"), limits={"energy_mj": 1.0, "memory_mb": 12.0})
     front = Search(run, Silent()).run()
     assert front.members
-    assert all(member.energy_mj <= 1.0 and member.memory_mb <= 12.0 for member in front.members)
+    assert all(member.figures["energy_mj"] <= 1.0 and member.figures["memory_mb"] <= 12.0 for member in front.members)
     for trial in trials(run):
         assert trial.values[2:] == [trial.user_attrs["memory_mb"], trial.user_attrs["energy_mj"]]
         assert set(trial.constraints) == {"latency_ms", "memory_mb", "energy_mj"}

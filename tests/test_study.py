@@ -489,7 +489,7 @@ def test_memory_is_measured_once_for_each_architecture_and_limited(new_run, monk
     monkeypatch.setattr(memory, "peak_memory_mb", peak)
     run = new_run(limits={"memory_mb": 12.0})
     front = Search(run, Silent()).run()
-    assert all(member.memory_mb <= 12.0 for member in front.members)
+    assert all(member.figures["memory_mb"] <= 12.0 for member in front.members)
     assert len(asked) == len(set(asked))
     assert all("memory_mb" in trial.constraints for trial in trials(run))
 

@@ -317,6 +317,7 @@ def front(
 def _print_front(run: Run, found: Front, format_: Format) -> None:
     from evit_nas.latency import about_ms
     from evit_nas.searching.front import rows, score_text
+    from evit_nas.searching.objectives import MEASURED
 
     stat = run.settings.budget_stat
     shown = sorted([*found.members, *found.references], key=lambda c: c.latency.stat_ms(stat))
@@ -326,7 +327,7 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
     further: list[str] = [stat] if stat == "p90" else []
     further += ["typical"] if all(c.latency.wall_ms for c in shown) else []
     further = [] if several else further
-    memory, energy = (any(getattr(c, name) for c in shown) for name in ("memory_mb", "energy_mj"))
+    besides = {metric: each for metric, each in MEASURED.items() if any(metric in c.figures for c in shown)}
     cells = [
         [
             c.name,
@@ -336,15 +337,14 @@ def _print_front(run: Run, found: Front, format_: Format) -> None:
             score_text(c),
             millions(c.params),
             millions(c.macs),
-            *([f"{c.memory_mb:.0f}" if c.memory_mb else ""] if memory else []),
-            *([f"{c.energy_mj:.2f}" if c.energy_mj else ""] if energy else []),
+            *(each.form.format(c.figures[m]) if m in c.figures else "" for m, each in besides.items()),
         ]
         for c in shown
     ]
     budgets = " and ".join(f"{t.budget_ms:g} ms{f' on {t.device}' if several else ''}" for t in targets)
     title = f"{run.path.name}: {len(found.members)} on the front, budget {budgets}"
     header = ["name", *columns, *(f"{other} ms" for other in further), "spread", "score", "params", "MACs"]
-    header += [title for title, had in (("MB", memory), ("mJ", energy)) if had]
+    header += [each.heading for each in besides.values()]
     emit(rows(found.members), format_, make_table(title, header, cells, spare=SPARE))
     if format_ is Format.table:
         say(about_ms(latency for c in shown for latency in c.latencies))

@@ -6,6 +6,7 @@ round of a search asks all trials before it for one or two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import optuna
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 from evit_nas.accuracy import Estimate, RungEstimate
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import Latency, Unit
+from evit_nas.searching.objectives import MEASURED
 
 Held = TypeVar("Held")
 
@@ -120,10 +122,16 @@ class TrialAttributes(Attributes):
     """Predicted median latency on each device; None while that could not be predicted."""
     latencies = Attribute(tuple[Latency, ...], ())
     """On each device, by the yardsticks they were measured by; empty if it was not measured."""
-    memory_mb = Attribute(float, None)
-    """Peak resident memory; None unless the search asks for it."""
-    energy_mj = Attribute(float, None)
-    """Per inference, above the idle draw; None unless the search asks for it."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metric -> what was measured besides because the search asks for it; each is an attribute of its own."""
+        return {metric: float(self.held[metric]) for metric in MEASURED if self.held.get(metric) is not None}
+
+    @figures.setter
+    def figures(self, figures: Mapping[str, float]) -> None:
+        for metric, value in figures.items():
+            self.holder.set_user_attr(metric, value)
 
     @property
     def measured(self) -> bool:

@@ -9,11 +9,10 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.latency import Latency
-from evit_nas.network.cost import cost
 from evit_nas.searching.evaluate import Evaluator
-from evit_nas.searching.objectives import OBJECTIVES, asked, limit_excess
+from evit_nas.searching.objectives import OBJECTIVES, figures_of, limit_excess
 
-UNITS = {"latency_ms": "ms", "memory_mb": "MB", "energy_mj": "mJ"}
+UNITS = {each.metric: each.unit for each in OBJECTIVES.values()}
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,7 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
     check_sizes(settings)
     space = settings.space
     smallest = space.smallest()
-    memory_mb = evaluator.memory_mb(smallest) if asked("memory", settings) else None
-    energy_mj = evaluator.energy_mj(smallest) if asked("energy", settings) else None
-    _check_limits({"memory_mb": memory_mb, "energy_mj": energy_mj}, settings)
+    _check_limits(figures_of(smallest, evaluator, settings), settings)
     latencies = evaluator.latencies(smallest)
     for latency, target in zip(latencies, settings.targets, strict=True):
         if latency.stat_ms(settings.budget_stat) > target.budget_ms:
@@ -66,17 +63,15 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
 def check_sizes(settings: SearchSettings) -> None:
     """
     Raises:
-        Infeasible: even the network with the fewest parameters, or MACs, has more than the limit.
+        Infeasible: even the network that has the least of something countable has more than the limit.
     """
-    smallest, lightest = (
-        cost(settings.space.cheapest(key)) for key in (lambda arch: cost(arch).params, lambda arch: cost(arch).macs)
-    )
-    _check_limits({"params": smallest.params, "macs": lightest.macs}, settings)
+    counted = {each.metric: each.counted for each in OBJECTIVES.values() if each.counted}
+    _check_limits({metric: count(settings.space.cheapest(count)) for metric, count in counted.items()}, settings)
 
 
-def _check_limits(least: Mapping[str, float | None], settings: SearchSettings) -> None:
-    """`least`: metric -> the least that a network of the space has of it; None for what nobody asks for."""
-    numbers = {metric: [value] for metric, value in least.items() if value is not None}
+def _check_limits(least: Mapping[str, float], settings: SearchSettings) -> None:
+    """`least`: metric -> the least that a network of the space has of it."""
+    numbers = {metric: [value] for metric, value in least.items()}
     beyond = limit_excess(numbers, settings)
     for objective in OBJECTIVES.values():
         if beyond.get(objective.metric, 0) > 0:
@@ -90,7 +85,7 @@ def _check_limits(least: Mapping[str, float | None], settings: SearchSettings) -
 
 def plainly(value: float, metric: str) -> str:
     """A value of a metric as its option takes it: rounded to four digits, without an exponent, with its unit."""
-    return f"{float(f'{value:.4g}'):.10f}".rstrip("0").rstrip(".") + UNITS.get(metric, "")
+    return f"{float(f'{value:.4g}'):.10f}".rstrip("0").rstrip(".") + UNITS[metric]
 
 
 def nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, which: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from evit_nas.latency import Latency
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run
-from evit_nas.searching.objectives import Numbers, limit_excess, losses
+from evit_nas.searching.objectives import MEASURED, NO_FIGURES, Numbers, limit_excess, losses, numbers_of
 
 NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
 REPEATS = 0.02  # what strict sessions of one network, minutes apart, differ by, whatever each says of its own spread
@@ -40,10 +40,8 @@ class Candidate:
     """Measured strictly, after the search; a latency of that may still be noisy."""
     trial: int | None
     """Number of the trial in study.db; None for a reference that is not in the space."""
-    memory_mb: float | None = None
-    """Peak resident memory in megabytes; None unless the search asks for it."""
-    energy_mj: float | None = None
-    """Millijoules per inference above the idle draw; None unless the search asks for it."""
+    figures: Mapping[str, float] = NO_FIGURES
+    """What the search asks the first device for besides, by metric: peak memory_mb, energy_mj above the idle draw."""
     interval: tuple[float, float] | None = None
     """What holds the true value of the score four times in five; None where nobody knows."""
 
@@ -63,18 +61,8 @@ class Candidate:
         return cost(self.arch).macs
 
     def numbers(self, stat: str) -> Numbers:
-        """All that is known of it, by metric; of the latencies the median or the p90."""
-        latencies_ms = [latency.stat_ms(stat) for latency in self.latencies]
-        return numbers_of(self.arch, self.score, latencies_ms, self.memory_mb, self.energy_mj)
-
-
-def numbers_of(
-    arch: ArchConfig, score: float, latencies_ms: Sequence[float], memory_mb: float | None, energy_mj: float | None
-) -> Numbers:
-    """Numbers of a candidate by metric; None is left out."""
-    size = cost(arch)
-    single = {"score": score, "params": size.params, "macs": size.macs, "memory_mb": memory_mb, "energy_mj": energy_mj}
-    return {"latency_ms": latencies_ms} | {name: [value] for name, value in single.items() if value is not None}
+        """All that is known of it, by metric; of the latencies that statistic."""
+        return numbers_of(self.arch, self.score, [latency.stat_ms(stat) for latency in self.latencies], self.figures)
 
 
 def excess(latency: Latency, certified: bool, target: Target, stat: str) -> float:
@@ -182,8 +170,7 @@ def rows(members: Sequence[Candidate]) -> list[dict[str, object]]:
             ),
             "params": member.params,
             "macs": member.macs,
-            **({"memory_mb": round(member.memory_mb, 2)} if member.memory_mb is not None else {}),
-            **({"energy_mj": round(member.energy_mj, 4)} if member.energy_mj is not None else {}),
+            **{metric: round(value, MEASURED[metric].digits) for metric, value in member.figures.items()},
             "trial": member.trial,
             "key": member.arch.key,
             "arch": json.loads(member.arch.model_dump_json()),

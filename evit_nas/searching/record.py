@@ -5,7 +5,7 @@ Nothing here measures or proposes; `front` and `score --run` read a run through 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import optuna
@@ -25,6 +25,7 @@ from evit_nas.runs import Run
 from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import recorded, recorded_latencies
 from evit_nas.searching.front import NEAR, Candidate, file_name, keeps_limits, unbeaten
+from evit_nas.searching.objectives import NO_FIGURES
 from evit_nas.searching.selection import thin
 from evit_nas.searching.storage import begun, open_study
 
@@ -171,8 +172,7 @@ class Known:
                 on_record.estimate,
                 said_by(self.units, on_record.latencies),
                 trial=trial.number,
-                memory_mb=on_record.memory_mb,
-                energy_mj=on_record.energy_mj,
+                figures=on_record.figures,
             )
 
 
@@ -196,11 +196,10 @@ def _candidate(
     name: str = "",
     certified: bool = False,
     trial: int | None = None,
-    memory_mb: float | None = None,
-    energy_mj: float | None = None,
+    figures: Mapping[str, float] = NO_FIGURES,
 ) -> Candidate:
     interval = None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
-    return Candidate(name, arch, estimate.value, latencies, certified, trial, memory_mb, energy_mj, interval)
+    return Candidate(name, arch, estimate.value, latencies, certified, trial, figures, interval)
 
 
 def check_same_conditions(study: optuna.Study, here: list[dict[str, str]], run: Run) -> None:

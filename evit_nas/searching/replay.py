@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from evit_nas.runs import Run, explained
 from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judges import judge_of
-from evit_nas.searching.objectives import asked, directions, latency_names
+from evit_nas.searching.objectives import MEASURED, directions, figures_of, latency_names
 from evit_nas.searching.record import check_same_conditions
 from evit_nas.searching.status import Watcher
 from evit_nas.searching.storage import open_study
@@ -35,8 +35,6 @@ from evit_nas.searching.units import predictions
 SAME = 1e-6  # share of a score: sums of floats in another order
 DAYS_APART = 0.1  # share of a latency: 90 % of a front's moved by less than 8 % (docs/results/remeasure.md)
 ERRORS = 3.0  # standard errors of a difference that chance explains
-MEMORY = 0.05  # share of a peak memory
-ENERGY = 0.2  # share of an energy: the counters tick slowly, and the idle draw is taken off
 
 
 @dataclass(frozen=True)
@@ -106,16 +104,13 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
             before = TrialAttributes(trial).reason if trial.state is TrialState.FAIL else ""
             try:
                 estimate, latencies = judge.again(arch, trial), evaluator.latencies(arch)
-                more = {
-                    "memory_mb": evaluator.memory_mb(arch) if asked("memory", run.settings) else None,
-                    "energy_mj": evaluator.energy_mj(arch) if asked("energy", run.settings) else None,
-                }
+                figures = figures_of(arch, evaluator, run.settings)
                 if before:
                     return Replay(trial.number, arch, [], before, "")
-                checks = list(_checks(trial, run.settings, estimate, latencies, more, evaluator.units))
+                checks = list(_checks(trial, run.settings, estimate, latencies, figures, evaluator.units))
                 if not all(check.holds for check in checks):
                     latencies = evaluator.latencies(arch, strict=True)
-                    checks = list(_checks(trial, run.settings, estimate, latencies, more, evaluator.units))
+                    checks = list(_checks(trial, run.settings, estimate, latencies, figures, evaluator.units))
             except (MeasurementError, RuntimeError, MemoryError) as error:
                 failure = " ".join(f"{type(error).__name__}: {error}".split())
                 return Replay(trial.number, arch, [], before, failure)
@@ -135,7 +130,7 @@ def _checks(
     settings: SearchSettings,
     estimate: Estimate,
     latencies: Sequence[Latency],
-    more: dict[str, float | None],
+    figures: Mapping[str, float],
     units: Units,
 ) -> Iterator[ReplayCheck]:
     on_record, names = TrialAttributes(trial), latency_names(settings)
@@ -148,8 +143,6 @@ def _checks(
     else:
         for name, ms, now in zip(names, predictions(trial, units, settings), latencies, strict=True):
             yield ReplayCheck(f"{name} (predicted)", ms, now.median_ms, None)
-    single = [("memory_mb", on_record.memory_mb, MEMORY), ("energy_mj", on_record.energy_mj, ENERGY)]
-    for name, was, allowed in single:
-        found = more[name]
-        if was is not None and found is not None:
-            yield ReplayCheck(name, was, found, allowed)
+    for metric, was in on_record.figures.items():
+        if metric in figures:
+            yield ReplayCheck(metric, was, figures[metric], MEASURED[metric].again)

@@ -19,9 +19,19 @@ from evit_nas.latency.yardstick import Units, said_by
 from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.forecast import Forecasts
-from evit_nas.searching.front import NEAR, numbers_of, points
+from evit_nas.searching.front import NEAR, points
 from evit_nas.searching.judge import Judge
-from evit_nas.searching.objectives import Numbers, asked, latency_names, limit_excess, losses, values
+from evit_nas.searching.objectives import (
+    OBJECTIVES,
+    Numbers,
+    asked,
+    figures_of,
+    latency_names,
+    limit_excess,
+    losses,
+    numbers_of,
+    values,
+)
 from evit_nas.searching.progress import Progress
 from evit_nas.searching.rounds import SCREENED
 from evit_nas.searching.screening import screen
@@ -63,8 +73,7 @@ class Trials:
         try:
             _survive(self._record, arch)
             predicted = self._forecasts.predict_ms([arch], self._evaluator.units)
-            memory_mb = self._evaluator.memory_mb(arch) if asked("memory", self._settings) else None
-            energy_mj = self._evaluator.energy_mj(arch) if asked("energy", self._settings) else None
+            figures = figures_of(arch, self._evaluator, self._settings)
             measured: tuple[Latency, ...] = ()
             if predicted is None or trial.number % DOUBT_EVERY == 0:
                 measured = self._evaluator.measured(arch)
@@ -74,7 +83,7 @@ class Trials:
                 estimate = self._estimate(trial, arch, float(predicted[0, 0]))
                 finished = not isinstance(estimate, RungEstimate) or not estimate.unfinished
                 fastest_ms = (predicted[0] * (1 - self._forecasts.bands)).tolist()
-                hopeful = numbers_of(arch, estimate.value, fastest_ms, memory_mb, energy_mj)
+                hopeful = numbers_of(arch, estimate.value, fastest_ms, figures)
                 if finished and self._may_reach_front(hopeful, progress):
                     measured = self._evaluator.measured(arch)
         except (MeasurementError, RuntimeError, MemoryError) as error:
@@ -85,10 +94,10 @@ class Trials:
             raise
         predicted_ms: list[float] | None = None if predicted is None else predicted[0].tolist()
         on_record.estimate, on_record.predicted_ms, on_record.latencies = estimate, predicted_ms, measured
-        on_record.memory_mb, on_record.energy_mj = memory_mb, energy_mj
+        on_record.figures = figures
         said = said_by(self._evaluator.units, measured)
         best_known = [latency.stat_ms(self._settings.budget_stat) for latency in said] or predicted_ms or []
-        numbers = numbers_of(arch, estimate.value, best_known, memory_mb, energy_mj)
+        numbers = numbers_of(arch, estimate.value, best_known, figures)
         beyond = self._constraints(numbers)
         if isinstance(estimate, RungEstimate):
             beyond["unfinished"] = estimate.unfinished
@@ -105,7 +114,7 @@ class Trials:
     def screened(self, earlier: Sequence[FrozenTrial], number: int, units: Units) -> list[ArchConfig]:
         """New architectures of the front that predictions promise; none while a number that counts is not predicted."""
         rng = random.Random(f"{self._settings.seed} {number}")
-        if asked("memory", self._settings) or asked("energy", self._settings):
+        if any(each.measured and asked(name, self._settings) for name, each in OBJECTIVES.items()):
             return []
         if self._forecasts.predict_ms([self._settings.space.smallest()], units) is None:
             return []
@@ -117,7 +126,7 @@ class Trials:
         predicted = self._forecasts.predict_ms(archs, units)
         assert predicted is not None
         triples = zip(archs, self._judge.values(archs).tolist(), predicted.tolist(), strict=True)
-        found = [numbers_of(arch, score, latencies_ms, None, None) for arch, score, latencies_ms in triples]
+        found = [numbers_of(arch, score, latencies_ms) for arch, score, latencies_ms in triples]
         excess = [max(self._constraints(numbers).values()) for numbers in found]
         return np.array([losses(numbers, self._settings) for numbers in found]), np.array(excess)
 
