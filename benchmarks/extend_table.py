@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from evit_nas.accuracy.labels import Label, Labels
-from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.accuracy.zero_cost import score_all
 from evit_nas.arch import ArchConfig
 from evit_nas.data import load_dataset
 from evit_nas.latency import STRICT, open_device, parse_conditions
 from evit_nas.latency.machine import probe
+from evit_nas.searching.labelling.labels import Label, Labels
 
 DEVICE = "cpu"  # of the shipped tables
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 def extended(network: TrainedNetwork | None, label: Label) -> TrainedNetwork:
     """With one more training, unless that seed is known; a new network has no latency yet that counts."""
-    training = Training.of(label)
+    training = label.training
     if network is None:
         return TrainedNetwork(arch=label.arch, latency_ms=1, trainings=(training,))
     if label.seed in {known.seed for known in network.trainings}:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import SHIPPED
 from evit_nas.data import load_dataset
@@ -25,6 +24,7 @@ from evit_nas.latency.machine import probe
 from evit_nas.report.findings import find
 from evit_nas.runs import Run
 from evit_nas.searching.front import Candidate
+from evit_nas.searching.labelling.labels import Job, Label, Labels
 
 NEAR = (0.85, 1.02)  # of the latency of the paper's network: what a rival may take
 

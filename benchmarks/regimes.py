@@ -23,13 +23,13 @@ import numpy as np
 from evit_nas.accuracy import evidence
 from evit_nas.accuracy.aggregate import NAMES, RankAggregate
 from evit_nas.accuracy.features import table as features_of
-from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.accuracy.predictor import cross_validated
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SHIPPED, ShortRecipe
 from evit_nas.data import Dataset, load_dataset
 from evit_nas.latency.machine import probe
+from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.stats import bootstrap, kendall_tau, rivals, spread
 
 

@@ -109,7 +109,7 @@ def here(monkeypatch):
     """Trains in this process."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from evit_nas.accuracy import labels
+    from evit_nas.searching.labelling import labels
 
     monkeypatch.setattr(labels, "worker_pool", ThreadPoolExecutor)
     monkeypatch.setattr(labels, "end", lambda pool: pool.shutdown())

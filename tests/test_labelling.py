@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 
 from evit_nas.accuracy import ShortScore
-from evit_nas.accuracy import labels as labels_module
-from evit_nas.accuracy.labels import Label
 from evit_nas.config import Conditions, SearchSettings
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.network.cost import cost
-from evit_nas.searching import labelling, slices
-from evit_nas.searching.labelling import collect_labels
-from evit_nas.searching.slices import slice_of
+from evit_nas.searching.labelling import adaptive, slices
+from evit_nas.searching.labelling import labels as labels_module
+from evit_nas.searching.labelling.adaptive import collect_labels
+from evit_nas.searching.labelling.labels import Label
+from evit_nas.searching.labelling.slices import slice_of
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice
 
@@ -75,8 +75,8 @@ def trainer(monkeypatch):
     monkeypatch.setattr(labels_module, "_train", lambda *args: trainer(*args))
     monkeypatch.setattr(labels_module, "worker_pool", OneAtATime)
     monkeypatch.setattr(labels_module, "end", lambda pool: pool.shutdown(cancel_futures=True))
-    monkeypatch.setattr(labelling, "load_dataset", lambda *args, **more: DATA)
-    monkeypatch.setattr(labelling, "CANDIDATES", 60)
+    monkeypatch.setattr(adaptive, "load_dataset", lambda *args, **more: DATA)
+    monkeypatch.setattr(adaptive, "CANDIDATES", 60)
     return trainer
 
 
@@ -109,7 +109,7 @@ def test_slices_that_cannot_be_filled_do_not_end_the_search(trainer, tmp_path, m
             keep(sliced)
         raise slices.TooFew("found 8")
 
-    monkeypatch.setattr(labelling, "sliced_pool", few)
+    monkeypatch.setattr(adaptive, "sliced_pool", few)
     watch = Notes()
     _, keys = collected(tmp_path, watch, labels=20)
     assert len(keys) > 8
@@ -119,7 +119,7 @@ def test_slices_that_cannot_be_filled_do_not_end_the_search(trainer, tmp_path, m
 @pytest.fixture
 def restless(monkeypatch):
     """The top never stands, so that as many are trained as are asked for."""
-    monkeypatch.setattr(labelling, "STANDS", 100)
+    monkeypatch.setattr(adaptive, "STANDS", 100)
 
 
 def test_as_many_as_asked_for_are_trained_once_each_and_lie_below_the_budget(trainer, restless, tmp_path):
@@ -128,25 +128,25 @@ def test_as_many_as_asked_for_are_trained_once_each_and_lie_below_the_budget(tra
     assert len(keys) == LABELS
     assert sorted(trainer.trained) == sorted(set(keys))
     assert watch.steps[-1] == ("trained on none", LABELS, LABELS)
-    slices_ms = [share * BUDGET_MS for share in labelling.SLICES]
+    slices_ms = [share * BUDGET_MS for share in adaptive.SLICES]
     for network in table.networks:
         assert network.latency_ms == cost(network.arch).macs / 1e6  # as measured, whatever was predicted
         assert slice_of(cost(network.arch).macs / 1e6, slices_ms) or network.latency_ms < BUDGET_MS
-    start = [slice_of(ms, slices_ms) for ms in table.latency_ms[: round(labelling.START * LABELS)]]
+    start = [slice_of(ms, slices_ms) for ms in table.latency_ms[: round(adaptive.START * LABELS)]]
     assert max(map(start.count, slices_ms)) - min(map(start.count, slices_ms)) <= 1
 
 
 def test_later_ones_are_better_than_those_it_begins_with(trainer, restless, tmp_path):
     """They are what the predictor believes in."""
     table, _ = collected(tmp_path)
-    start = round(labelling.START * LABELS)
+    start = round(adaptive.START * LABELS)
     losses = [network.trainings[0].score.cross_entropy for network in table.networks]
     assert sum(losses[start:]) / len(losses[start:]) < sum(losses[:start]) / start
 
 
 def test_it_ends_when_the_best_few_stand(trainer, tmp_path, monkeypatch):
-    monkeypatch.setattr(labelling, "TOP", 1)
-    monkeypatch.setattr(labelling, "STANDS", 1)
+    monkeypatch.setattr(adaptive, "TOP", 1)
+    monkeypatch.setattr(adaptive, "STANDS", 1)
     watch = Notes()
     _, keys = collected(tmp_path, watch, labels=60)
     assert len(keys) < 60
@@ -246,7 +246,7 @@ def test_what_cannot_be_trained_is_left_out_and_others_come_instead(trainer, res
     "predictor", [None, SimpleNamespace(check=SimpleNamespace(trusted=False))], ids=["none", "not trusted"]
 )
 def test_where_latencies_cannot_be_predicted_as_many_are_trained(trainer, restless, tmp_path, monkeypatch, predictor):
-    monkeypatch.setattr(labelling, "fit", lambda samples: predictor)
+    monkeypatch.setattr(adaptive, "fit", lambda samples: predictor)
     watch = Notes()
     table, keys = collected(tmp_path, watch, labels=10)
     assert len(keys) == len(trainer.trained) == 10
@@ -328,7 +328,7 @@ def test_the_candidates_are_drawn_once(trainer, restless, tmp_path):
     collected(tmp_path)
     path = tmp_path / "labels" / "candidates.json"
     plan = json.loads(path.read_text())
-    assert len(plan["start"]) == round(labelling.START * LABELS)
+    assert len(plan["start"]) == round(adaptive.START * LABELS)
     assert len(plan["candidates"]) == 60
     (tmp_path / "labels" / "table.json").unlink()
     FakeDevice.calls.clear()

@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from evit_nas.accuracy import ShortScore, labels
-from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.accuracy.short import ShortTraining
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.data import Dataset, load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.searching.labelling.labels import Job, Label, Labels
 from tests.networks import tiny_arch
 
 RECIPE = ShortRecipe(images=20, cycles=(1, 2), batch_size=10)

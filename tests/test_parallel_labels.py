@@ -6,10 +6,10 @@ from concurrent.futures import Executor, Future
 
 import pytest
 
-from evit_nas.accuracy import labels
-from evit_nas.accuracy.labels import Job, Labels
 from evit_nas.data import load_dataset
 from evit_nas.errors import LostLink, MeasurementError
+from evit_nas.searching.labelling import labels
+from evit_nas.searching.labelling.labels import Job, Labels
 from tests.test_labels import ONE, OTHER, RECIPE, label_of
 
 pytest.importorskip("pyarrow")

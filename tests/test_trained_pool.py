@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from evit_nas.accuracy import labels as labels_module
 from evit_nas.accuracy import zero_cost
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.errors import EvitNasError, LostLink, MeasurementError, RunError
 from evit_nas.files import lock
 from evit_nas.network.cost import cost
-from evit_nas.searching import trained_pool
-from evit_nas.searching.trained_pool import PoolSettings, TrainedPool
+from evit_nas.searching.labelling import labels as labels_module
+from evit_nas.searching.labelling import pool
+from evit_nas.searching.labelling.pool import PoolSettings, TrainedPool
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_labelling import DATA, Notes, Trainer
@@ -44,7 +44,7 @@ def trainer(monkeypatch):
     monkeypatch.setattr(labels_module, "_train", lambda *args: trainer(*args))
     monkeypatch.setattr(labels_module, "worker_pool", ThreadPoolExecutor)
     monkeypatch.setattr(labels_module, "end", lambda pool: pool.shutdown(cancel_futures=True))
-    monkeypatch.setattr(trained_pool, "load_dataset", lambda *args, **more: DATA)
+    monkeypatch.setattr(pool, "load_dataset", lambda *args, **more: DATA)
     monkeypatch.setattr(zero_cost, "score_all", fake_proxies)
     return trainer
 
@@ -84,7 +84,7 @@ def test_further_seeds_come_when_every_network_has_been_trained(tmp_path, traine
 
 
 def test_the_papers_networks_that_are_not_too_slow_belong_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(trained_pool, "SLOWEST_PRESET", 8.0)
+    monkeypatch.setattr(pool, "SLOWEST_PRESET", 8.0)
     table = train(tmp_path)
     assert ARCHS < len(table.networks) < ARCHS + 6
     assert max(table.latency_ms) <= 8 * 1.2
@@ -154,8 +154,8 @@ def test_only_trainings_that_are_asked_for_count_as_done(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(trained_pool, "__version__", "0.0.0"),
-        lambda patch: patch.setattr(trained_pool, "version", lambda package: "0.0.0"),
+        lambda patch: patch.setattr(pool, "__version__", "0.0.0"),
+        lambda patch: patch.setattr(pool, "version", lambda package: "0.0.0"),
         lambda patch: patch.delitem(zero_cost.PROXIES, next(iter(zero_cost.PROXIES))),
     ],
     ids=["evit-nas", "torch", "proxies"],

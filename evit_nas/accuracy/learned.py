@@ -21,7 +21,7 @@ from evit_nas.regime import IMAGENET, Regime
 
 FEW_LABELS = 15  # below which predictions from labels rank hardly better than sizes (the score card)
 FEW_VALIDATION = 1.0  # points of binomial error: what rivals differ by
-NEAR_CHANCE = 0.25  # above chance, as a share of it
+NEAR_CHANCE = 0.5  # above chance, as a share of it: where not even the best network has learned much
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class LearnedAccuracy:
         truth, _ = table.truth()
         chance, best = 100 / self.regime.classes, float(truth.max())
         points = self.validation_sd * (100 - float(truth.mean()))
-        if best < chance + 2 * max(points, NEAR_CHANCE * chance):
+        if best < chance + max(2 * points, NEAR_CHANCE * chance):
             yield (
                 f"the best of the trained networks reaches {best:.1f} %, and guessing {chance:.1f} %: such labels "
                 "hardly tell networks apart. More images, or larger ones, would."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,9 +22,6 @@ from evit_nas.files import write_atomically
 from evit_nas.regime import Regime
 from evit_nas.stats import seed_sd, without_seed_effects
 from evit_nas.yamlio import validate
-
-if TYPE_CHECKING:
-    from evit_nas.accuracy.labels import Label
 
 PAIRED = 0.5  # share of the binomial error that is left when networks are compared on the same images by cross-entropy
 MAX_CORRELATION = -0.3  # of cross-entropy and accuracy, for the one to stand for the other
@@ -43,11 +40,6 @@ class Training(BaseModel):
     """Wall-clock time it took."""
     device: str = "cpu"
     """What it was trained on: cpu, or the name of a GPU."""
-
-    @classmethod
-    def of(cls, label: Label) -> Training:
-        """What a label says of its training."""
-        return cls(seed=label.seed, score=label.score, seconds=label.seconds, device=label.device)
 
 
 class TrainedNetwork(BaseModel):

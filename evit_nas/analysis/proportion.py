@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.arch import ArchConfig, round_to
 from evit_nas.config import ShortRecipe
 from evit_nas.data import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import work_folder, write_atomically
 from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.searching.status import Watcher
 
 VARIANTS = "variants.json"  # in the folder of a study

@@ -105,7 +105,7 @@ def _train(
     out: Path | None,
 ) -> LabelTable:
     from evit_nas.latency import Steady, open_device
-    from evit_nas.searching.trained_pool import PoolSettings, TrainedPool
+    from evit_nas.searching.labelling.pool import PoolSettings, TrainedPool
     from evit_nas.space import SearchSpace
     from evit_nas.yamlio import validate
 

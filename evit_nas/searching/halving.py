@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from optuna.trial import FrozenTrial
 
 from evit_nas.accuracy import RungEstimate
-from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.arch import ArchConfig
 from evit_nas.data import load_dataset
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.front import NEAR
 from evit_nas.searching.judge import Judge, JudgeContext
+from evit_nas.searching.labelling.labels import Job, Label, Labels
 
 REDUCTION = 3  # one of so many goes on to the next rung
 SLICE = 1.5  # latencies in a slice differ by less than this factor

@@ -155,7 +155,7 @@ def learned_of(run: Run) -> LearnedAccuracy | None:
     """
     from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.accuracy.table import LabelTable
-    from evit_nas.searching.labelling import TABLE
+    from evit_nas.searching.labelling.adaptive import TABLE
 
     wish = run.settings.accuracy
     if wish.method == "predictor":
@@ -192,7 +192,7 @@ def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], 
         Supernet.load(Path(wish.supernet)).check_covers(settings.space)
     if wish.method in ("predictor", "short"):
         from evit_nas.data import load_dataset
-        from evit_nas.searching.labelling import PLAN, TABLE, labels_of
+        from evit_nas.searching.labelling.adaptive import PLAN, TABLE, labels_of
 
         if not (labels / PLAN).exists():
             for run in wish.labels_from:
@@ -217,7 +217,7 @@ def _short(context: JudgeContext) -> Judge:
 
 def _predictor(context: JudgeContext) -> Judge:
     from evit_nas.accuracy.learned import LearnedAccuracy
-    from evit_nas.searching.labelling import collect_labels
+    from evit_nas.searching.labelling.adaptive import collect_labels
 
     table = collect_labels(
         context.run.path / "labels", context.run.settings, context.evaluator.devices[0], context.watch, context.cluster

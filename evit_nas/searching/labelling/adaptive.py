@@ -13,16 +13,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evit_nas.accuracy import evidence
-from evit_nas.accuracy.labels import Job, Label, Labels
 from evit_nas.accuracy.learned import LearnedAccuracy
 from evit_nas.accuracy.predictor import MIN_LABELS
-from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
@@ -31,7 +31,8 @@ from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
 from evit_nas.latency import Device, Latency, Protocol, Steady
 from evit_nas.latency.predictor import Sample, Table, fit, merged
-from evit_nas.searching.slices import Sliced, TooFew, slice_of, sliced_pool
+from evit_nas.searching.labelling.labels import Job, Label, Labels
+from evit_nas.searching.labelling.slices import Sliced, TooFew, slice_of, sliced_pool
 from evit_nas.searching.status import Watcher
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ def collect_labels(
         """What was asked for so far, and now, with its labels; what could not be trained is left out."""
         tried.update(arch.key for arch, _ in more)
         asked.update((arch.key, (arch, ms)) for arch, ms in more)
-        found = _trainings(labels)
+        found = labels.trainings()
         done.update(asked.keys() & found.keys())
         jobs = [Job(arch, settings.seed, wish.recipe.last_rung) for arch, _ in more if arch.key not in found]
         labels.collect(jobs, workers, step, watch.note, cluster, way)
-        found = _trainings(labels)
+        found = labels.trainings()
         return [
             TrainedNetwork(arch=arch, latency_ms=ms, trainings=found[key])
             for key, (arch, ms) in asked.items()
@@ -103,17 +104,7 @@ def collect_labels(
         tried.update(arch.key for arch in archs)
         return trained([(arch, ms) for arch in archs if (ms := stopwatch.median_ms(arch)) is not None])
 
-    def table_of(networks: Sequence[TrainedNetwork]) -> LabelTable:
-        return LabelTable(
-            data=data.name,
-            recipe=wish.recipe,
-            images=min(wish.recipe.images, len(data.train)),
-            classes=len(data.classes),
-            validation_images=len(data.val),
-            device=str(device.conditions),
-            networks=tuple(networks),
-        )
-
+    table_of = partial(labels.table, data, str(device.conditions))
     networks, tops = trained(start), list[set[int]]()
     while len(networks) < MIN_LABELS and len(tried) - len(networks) < max(wish.labels, MIN_LABELS):
         more = [arch for arch in candidates if arch.key not in tried][: MIN_LABELS - len(networks)]
@@ -178,14 +169,6 @@ class _Stopwatch:
         """Remembers what has been measured."""
         self._known[arch.key] = latency.median_ms
         self._journal.append({"key": arch.key, "ms": latency.median_ms})
-
-
-def _trainings(labels: Labels) -> dict[str, tuple[Training, ...]]:
-    """Key of the network -> its trainings, in the order of their seeds."""
-    found: dict[str, tuple[Training, ...]] = {}
-    for (key, _), label in sorted(labels.known().items(), key=lambda item: item[0]):
-        found[key] = (*found.get(key, ()), Training.of(label))
-    return found
 
 
 def _chosen(draws: np.ndarray, untried: np.ndarray) -> list[int]:

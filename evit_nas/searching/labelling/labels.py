@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from evit_nas.accuracy import ShortScore
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
@@ -31,6 +32,7 @@ from evit_nas.workers import end, worker_pool
 
 if TYPE_CHECKING:
     from evit_nas.accuracy.short import ShortTraining
+    from evit_nas.data import Dataset
 
 
 class Label(BaseModel):
@@ -48,6 +50,11 @@ class Label(BaseModel):
     """Wall-clock time of the training, or of its last part if it was interrupted."""
     device: str = "cpu"
     """What it was trained on: cpu, or the name of a GPU."""
+
+    @property
+    def training(self) -> Training:
+        """As a table holds it, beside those of the same network."""
+        return Training(seed=self.seed, score=self.score, seconds=self.seconds, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,31 @@ class Labels:
             if record["id"] == self._id(Job(label.arch, label.seed, wanted)):
                 found[label.arch.key, label.seed] = label
         return found
+
+    def trainings(self) -> dict[str, tuple[Training, ...]]:
+        """Key of each network that was trained to the end -> its trainings, in the order of their seeds."""
+        found: dict[str, tuple[Training, ...]] = {}
+        for (key, _), label in sorted(self.known().items(), key=lambda item: item[0]):
+            found[key] = (*found.get(key, ()), label.training)
+        return found
+
+    def table(self, data: Dataset, device: str, networks: Sequence[TrainedNetwork]) -> LabelTable:
+        """Networks that were trained here.
+
+        Args:
+            data: what they were trained on.
+            device: what their latencies were measured on.
+            networks: with their trainings.
+        """
+        return LabelTable(
+            data=data.name,
+            recipe=self.recipe,
+            images=min(self.recipe.images, len(data.train)),
+            classes=len(data.classes),
+            validation_images=len(data.val),
+            device=device,
+            networks=tuple(networks),
+        )
 
     def adopt(self, other: Journal) -> int:
         """Takes over the labels of another journal that are for the same data and recipe; returns their number."""

@@ -14,15 +14,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evit_nas import __version__
-from evit_nas.accuracy.labels import Job, Label, Labels
-from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.data import Dataset, load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.files import Journal, work_folder, write_atomically
 from evit_nas.latency import STRICT, Device, Latency
-from evit_nas.searching.slices import Sliced, sliced_pool
+from evit_nas.searching.labelling.labels import Job, Label, Labels
+from evit_nas.searching.labelling.slices import Sliced, sliced_pool
 from evit_nas.searching.status import Watcher
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import read_yaml, to_yaml
@@ -126,30 +126,20 @@ class TrainedPool:
         self, data: Dataset, labels: Labels, archs: list[ArchConfig], latency_ms: dict[str, float], watch: Watcher
     ) -> LabelTable:
         """What is trained so far, with proxies, as table.json."""
-        trainings: dict[str, list[Training]] = {}
-        for (key, _), label in sorted(labels.known().items(), key=lambda item: item[0]):
-            trainings.setdefault(key, []).append(Training.of(label))
+        trainings = labels.trainings()
         trained = [arch for arch in archs if arch.key in trainings]
         if not trained:
             raise EvitNasError("no network could be trained.")
-        networks = tuple(
+        networks = [
             TrainedNetwork(
                 arch=arch,
                 latency_ms=latency_ms[arch.key],
                 proxies=proxies,
-                trainings=tuple(trainings[arch.key]),
+                trainings=trainings[arch.key],
             )
             for arch, proxies in zip(trained, self._proxies(trained, watch), strict=True)
-        )
-        table = LabelTable(
-            data=data.name,
-            recipe=self._settings.recipe,
-            images=min(self._settings.recipe.images, len(data.train)),
-            classes=len(data.classes),
-            validation_images=len(data.val),
-            device=str(self._settings.conditions),
-            networks=networks,
-        )
+        ]
+        table = labels.table(data, str(self._settings.conditions), networks)
         table.save(self._folder / "table.json")
         return table
 
