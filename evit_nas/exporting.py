@@ -94,8 +94,8 @@ def _export(
     from evit_nas.network.lively import lively_network
     from evit_nas.network.model import build
     from evit_nas.network.saved import efficientvit, open_saved
-    from evit_nas.network.supernet import parted
     from evit_nas.network.weights import load_weights
+    from evit_nas.trained import parted
 
     if weights is None:
         model = lively_network(arch, seed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import UsageError
 from evit_nas.runs import named_arch
+from evit_nas.trained import parted
 from evit_nas.yamlio import validate
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ def find_arch(text: str) -> ArchConfig:
     Raises:
         UsageError: it is none of them.
     """
-    from evit_nas.network.supernet import Supernet, parted
-
     if (parts := parted(text)) is not None:
+        from evit_nas.network.supernet import Supernet
+
         folder, arch = parts
         return Supernet.load(folder).fitted(named_arch(arch))
     return named_arch(text)

@@ -219,13 +219,20 @@ def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewe
     Two or three of them if each can be trained whole.
     """
     out, train_s = order.out / "train", TRAIN_SHARE * order.time_s
+    size = front.members[0].arch.image_size
     asked = Asked(
-        what=[], data=order.data, image_size=front.members[0].arch.input_size[0], init=order.init, seeds=(order.seed,)
+        what=[],
+        data=order.data,
+        image_size=size if isinstance(size, int) else None,  # oblong networks are trained at their own size
+        init=order.init,
+        seeds=(order.seed,),
+        out=out,
+        time_s=train_s,
     )
-    asked = replace(asked, out=out, time_s=train_s)
     begun = [read_record(record.parent).settings.origin for record in sorted(out.glob(f"*/{RECORD}"))]
     names = begun or [str(run.path / member.name) for member in _affordable(asked, run, front, hardware, view)]
-    options = ["--data", order.data, "--image-size", asked.image_size, "--init", order.init, "--seed", order.seed]
+    options = ["--data", order.data, "--init", order.init, "--seed", order.seed]
+    options += ["--image-size", asked.image_size] if asked.image_size else []
     view.step(command_line("train", *names, *options, "--time", f"{train_s:.0f}s", "--no-ship", "--out", out))
     planned = prepare(replace(asked, what=names), hardware, view.note)
     with view.progress() as watch:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -159,7 +160,7 @@ def export(
     from evit_nas.arch import ArchConfig
     from evit_nas.exporting import EXPORTERS, SUFFIXES
     from evit_nas.lookup import find_arch
-    from evit_nas.network.supernet import parted
+    from evit_nas.trained import parted
 
     if to not in EXPORTERS:
         raise UsageError(f"to must be one of {', '.join(EXPORTERS)}, got '{to}'.")
@@ -234,7 +235,27 @@ def train(
         )
         hardware = Hardware(workers=loaders(workers))
         planned = prepare(asked, hardware, _note)
-        command = called("train", *what, data=data, recipe=recipe, epochs=epochs, time=time)
+        command = called(
+            "train",
+            *what,
+            data=data,
+            recipe=recipe,
+            epochs=epochs,
+            time=time,
+            batch_size=batch_size,
+            lr=lr,
+            changes=changes,
+            image_size=image_size,
+            init=init,
+            teacher=teacher,
+            front=front,
+            top=top,
+            baseline=baseline,
+            seed=seed,
+            seeds=seeds,
+            out=out,
+            ship=ship,
+        )
         with onlooker() as watch:
             outcome = carry_out(planned, watch, hardware, command=command, again=command, resume=resume, ship=ship)
         if outcome.failed:
@@ -288,11 +309,11 @@ def ship(training: str | Path, out: str | Path | None = None, **options: Any) ->
         UsageError: the training or its data cannot be used, or `out` exists.
         EvitNasError: the network is worth nothing, or its files do not compute what it does.
     """
-    from evit_nas.network.supernet import parted
+    from evit_nas.trained import parted
     from evit_nas.training.inherit import inherit
     from evit_nas.training.session import SHIPPED, shipped
 
-    command = called("ship", training, out=out)
+    command = called("ship", training, out=out, **options)
     with said_in_python(), onlooker() as watch:
         whole = Path(training) if parted(str(training)) is None else inherit(str(training), command, watch.note)
         folder = whole / SHIPPED if out is None else Path(out)
@@ -344,15 +365,29 @@ def make(
 
     with said_in_python():
         order = order_of(str(data), budget, time, device, space, image_size, str(init), seed, out)
-        command = called("make", data, budget, time=time, device=device, out=out)
+        command = called(
+            "make",
+            data,
+            budget,
+            time=time,
+            device=device,
+            space=space,
+            image_size=image_size,
+            init=init,
+            seed=seed,
+            out=out,
+        )
         made = made_of(order, Hardware(workers=loaders(workers)), _Onlooker(), command)
     return Model(made.folder, made.shipped)
 
 
 def called(name: str, *arguments: object, **words: object) -> str:
-    """What records say was typed, for example evit_nas.ship('runs/a')."""
+    """What records say was typed, for example evit_nas.ship('runs/a'): words only where they are not the default."""
+    known = signature(globals()[name]).parameters
     given = [repr(str(argument)) for argument in arguments]
-    given += [f"{word}={value!r}" for word, value in words.items() if value is not None]
+    for word, value in words.items():
+        if value is not None and not (word in known and value == known[word].default):
+            given.append(f"{word}={(str(value) if isinstance(value, Path) else value)!r}")
     return f"evit_nas.{name}({', '.join(given)})"
 
 

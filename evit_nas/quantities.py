@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from evit_nas.errors import UsageError
 
-_MEASURED = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[a-zA-Zµ]+)\s*")
-_UNIT_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
-_UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3}
+_MEASURED = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[a-zA-Zµμ]+)\s*")
+# the micro sign, and the Greek letter that some keyboards have for it
+_UNIT_MS = {"us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
+_UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "μJ": 1e-3, "mJ": 1.0, "J": 1e3}
 
 
 def _measured(text: str, units: Mapping[str, float], named: str, option: str, example: str) -> float:

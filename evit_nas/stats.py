@@ -160,9 +160,12 @@ def seed_effects(runs: Runs) -> tuple[dict[int, float], int]:
             row[of[seed]] += 1
             rows.append(row)
             off.append(label - mean)
-    effects, _, rank, _ = np.linalg.lstsq(np.array(rows), np.array(off), rcond=None)
-    trainings = np.array([sum(seed in labels for labels in runs) for seed in seeds])
-    effects -= trainings @ effects / trainings.sum()
+    matrix = np.array(rows)
+    effects, _, rank, _ = np.linalg.lstsq(matrix, np.array(off), rcond=None)
+    linked = matrix.any(0)  # the others get no effect, and take no part in the mean that is taken off
+    if linked.any():
+        trainings = np.array([sum(seed in labels for labels in runs) for seed in seeds])[linked]
+        effects[linked] -= trainings @ effects[linked] / trainings.sum()
     return dict(zip(seeds, effects.tolist(), strict=True)), int(rank)
 
 

@@ -20,6 +20,14 @@ from evit_nas.files import write_atomically
 from evit_nas.yamlio import read_json, validate
 
 WEIGHTS, RECORD, ARCH = "model.safetensors", "trained.json", "arch.yaml"
+SUPERNET_RECORD = "supernet.json"  # of a supernet, beside its WEIGHTS: see network/supernet.py
+
+
+def parted(text: str) -> tuple[Path, str] | None:
+    """The folder and the network of SUPERNET#ARCH; None where `text` is nothing of the kind."""
+    folder, mark, arch = text.rpartition("#")
+    whole = Path(folder).expanduser()
+    return (whole, arch) if mark and (whole / SUPERNET_RECORD).is_file() else None
 
 
 class Trained(BaseModel):

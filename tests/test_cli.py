@@ -50,17 +50,26 @@ SEARCH = (
 )
 
 
-def test_help_lists_every_verb_and_imports_no_torch():
+def heavy_after(*words):
+    """What a command shows, and at the end which heavy packages it has imported."""
     code = (
-        "import sys; sys.argv = ['evit-nas', '--help']\n"
+        f"import sys; sys.argv = {['evit-nas', *words]}\n"
         "from evit_nas.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print([name for name in ('torch', 'optuna', 'onnxruntime', 'onnx', 'ray') if name in sys.modules])"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_help_lists_every_verb_and_imports_no_torch():
+    shown = heavy_after("--help")
     assert all(verb.split()[0] in shown for verb in VERBS)
     assert shown.splitlines()[-1] == "[]"
+
+
+def test_an_architecture_is_described_without_torch():
+    assert heavy_after("describe", "m0").splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("verb", VERBS)

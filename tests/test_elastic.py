@@ -67,6 +67,11 @@ def shipped(request):
     return request.param, space, lively(Elastic(space)).double()
 
 
+def test_a_kernel_for_all_heads_and_lists_that_are_longer_than_needed_share_one_query_kernel():
+    space = space_of(heads=[1, 2], q_kernels=[3, [7, 5, 3, 3]])
+    assert {stage.q_kernels for stage in next(corners_of(space)).stages} == {(7, 5)}
+
+
 def test_an_extracted_member_computes_what_it_did_with_shared_weights(shipped):
     name, space, elastic = shipped
     for arch in covering(name):

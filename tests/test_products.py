@@ -102,7 +102,7 @@ def test_training_returns_what_was_trained_and_prints_as_a_table(here, monkeypat
     recipe = trained[0].recipe
     assert (recipe.flip, recipe.epochs, recipe.peak_rate) == (0.1, 10, pytest.approx(0.01))
     assert read_record(Path("runs/train/tiny-shades-auto-s0")).command.startswith(
-        "evit_nas.train('tiny.yaml', data='shades'"
+        "evit_nas.train('tiny.yaml', data='shades', time='100s', lr=0.01, changes={'flip': 0.1}, seeds=2, ship=False)"
     )
     assert any("shades: 72 training" in message for message in caplog.messages)
     assert any("(init with a training" in message for message in caplog.messages)

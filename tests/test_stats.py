@@ -170,6 +170,13 @@ def test_seeds_that_no_network_links_cannot_be_told_from_their_networks_and_have
     assert (effects, number) == ({0: 0, 1: 0}, 0)
 
 
+def test_a_seed_without_a_link_has_no_effect_beside_those_that_have_one():
+    effects, number = seed_effects([{0: 5.0, 1: 4.0}, {0: 7.0}, {2: 9.0}])
+    assert (effects[2], number) == (0, 1)
+    assert effects[0] - effects[1] == pytest.approx(1)
+    assert 2 * effects[0] + effects[1] == pytest.approx(0)
+
+
 def test_with_one_network_of_two_seeds_the_noise_is_not_known():
     assert math.isnan(seed_sd([{0: 5.0, 1: 4.0}, {0: 7.0}]))
 

@@ -22,13 +22,13 @@ from evit_nas.network import supernet as supernets
 from evit_nas.network.cost import cost
 from evit_nas.network.model import build
 from evit_nas.network.saved import open_saved
-from evit_nas.network.supernet import Members, Supernet, batches_of, parted, recalibrate, split
+from evit_nas.network.supernet import Members, Supernet, batches_of, recalibrate, split
 from evit_nas.network.transfer import start_from
 from evit_nas.network.weights import read_weights
 from evit_nas.runs import Run
 from evit_nas.searching.judges import check_sources
 from evit_nas.space import SearchSpace
-from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.trained import WEIGHTS, Trained, parted
 from evit_nas.training.folder import CHECKPOINT, create
 from evit_nas.training.hardware import Hardware
 from evit_nas.training.inherit import inherit

@@ -140,6 +140,7 @@ def test_missing_weights_are_not_downloaded_but_the_command_is_told(monkeypatch,
     ("text", "message"),
     [
         ("timm:resnet1818", "timm has no network called 'resnet1818'"),
+        ("timm:resnet18.of_no_training", "timm has no network called 'resnet18.of_no_training'"),
         ("nowhere", "nowhere: no such network. It can be the folder of a training, "),
         (".", "holds no trained network"),
     ],

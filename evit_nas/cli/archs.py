@@ -214,7 +214,7 @@ def export(
     The deploy form, as ONNX, TorchScript or an exported program of torch, is checked before it is written.
     """
     from evit_nas.exporting import EXPORTERS, SUFFIXES, checkpoint
-    from evit_nas.network.supernet import parted
+    from evit_nas.trained import parted
 
     config = find_arch(arch)
     if weights is None and ((Path(arch) / "model.safetensors").is_file() or parted(arch) is not None):

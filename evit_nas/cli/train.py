@@ -268,7 +268,7 @@ def ship(
 
     ONNX in 32 and 8 bits, timm's files, a model card, and predict.py.
     """
-    from evit_nas.network.supernet import parted
+    from evit_nas.trained import parted
     from evit_nas.training.inherit import inherit
     from evit_nas.training.session import SHIPPED, shipped
 

@@ -15,10 +15,10 @@ from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.exporting import open_onnx
 from evit_nas.network.saved import Saved, open_saved
-from evit_nas.network.supernet import Supernet, parted
+from evit_nas.network.supernet import Supernet
 from evit_nas.shipped import FP32, INT8, Shipped
 from evit_nas.shipped import RECORD as SHIPPED
-from evit_nas.trained import RECORD, Trained
+from evit_nas.trained import RECORD, Trained, parted
 
 TORCH = "torch"
 _FILES = {FP32: "onnx", INT8: "int8"}

@@ -77,6 +77,7 @@ class MeasuringBench:
         self._duel = duel.median_ns / alone.quiet_ns
         self._meter = meter(conditions)
         self._slowdowns: list[float] = []  # not in a window yet
+        self._beside_work = False  # at any time since these began
 
     def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         """The protocol on one network, in as many sessions as it has visits, and in one more if two disagree."""
@@ -163,11 +164,13 @@ class MeasuringBench:
     def _see(self, slowdowns: np.ndarray, others: LoadMeter) -> None:
         """Takes the canary samples of a measurement into the yardstick."""
         self._slowdowns += slowdowns.tolist()
+        self._beside_work |= _busy(others)
         if len(self._slowdowns) >= WINDOW:
             ms = self._unit_ms * float(np.percentile(self._slowdowns, QUICKEST))
-            window = Window(ms=ms, shape=self._shape, beside_work=_busy(others), at=time.time())
+            window = Window(ms=ms, shape=self._shape, beside_work=self._beside_work, at=time.time())
             self._yardstick = kept(self._yardstick.seen(window))
             self._slowdowns.clear()
+            self._beside_work = False
 
 
 def _busy(others: LoadMeter) -> bool:

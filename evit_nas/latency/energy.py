@@ -111,7 +111,7 @@ def nvml(index: int) -> Meter | None:
         uuid = torch.cuda.get_device_properties(index).uuid  # NVML's own numbering ignores CUDA_VISIBLE_DEVICES
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except ImportError:
+    except (ImportError, RuntimeError, AssertionError):  # no torch, or none that finds the GPU
         return None
     except pynvml.NVMLError:
         return None

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from evit_nas.config import Conditions
-from evit_nas.latency.machine import pin_to_one_core
+from evit_nas.latency.machine import die_with_parent, pin_to_one_core
 from evit_nas.latency.onnx_backend import random_feed, session, session_options
 from evit_nas.latency.profile import Profile, take_apart
 from evit_nas.latency.protocol import Network, Stopwatch, cpu_time, wall_time
@@ -82,6 +82,7 @@ def _traced(graph: bytes | str, conditions: Conditions, folder: Path) -> tuple[N
 
 def main() -> None:
     """Answers on standard output; what goes wrong is the last line on standard error."""
+    die_with_parent()
     graph, conditions = sys.argv[1], Conditions.model_validate_json(sys.argv[2])
     if conditions.threads == 1:
         pin_to_one_core()

@@ -161,7 +161,8 @@ def corners_of(space: SearchSpace) -> Iterator[ArchConfig]:
     largest = space.largest()
     stages = []
     for choices, top in zip(space.stages, largest.stages, strict=True):
-        kernels = tuple(map(max, zip(*map(choices.kernels, choices.q_kernels), strict=True)))
+        heads = max(choices.heads)  # a list of kernels may be longer: what no head uses does not count
+        kernels = tuple(map(max, zip(*(choices.kernels(each)[:heads] for each in choices.q_kernels), strict=True)))
         values = {max(choices.v_ratio), max(choices.v_ratio, key=lambda ratio: (ratio != 1, ratio))}
         deciding = itertools.product(choices.heads, choices.mixer, choices.cascade, sorted(values))
         found = {

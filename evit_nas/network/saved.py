@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.network.supernet import Members, parted
 from evit_nas.runs import named_arch
-from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained
+from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained, parted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,14 +77,13 @@ def fetch(text: str, note: Callable[[str], None]) -> None:
     Raises:
         UsageError: timm has no such network, or they cannot be had.
     """
-    import timm
+    if not text.startswith(TIMM) or "@" in text:
+        return
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    if not text.startswith(TIMM) or "@" in text:
-        return
     name = text.removeprefix(TIMM)
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+    config = _timm_config(name)
     if config is None or not config.hf_hub_id:
         return  # which opening it says
     note(f"fetching the weights of {name} from {config.hf_hub_id}")
@@ -142,6 +141,8 @@ def _open_folder(folder: Path) -> Saved:
 
 
 def _open_member(folder: Path, arch: str) -> Saved:
+    from evit_nas.network.supernet import Members
+
     members = Members(folder)
     about = members.supernet
     return Saved(
@@ -181,6 +182,17 @@ def _open_file(path: Path, arch: ArchConfig | None) -> Saved:
     return Saved(name, _load(arch, path))
 
 
+def _timm_config(name: str) -> Any:
+    """What timm knows of NAME or NAME.TAG; None if there is no such network, or no such tag of it."""
+    import timm
+
+    if not timm.is_model(name):  # which does not look at the tag
+        return None
+    with suppress(RuntimeError):
+        return timm.get_pretrained_cfg(name, allow_unregistered=False)
+    return None
+
+
 def _open_timm(text: str) -> Saved:
     import timm
     from huggingface_hub import try_to_load_from_cache
@@ -188,7 +200,7 @@ def _open_timm(text: str) -> Saved:
     from evit_nas.network.weights import read_weights
 
     name, _, file = text.removeprefix(TIMM).partition("@")
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False) if timm.is_model(name) else None
+    config = _timm_config(name)
     if config is None:
         near = timm.list_models(f"*{name.partition('.')[0][:5]}*")[:3]
         raise UsageError(f"timm has no network called '{name}'. Similar names: {', '.join(near) or 'none'}.")

@@ -29,13 +29,12 @@ from evit_nas.network.elastic import Elastic
 from evit_nas.network.model import EfficientViT
 from evit_nas.network.weights import read_weights
 from evit_nas.space import SearchSpace, describe_choices
-from evit_nas.trained import WEIGHTS
+from evit_nas.trained import SUPERNET_RECORD, WEIGHTS
 from evit_nas.yamlio import read_json, validate
 
 if TYPE_CHECKING:
     from evit_nas.data.images import Source
 
-RECORD = "supernet.json"
 HELD_OUT_SHARE, MOST_HELD_OUT = 10, 500  # one training image in so many is held out to judge members, and no more
 CALIBRATION_IMAGES = 500  # that the statistics of a member are taken from
 BATCH = 100
@@ -90,17 +89,17 @@ class Supernet(BaseModel):
         Raises:
             UsageError: it is not such a folder, its training is not finished, or the record is damaged.
         """
-        path = folder / RECORD
+        path = folder / SUPERNET_RECORD
         if not path.is_file() or not (folder / WEIGHTS).is_file():
             raise UsageError(
-                f"{folder} holds no finished supernet (no {RECORD} with {WEIGHTS}). Make one with evit-nas supernet "
-                f"train, or continue an interrupted one with: {command_line('supernet', 'train', folder, '--resume')}"
+                f"{folder} holds no finished supernet (no {SUPERNET_RECORD} with {WEIGHTS}). Make one with evit-nas "
+                f"supernet train, or continue an interrupted one with: {command_line('supernet', 'train', folder, '--resume')}"
             )
         return validate(cls, read_json(path), str(path))
 
     def save(self, folder: Path) -> None:
         """Writes the record beside the weights."""
-        write_atomically(folder / RECORD, self.model_dump_json(indent=1) + "\n")
+        write_atomically(folder / SUPERNET_RECORD, self.model_dump_json(indent=1) + "\n")
 
     def check_covers(self, space: SearchSpace) -> None:
         """
@@ -148,7 +147,7 @@ class Members:
             self._elastic.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise UsageError(f"{folder / WEIGHTS} does not hold what {RECORD} says: {reason}.") from None
+            raise UsageError(f"{folder / WEIGHTS} does not hold what {SUPERNET_RECORD} says: {reason}.") from None
 
     def take(self, arch: ArchConfig) -> EfficientViT:
         """A member in eval mode, on the processor.
@@ -178,12 +177,6 @@ class Members:
         if source.classes != self.supernet.classes:
             raise UsageError(f"{self.supernet.data} has other classes now than the supernet was trained for.")
         return split(source, self.supernet.held_out, self.supernet.seed)
-
-
-def parted(text: str) -> tuple[Path, str] | None:
-    """The folder and the network of SUPERNET#ARCH; None where `text` is nothing of the kind."""
-    folder, mark, arch = text.rpartition("#")
-    return (Path(folder).expanduser(), arch) if mark and (Path(folder).expanduser() / RECORD).is_file() else None
 
 
 def held_out_of(source: Source) -> int:

@@ -73,7 +73,7 @@ def timm_network(name: str, image_size: int | None = None) -> tuple[nn.Module, t
         options = {"img_size": image_size} if config.fixed_input_size else {}
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU as well
             model = timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # timm's networks refuse sizes with errors of every type
         raise MeasurementError(f"timm cannot build {name} for {height} x {width} pixels: {error}") from error

@@ -105,11 +105,16 @@ def find(run: Run) -> Findings:
         given_up=len(seen) - len(known.candidates) - stopped,
         forecasts=[_forecast(index, complete, known.units, settings) for index in range(len(settings.targets))],
         convergence=_convergence(known, settings),
-        pool=sum(TrialAttributes(trial).origin in ("random", *PRESETS) for trial in known.by_key.values()),
+        pool=_pool([TrialAttributes(trial).origin for trial in known.by_key.values()], settings),
         importance=_importance([trial for trial in seen if _feasible(trial)], directions),
         params={key: trial.params for key, trial in known.by_key.items()},
         references=[_references(context, known.units) for context in contexts],
     )
+
+
+def _pool(origins: Sequence[str | None], settings: SearchSettings) -> int:
+    """How many networks came before the sampler's; a sampler may be called random as well."""
+    return min(origins.count("random"), settings.pool) + sum(origin in PRESETS for origin in origins)
 
 
 def nearest(found: Findings) -> Candidate | None:

@@ -9,9 +9,9 @@ from evit_nas import __version__
 from evit_nas.errors import RunError
 from evit_nas.evaluation import evaluate
 from evit_nas.network.saved import efficientvit, open_saved
-from evit_nas.network.supernet import Supernet, parted
+from evit_nas.network.supernet import Supernet
 from evit_nas.runs import installed_versions
-from evit_nas.trained import WEIGHTS, Trained
+from evit_nas.trained import WEIGHTS, Trained, parted
 from evit_nas.training.checkpoint import save_weights
 
 FOLDER = "networks"  # below the supernet's

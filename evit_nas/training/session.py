@@ -91,9 +91,10 @@ class Outcome:
 
         known = {settings.arch: shipped.fp32.latency.median_ms for settings, shipped in self.shipped.items()}
         if rest := [settings.arch for settings in self.trained if settings.arch not in known]:
-            with suppress(MeasurementError), Steady(open_device(Conditions())) as device:
+            with Steady(open_device(Conditions())) as device:
                 for arch in dict.fromkeys(rest):
-                    known[arch] = device.measure(arch, Protocol())[0].median_ms
+                    with suppress(MeasurementError):
+                        known[arch] = device.measure(arch, Protocol())[0].median_ms
         return known
 
     def doubts(self) -> dict[str, list[str]]:
