@@ -104,6 +104,7 @@ class FileCache:
             OSError: the disk is full, or the folder cannot be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        # of this thread alone: two clients may upload the same file at once
         scratch = self._folder / f"{name}.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
             scratch.write_bytes(content)
@@ -118,7 +119,7 @@ class FileCache:
             with suppress(FileNotFoundError):  # another thread keeps or forgets a file just now
                 files.append((path.stat(), path))
         excess = sum(stat.st_size for stat, _ in files) - self._max_bytes
-        for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+        for stat, path in sorted(files, key=lambda file: file[0].st_mtime):  # which `find` sets
             if excess <= 0:
                 break
             if path.name != keep:
@@ -161,6 +162,7 @@ class Worker:
         self._runtime = runtime.version(conditions.family)
         self._processor = machine_of(conditions)  # a GPU, where it is one that computes
         self._noise: str | None = None
+        # one thread, which stays: a measuring process dies with the thread that started it
         self._runner = ThreadPoolExecutor(1, "measuring")
         self._local: BoardDevice | None = None  # touched by the runner's thread only, until `close`
         self._jobs: dict[str, Future[Reply]] = {}
@@ -192,7 +194,7 @@ class Worker:
             Refusal: other bytes than announced, no ONNX graph, one that reads further files, or no room.
         """
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise Refusal(400, f"the bytes received do not have the SHA-256 {sha256}", "lost link")
+            raise Refusal(400, f"the bytes received do not have the SHA-256 {sha256}", "lost link")  # it is sent again
         check_model(content)
         try:
             self._models.put(_model_file(sha256), content)
@@ -216,7 +218,7 @@ class Worker:
                     return stored
                 future = self._jobs[name] = self._begin(name, job, conditions)
         try:
-            return future.result(wait_s)
+            return future.result(wait_s)  # without the lock: others ask meanwhile
         except TimeoutError:
             return None
         except CancelledError:
@@ -224,7 +226,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends the measuring process, and with it a running job, which is not answered: a client asks again."""
-        self._closing = True
+        self._closing = True  # before anything is killed: what ends from now on is no answer
         self._runner.shutdown(wait=False, cancel_futures=True)
         while self._unfinished():  # a job that has just begun may yet start its process
             if self._local is not None:
@@ -269,7 +271,7 @@ class Worker:
         return self._runner.submit(self._run, name, network, job.protocol, conditions)
 
     def _unfinished(self) -> int:
-        return sum(not future.done() for future in list(self._jobs.values()))
+        return sum(not future.done() for future in list(self._jobs.values()))  # a copy: other threads add and take away
 
     def _run(self, name: str, network: ArchConfig | Path, protocol: Protocol, conditions: Conditions) -> Reply:
         try:
@@ -319,7 +321,7 @@ def check_model(content: bytes) -> None:
     import onnx
 
     try:
-        model = onnx.load_model_from_string(content)
+        model = onnx.load_model_from_string(content)  # unlike onnx.load it opens no other file
     except Exception:  # whatever protobuf raises
         raise Refusal(400, "the file is no ONNX graph", "rejected") from None
     if any(_is_external(tensor) for tensor in _tensors(model)):

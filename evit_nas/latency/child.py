@@ -54,7 +54,8 @@ MAX_DUEL = 0.05  # the canary measured against itself: beyond it, nothing measur
 MAX_FOREIGN_CORES = 0.5  # busy with other processes, where their time is counted too
 MAX_VISIT_SPREAD = 0.05  # two visits further apart call for a third
 SLOW_FACTOR = 1.5  # a canary's median over its quiet time beyond which even ratios are not to be trusted
-SESSIONS = 3  # of each canary
+SESSIONS = 3  # of each canary; odd: two canaries take turns, and of an even number each would show half only
+# FIRST_MOMENTS of the yardstick, whose uncertainty falls from there on (docs/results/first_use.md)
 LEARNING_S = 30.0  # spent on the canaries alone when a device is used for the first time
 DUEL = Protocol(min_rounds=12, max_rounds=12)
 
@@ -72,7 +73,7 @@ class MeasuringBench:
         self._unit_ms, self._shape = self._yardstick.ms, self._yardstick.windows[0].shape  # as long as this one runs
         quiet_ms = self._yardstick.quiet_ms
         self._canaries = [Canary(sessions, ms * 1e6) for sessions, ms in zip(loaded, quiet_ms, strict=True)]
-        alone = Canary(loaded[0][:1], quiet_ms[0] * 1e6)
+        alone = Canary(loaded[0][:1], quiet_ms[0] * 1e6)  # one session: several differ by where their memory lies
         duel = measure_rounds(alone.sessions[0], [alone], DUEL, self._stopwatch)
         self._duel = duel.median_ns / alone.quiet_ns
         self._meter = meter(conditions)
@@ -81,7 +82,7 @@ class MeasuringBench:
 
     def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         """The protocol on one network, in as many sessions as it has visits, and in one more if two disagree."""
-        load, others = LoadMeter(), LoadMeter(every_core())
+        load, others = LoadMeter(), LoadMeter(every_core())  # of the cores that measure, and of all, for the yardstick
         visits: list[RawSamples] = []
         while len(visits) < protocol.visits or (len(visits) == protocol.visits and _disagree(visits)):
             loaded = self._runtime.load(network, self._conditions)
@@ -132,9 +133,10 @@ class MeasuringBench:
     def _noise(self, slowdown: float, foreign_cores: float | None) -> str:
         """Why the ratio is only an estimate; empty if it is none."""
         reasons = []
-        slowdown *= self._unit_ms / self._yardstick.ms
+        slowdown *= self._unit_ms / self._yardstick.ms  # it was counted by the yardstick that this process began with
         if slowdown > SLOW_FACTOR:
             reasons.append(f"the canaries ran {slowdown:.2f} times as long as when quiet")
+        # a GPU's events too: while the processor is late with the next kernel, their time goes on
         if self._clock != "cpu" and foreign_cores is not None and foreign_cores > MAX_FOREIGN_CORES:
             reasons.append(f"other processes kept {foreign_cores:.1f} cores busy")
         if abs(self._duel - 1) > MAX_DUEL:
@@ -156,7 +158,7 @@ class MeasuringBench:
     def _window(self, loaded: list[list[Network]], run_ns: list[float]) -> Window:
         """A window of nothing but canaries, whose sessions take turns."""
         others, rows = LoadMeter(every_core()), list[list[float]]()
-        for turn in range(WINDOW):
+        for turn in range(WINDOW):  # a multiple of SESSIONS: all of them count alike
             pairs = zip(loaded, run_ns, strict=True)
             rows.append([sample(sessions[turn % SESSIONS], ns, self._stopwatch) / 1e6 for sessions, ns in pairs])
         return window_of(rows, _busy(others))
@@ -167,6 +169,7 @@ class MeasuringBench:
         self._beside_work |= _busy(others)
         if len(self._slowdowns) >= WINDOW:
             ms = self._unit_ms * float(np.percentile(self._slowdowns, QUICKEST))
+            # a measurement runs one or two of the canaries, so it has no shape of its own
             window = Window(ms=ms, shape=self._shape, beside_work=self._beside_work, at=time.time())
             self._yardstick = kept(self._yardstick.seen(window))
             self._slowdowns.clear()
@@ -218,6 +221,7 @@ def main() -> None:
     # The runtime may print; only answers may reach the real standard output.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # when first asked, so that an error is an answer; the next request tries again, since `cache` keeps no errors
     bench = cache(lambda: MeasuringBench(conditions))
     for line in sys.stdin:
         out.write(json.dumps(answer(bench, json.loads(line))) + "\n")

@@ -49,7 +49,7 @@ class Steady(Device):
 
     def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         latency, samples = self._device.measure(network, protocol)
-        self._unit = self._unit or latency.unit
+        self._unit = self._unit or latency.unit  # a better one may be learnt between two figures
         return latency.by(self._unit), samples
 
     def context(self) -> dict[str, str]:

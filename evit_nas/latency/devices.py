@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def _local(conditions: Conditions) -> Device:
-    from evit_nas.latency.local import LocalDevice
+    from evit_nas.latency.local import LocalDevice  # here: by way of the yardstick it imports onnx
 
     return LocalDevice(conditions)
 
@@ -127,7 +127,7 @@ def open_device(conditions: Conditions) -> Device:
     missing = runtime.missing(conditions.family) if runtime else None
     if missing:
         raise UsageError(f"device '{conditions.device}' cannot run here: {missing}")
-    if runtime:
+    if runtime:  # one of this machine: a board has other cores
         from evit_nas.latency.machine import check_threads
 
         check_threads(conditions)

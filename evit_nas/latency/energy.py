@@ -77,6 +77,7 @@ def rapl(root: Path = POWERCAP) -> Meter | None:
     Sub-domains (intel-rapl:0:1: cores, graphics, memory) are parts of their package and "psys" contains it, so neither
     is added. Processors of AMD appear under the same names.
     """
+    # intel-rapl-mmio:* are left out: the same packages, seen another way
     packages = [domain for domain in root.glob("intel-rapl:*") if (_read(domain / "name") or "").startswith("package")]
     counters = [_Counter(domain) for domain in packages if _read(domain / "energy_uj")]
     if not packages or len(counters) < len(packages):
@@ -96,7 +97,7 @@ class _Counter:
     def joules(self) -> float:
         """Since construction."""
         now_uj = int(self._path.read_text(encoding="utf-8"))
-        self._total_uj += (now_uj - self._last_uj) % (self._range_uj + 1)
+        self._total_uj += (now_uj - self._last_uj) % (self._range_uj + 1)  # the range is the last value before 0
         self._last_uj = now_uj
         return self._total_uj / 1e6
 

@@ -34,7 +34,7 @@ from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.values import Latency, Measurable, Protocol
 from evit_nas.latency.yardstick import identity_of, known
 
-WAIT_S = 1.0
+WAIT_S = 1.0  # parts of a time limit: a halt costs one of them, however long it is
 TOLD_AFTER_S = 30.0  # a network takes half a second, one with strict measurements some
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,11 @@ class LocalDevice(Device):
         self.conditions = conditions
         self._timeout_s = timeout_s or RUNTIMES[conditions.family].timeout_s
         self._child: subprocess.Popen[str] | None = None
-        # lives as long as the device
+        # lives as long as the device; a pipe would fill up and stop the child, since nobody reads it meanwhile
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
     def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        # before the lock: a timm model may have to be exported, which takes seconds
         request = {"network": encoded(resolved(network, self.conditions.family)), "protocol": protocol.model_dump()}
         with alone():
             reply = self._exchange(json.dumps(request), self._timeout_s * most_visits(protocol))
@@ -82,15 +83,15 @@ class LocalDevice(Device):
             child.stdin.write(line + "\n")
             child.stdin.flush()
             with selectors.DefaultSelector() as selector:
-                selector.register(child.stdout, selectors.EVENT_READ)
+                selector.register(child.stdout, selectors.EVENT_READ)  # its buffer is empty: one request, one line
                 answered = any(selector.select(wait_s) for wait_s in _waits(timeout_s))
             reply = child.stdout.readline() if answered else ""
-        except BrokenPipeError:
+        except BrokenPipeError:  # it died before it read: its last words say why
             answered, reply = True, ""
         except BaseException:  # interrupted: the pending answer must not be read as the next one's
             self.close()
             raise
-        if reply.endswith("\n"):
+        if reply.endswith("\n"):  # else it died while it wrote
             answer: dict[str, Any] = json.loads(reply)
             return answer
         if not answered:
@@ -100,6 +101,7 @@ class LocalDevice(Device):
         self._stderr.seek(0)
         words = self._stderr.read()
         self.close()
+        # SIGKILL is the system's for want of memory: what ran out of time has been answered above
         kind = "out of memory" if status == -signal.SIGKILL or out_of_memory(words) else "crashed"
         raise MeasurementError(f"the measuring process died with exit status {status}: {last_line(words)}", kind)
 
@@ -163,7 +165,7 @@ def run_alone(command: Sequence[str], threads: int, timeout_s: float, what: str)
         try:
             for wait_s in _waits(timeout_s):
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    out, err = process.communicate(timeout=wait_s)
+                    out, err = process.communicate(timeout=wait_s)  # called again, it has lost nothing
                     return subprocess.CompletedProcess(command, process.returncode, out, err)
         finally:
             process.kill()
@@ -188,11 +190,11 @@ def alone() -> Iterator[None]:
     """
     path = cache_folder() / "measuring.lock"
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # no folder, or a file system without locks
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(path.open("ab", buffering=0))
+            lock = stack.enter_context(path.open("ab", buffering=0))  # not "w", which would blank the owner's name
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike lockf's it holds between threads too
             except BlockingIOError:
                 with _told(path):
                     fcntl.flock(lock, fcntl.LOCK_EX)

@@ -90,7 +90,7 @@ def _gpu(index: int) -> str:
 
 def usable_cores() -> int:
     """Cores that this process can keep busy: those it may run on, as far as its control groups' quota goes."""
-    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, _quotas())]))
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, _quotas())]))  # half a core runs a thread too
 
 
 def check_threads(conditions: Conditions) -> None:
@@ -123,11 +123,11 @@ def _quotas() -> Iterator[float]:
     is left out."""
     for line in (_read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and "cpu" not in controllers.split(","):  # those of version 2 are not named
             continue
         root = Path("/sys/fs/cgroup/cpu" if controllers else "/sys/fs/cgroup")
         group = root / path.lstrip("/")  # of a container perhaps as its host names it, and not there: its parents are
-        for folder in [group, *group.parents][: len(group.parts) - len(root.parts) + 1]:
+        for folder in [group, *group.parents][: len(group.parts) - len(root.parts) + 1]:  # parents' quotas bind too
             texts = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
             numbers = " ".join(_read(str(folder / text)) or "" for text in texts).split()
             if len(numbers) == 2 and numbers[0].isdecimal():  # else "max", -1, or no such file
@@ -191,6 +191,7 @@ def _busy_seconds(numbers: frozenset[int]) -> float | None:
     for line in text.splitlines():
         name, *ticks = line.split()
         if name in cores:
+            # what follows, the time of guests, is in user and nice already
             user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, ticks)
             busy += user + nice + system + irq + softirq + steal
     return busy / os.sysconf("SC_CLK_TCK")

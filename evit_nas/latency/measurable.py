@@ -52,10 +52,10 @@ def sized(path: Path, image_size: int | None) -> Path:
     for entry in inputs:
         dims = entry.type.tensor_type.shape.dim
         shape = " x ".join(str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in dims)
-        chosen = [axis for axis, dim in enumerate(dims) if axis and dim.dim_value < 1]
+        chosen = [axis for axis, dim in enumerate(dims) if axis and dim.dim_value < 1]  # 0 is a name, or nothing
         if not chosen:
             continue
-        if len(dims) != 4 or chosen not in ([2, 3], [1, 2]):
+        if len(dims) != 4 or chosen not in ([2, 3], [1, 2]):  # (B, C, H, W) or (B, H, W, C)
             raise UsageError(
                 f"{path}: the input '{entry.name}' is {shape}; only the batch, and height with width, may be open. "
                 "Export it with the rest fixed."
@@ -67,13 +67,13 @@ def sized(path: Path, image_size: int | None) -> Path:
             )
         for axis in chosen:
             if dims[axis].dim_param:
-                make_dim_param_fixed(model.graph, dims[axis].dim_param, image_size)
+                make_dim_param_fixed(model.graph, dims[axis].dim_param, image_size)  # inside the graph too
             dims[axis].dim_value = image_size
         copied = True
     if copied:
         return _kept(model.SerializeToString(), f"{path.stem[:64]}-{image_size}")
     sides = [[dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in inputs]
-    if image_size is not None and not any([image_size] * 2 in (each[2:], each[1:3]) for each in sides):
+    if image_size is not None and not any([image_size] * 2 in (each[2:], each[1:3]) for each in sides):  # NCHW, NHWC
         fixed = " and ".join(" x ".join(map(str, each[1:])) for each in sides)
         raise UsageError(
             f"--image-size {image_size} cannot change {path}: its input is fixed to {fixed}; export it again."
@@ -99,7 +99,7 @@ def encoded(network: Measurable) -> dict[str, Any]:
     if isinstance(network, ArchConfig):
         return {"arch": network.model_dump(mode="json")}
     if isinstance(network, Path):
-        return {"onnx": str(network.absolute())}
+        return {"onnx": str(network.absolute())}  # the other process may be in another folder
     return {"timm": network.name, "image_size": network.image_size}
 
 

@@ -53,12 +53,12 @@ def _network(network: Measurable, conditions: Conditions, folder: Path) -> list[
         return ["-m", "evit_nas.latency.memory", json.dumps(encoded(network))]
     graph = graph_of(network, conditions.batch)
     if conditions.precision == "int8":
-        graph = quantized(graph, conditions)
+        graph = quantized(graph, conditions)  # in this process: its tools would be most of the figure
     if isinstance(graph, bytes):
         path = folder / "network.onnx"
         path.write_bytes(graph)
         graph = str(path)
-    return [__file__, graph]
+    return [__file__, graph]  # not by -m, which imports the package first
 
 
 def resident_peak_mb() -> float | None:
@@ -78,7 +78,7 @@ def _peak_of(command: list[str], threads: int, timeout_s: float) -> float:
 
     ended = run_alone(command, threads, timeout_s, "measuring memory")
     if ended.returncode == 0:
-        return float(ended.stdout.split()[-1])
+        return float(ended.stdout.split()[-1])  # the runtime may have printed before
     exhausted = ended.returncode == -signal.SIGKILL or out_of_memory(ended.stderr)
     kind = "out of memory" if exhausted else "crashed" if ended.returncode < 0 else "rejected"
     raise MeasurementError(f"the network could not be run to measure its memory: {last_line(ended.stderr)}", kind)
@@ -92,7 +92,7 @@ def _run_graph(path: str, conditions: dict[str, Any]) -> None:
     options = ort.SessionOptions()
     options.intra_op_num_threads = conditions["threads"]
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.x64quantprecision", "1")  # EXACT_8_BITS, whose import would count
     options.log_severity_level = 3
     for name, value in conditions["entries"].items():
         options.add_session_config_entry(name, value)

@@ -38,9 +38,9 @@ def load(network: Measurable, conditions: Conditions) -> Loaded:
     shapes = {entry.any_name: _shape(entry, conditions.batch) for entry in model.inputs}
     if not shapes:
         raise MeasurementError("the graph has no input")
-    model.reshape(shapes)
+    model.reshape(shapes)  # else a batch that is open would be compiled as open
     request = core.compile_model(model, "CPU", _properties(conditions)).create_infer_request()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # as in onnx_backend.random_feed: tests compare the outputs
     for name, shape in shapes.items():
         dtype = request.get_tensor(name).data.dtype
         request.set_tensor(name, openvino.Tensor(rng.standard_normal(shape).astype(dtype)))

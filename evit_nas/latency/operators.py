@@ -35,6 +35,7 @@ def operators(arch: ArchConfig) -> Terms:
     Arithmetic and data are in blocks of 16 channels where convolutions run on blocks, in channels elsewhere; scaled by
     powers of ten to about 1.
     """
+    # 1 + classes: a network without a classifier still takes the mean of its map
     terms: dict[str, float] = {"network": 1.0, "head": arch.stages[-1].width * (1 + arch.num_classes) / 1e5}
     weights_mb = cost(arch).weight_bytes / 2**20
     for cache_mb in CACHES_MB:
@@ -102,10 +103,11 @@ def _stem(widths: tuple[int, ...], input_size: tuple[int, int]) -> Terms:
 
 def _stem_convolutions(widths: tuple[int, ...], area: int) -> Iterator[tuple[int, int, int, int]]:
     """(input channels, output channels, taps, output positions) of each, as `onnx_graph` writes them."""
-    from evit_nas.network.onnx_graph import PAIRED_WIDTH
+    from evit_nas.network.onnx_graph import PAIRED_WIDTH  # here: it imports onnx
 
     done = 0
     if widths[1] == PAIRED_WIDTH:
+        # the windows of two neighbours, 3 columns each and 2 apart, span 5; the next 3 lie in two such pairs
         yield widths[0], 2 * PAIRED_WIDTH, 3 * 5, area // 8  # an output holds two pixels of a row
         yield 2 * PAIRED_WIDTH, widths[2], 3 * 2, area // 16
         done = 2
@@ -131,7 +133,7 @@ def _downsample(
     in_area, area = in_grid[0] * in_grid[1], grid[0] * grid[1]
     _add_ffn(terms, before, in_area, 1)
     _add_pointwise(terms, before.width, hidden, in_area)
-    _add(terms, "downsample depthwise data", _blocks(hidden) * in_area / 1e3)
+    _add(terms, "downsample depthwise data", _blocks(hidden) * in_area / 1e3)  # stride 2: it reads the larger map
     _add(terms, "downsample gate data", _blocks(hidden) * area / 1e3)
     _add(terms, "downsample gate weights", hidden * round_to(hidden * SE_RATIO, 8) / 1e4)
     _add_pointwise(terms, hidden, after.width, area)
@@ -144,7 +146,7 @@ def _blocks_of(stage: StageConfig, grid: tuple[int, int], side: int) -> Terms:
     """All blocks of a stage with windows of `side`."""
     terms: dict[str, float] = {}
     area = grid[0] * grid[1]
-    _add_ffn(terms, stage, area, 2 * stage.ffn_count * stage.depth)
+    _add_ffn(terms, stage, area, 2 * stage.ffn_count * stage.depth)  # as many before the mixer as after it
     if stage.mixer == "softmax":
         windows = -(-grid[0] // side) * -(-grid[1] // side)
         _add_softmax(terms, stage, windows, side * side, area)
@@ -171,10 +173,10 @@ def _add_softmax(terms: dict[str, float], stage: StageConfig, windows: int, toke
         _add(terms, "cascade query data", count * heads * qk * padded / 1e4)
         _add(terms, "cascade output data", count * heads * v_dim * padded / 1e4)
         if v_dim != dim:
-            _add(terms, "cascade back", count * (heads - 1))
+            _add(terms, "cascade back", count * (heads - 1))  # the last head is added to no other
             _add(terms, "cascade back arithmetic", count * (heads - 1) * v_dim * dim * padded / 1e5)
     else:
-        taps = stage.used_q_kernels[0] ** 2
+        taps = stage.used_q_kernels[0] ** 2  # heads in parallel share the first kernel
         _add(terms, "parallel query arithmetic", count * _blocks(heads * qk) * taps * padded / 1e4)
         for outs in (qk, qk + v_dim):  # of one head: queries, and keys with values
             if kernel(heads * dim, heads * outs, heads) == "plain":
@@ -190,9 +192,9 @@ def _add_linear(terms: dict[str, float], stage: StageConfig, area: int) -> None:
     _add(terms, "linear", count)
     _add(terms, "linear heads", count * heads)
     _add(terms, "linear depthwise data", count * _blocks(heads * v_dim) * area / 1e3)
-    _add(terms, "linear arithmetic", count * 2 * heads * v_dim * qk * area / 1e5)
+    _add(terms, "linear arithmetic", count * 2 * heads * v_dim * qk * area / 1e5)  # V K^T, and that times Q
     _add(terms, "linear key data", count * heads * qk * area / 1e4)
     _add(terms, "linear value data", count * heads * v_dim * area / 1e4)
-    _add_pointwise(terms, stage.width, 2 * heads * qk, area, count)
+    _add_pointwise(terms, stage.width, 2 * heads * qk, area, count)  # queries and keys
     _add_pointwise(terms, stage.width, heads * v_dim, area, count)
     _add_pointwise(terms, heads * v_dim, stage.width, area, count)

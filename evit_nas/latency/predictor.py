@@ -39,6 +39,7 @@ from evit_nas.network.cost import cost
 from evit_nas.space import SearchSpace
 
 MIN_SAMPLES = 32  # distinct networks that make a fit; fewer leave more open than they can check
+# not 16: fits that call themselves good are off by 5 % by then, by 3 to 4 % with 24 (docs/results/predictor.md)
 MIN_SAMPLES_WITH_PRIOR = 24  # distinct networks that may do where operators cost about what they do elsewhere
 MAX_MAPE, MIN_WITHIN_10 = 0.05, 0.9  # of a cross-validated fit that a search relies on
 FOLDS = 16  # so that of few networks one or two are left out: with fewer left a fit looks worse than it is
@@ -190,18 +191,19 @@ def fitted_costs(samples: Sequence[Sample], prior: Mapping[str, float]) -> dict[
 
     terms = [operators(sample.arch) for sample in samples]
     names = sorted(set(prior).union(*terms))
-    matrix = _matrix(terms, names)
-    scale = np.where(matrix.any(0), matrix.mean(0), 1.0)
+    matrix = _matrix(terms, names)  # (samples, names)
+    scale = np.where(matrix.any(0), matrix.mean(0), 1.0)  # (names,); what no sample has is left to the prior
     ms = np.array([sample.ms for sample in samples])
     typical_ms = float(np.exp(np.log(ms).mean()))
     # A noisy measurement counts less, but none counts alone: below 2 % the model is what errs.
     weight = 1 / np.maximum([sample.rel_error for sample in samples], 0.02)
-    weight /= weight.mean()
+    weight /= weight.mean()  # so that shrinking means the same whatever the errors are
     # Unknown is what each operator takes of a typical network; and, last, the factor of the prior.
     rows = np.column_stack([matrix / scale * (typical_ms / ms * weight)[:, None], np.zeros(len(samples))])
     believed = [cost_of(name, prior) for name in names]
     shrink = np.diag([SHRINKAGE if cost is None else PRIOR_WEIGHT for cost in believed])
-    pull = np.column_stack([shrink, -shrink @ (scale * [cost or 0.0 for cost in believed])])
+    pull = np.column_stack([shrink, -shrink @ (scale * [cost or 0.0 for cost in believed])])  # (names, names + 1)
+    # left to itself scipy gives up, with an error, after 3 iterations a column
     solution, _ = nnls(
         np.vstack([rows, pull]), np.concatenate([weight, np.zeros(len(names))]), maxiter=100 * len(names)
     )
@@ -215,7 +217,7 @@ def fit_stages(samples: Sequence[Sample]) -> Callable[[Sequence[ArchConfig]], np
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     features = np.array([_stage_features(sample.arch) for sample in samples])
-    mean, spread = features.mean(0), features.std(0) + 1e-9
+    mean, spread = features.mean(0), features.std(0) + 1e-9  # a feature may be the same in all
     kernel = ConstantKernel(1.0) * Matern(5.0, nu=2.5) + WhiteKernel(1e-3)
     model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=SEED)
     with warnings.catch_warnings():
@@ -237,7 +239,7 @@ def _matrix(terms: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.nd
 def _stage_features(arch: ArchConfig) -> list[float]:
     features = [np.log(cost(arch).macs), arch.stem_ratio, *np.log(arch.input_size)]
     for index, stage in enumerate(arch.stages):
-        heads = stage.heads if stage.cascaded else 0
+        heads = stage.heads if stage.cascaded else 0  # serial steps, which count more than MACs at batch 1
         features += [
             stage.depth,
             np.log(stage.width),
@@ -262,7 +264,7 @@ class Table:
 
     def add(self, arch: ArchConfig, latency: Latency) -> None:
         """Keeps one more measurement, unless its ratio is an estimate only; without a cache folder it is forgotten."""
-        if latency.noise:
+        if latency.noise:  # a doubtful yardstick does no harm: `merged` says all by the best one
             return
         with contextlib.suppress(OSError):
             self._append([Sample.of(arch, latency)])
@@ -352,6 +354,7 @@ def merged(samples: Iterable[Sample]) -> list[Sample]:
     canary_ms = min((s.canary_ms for same in visits.values() for s in same if s.canary_ms), default=None)
     found = []
     for same in visits.values():
+        # an error of 0, that of equal samples, would outweigh all others
         weights = np.array([1 / max(sample.rel_error, 1e-3) ** 2 for sample in same])
         ms = float(np.average([sample.by(canary_ms).ms for sample in same], weights=weights))
         found.append(Sample(same[0].arch, ms, float(1 / np.sqrt(weights.sum())), canary_ms))
@@ -388,7 +391,7 @@ def measure_unseen(
             break
         if arch.key in known:
             continue
-        known.add(arch.key)
+        known.add(arch.key)  # before it is measured: one that fails is not tried twice
         try:
             latency, _ = device.measure(arch, protocol)
         except MeasurementError as error:

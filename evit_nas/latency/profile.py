@@ -112,6 +112,7 @@ def profile(network: Measurable, conditions: Conditions) -> Profile:
         command = python("-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json())
         done = run_alone(command, conditions.threads, TIMEOUT_S, "the profile")
     if done.returncode:
+        # 1 is the child's own sys.exit
         kind = {1: "rejected", -signal.SIGKILL: "out of memory"}.get(done.returncode, "crashed")
         raise MeasurementError(f"ONNX Runtime could not profile the network: {last_line(done.stderr)}", kind)
     return Profile.model_validate_json(done.stdout.splitlines()[-1])
@@ -162,6 +163,7 @@ def take_apart(
     """
     runs = list(_runs(trace))[1::2]
     nodes = [_node(event) for event in runs[0]]
+    # (runs, nodes); the trace counts in microseconds
     times_ms = _times_ms(np.array([[event["dur"] for event in run] for run in runs]) / 1e3, plain_ms)
     blocks = blocks_of([node.name for node in nodes])
 
@@ -256,12 +258,13 @@ def _shapes(entries: Sequence[Mapping[str, list[int]]]) -> list[list[int]]:
 def _work(kind: str, inputs: Sequence[Sequence[int]], output: Sequence[int]) -> tuple[int, int]:
     """MACs of a node, and the elements of its weight that the trace does not show because they were packed."""
     if "Conv" in kind:
-        weight = next((shape for shape in inputs[1:] if len(shape) > 2), [0, 0])
+        weight = next((shape for shape in inputs[1:] if len(shape) > 2), [0, 0])  # QLinearConv has scales before it
         return prod(inputs[0] if kind == "ConvTranspose" else output) * prod(weight[1:]), 0
     if "Gemm" in kind or "MatMul" in kind:
         first = inputs[0]
+        # by size: FusedMatMul may read its first input transposed, whose last side is not the depth then
         depth = prod(first) // prod(output[:-1]) if len(first) == len(output) else first[-1]
-        shown = any(len(shape) > 1 for shape in inputs[1:])
+        shown = any(len(shape) > 1 for shape in inputs[1:])  # a bias has one side
         return prod(output) * depth, 0 if shown else depth * output[-1]
     return 0, 0
 

@@ -60,8 +60,8 @@ def gemm_peak_gflops(conditions: Conditions) -> float:
         [helper.make_tensor("weight", TensorProto.FLOAT, weight.shape, weight.tobytes(), raw=True)],
     )
     model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
-    product = session(model.SerializeToString(), conditions.model_copy(update={"batch": 1})).run
-    return 2 * side**3 / min(count(product, 1) for _ in range(ROUNDS))
+    product = session(model.SerializeToString(), conditions.model_copy(update={"batch": 1})).run  # that of x
+    return 2 * side**3 / min(count(product, 1) for _ in range(ROUNDS))  # a FLOP each nanosecond is a GFLOP/s
 
 
 def _stopwatch(conditions: Conditions) -> Stopwatch:

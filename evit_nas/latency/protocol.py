@@ -165,7 +165,7 @@ def measure_rounds(
     while True:
         turn = len(samples)
         taken = sample(candidate, candidate_ns, stopwatch, TIMED_RUNS, waited_for)
-        if turn:
+        if turn:  # for the first, both were seen just now
             latest[turn % len(beside)] = seen(beside[turn % len(beside)][0], turn)
         samples.append((taken, math.prod(slow**weight for slow, (_, weight) in zip(latest, beside, strict=True))))
         taken_ns, slowdown = (np.array(column) for column in zip(*samples, strict=True))
@@ -195,7 +195,7 @@ def sample(
 def _warm_up(network: Network, warmup_ms: float, stopwatch: Stopwatch) -> float:
     """Runs for `warmup_ms` (five runs at least); returns the nanoseconds of the fastest run."""
     fastest, total, runs = math.inf, 0.0, 0
-    while runs < 5 or (total < warmup_ms * 1e6 and runs < 10_000):
+    while runs < 5 or (total < warmup_ms * 1e6 and runs < 10_000):  # and ends on a clock that stands still
         taken = stopwatch(network, 1)
         fastest, total, runs = min(fastest, taken), total + taken, runs + 1
-    return max(fastest, 1.0)
+    return max(fastest, 1.0)  # it is divided by

@@ -131,7 +131,7 @@ def _remember(context: Mapping[str, str], name: str, protocol: Protocol, latency
     journal = _journal()
     try:
         journal.path.parent.mkdir(parents=True, exist_ok=True)
-        journal.repair()
+        journal.repair()  # else a line torn by a kill would swallow the next one
         journal.append(
             {
                 "context": dict(context),

@@ -33,7 +33,7 @@ from evit_nas.latency.values import BOARDS_DEFAULT, Latency, Measurable, Protoco
 
 PATIENCE_S = 600.0  # without an answer before a measurement is given up: a board restarts in a minute or two
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 15.0  # between attempts on a lost link, doubled each time
-LINK_TIMEOUT_S = 2 * WAIT_S  # without a byte from the worker
+LINK_TIMEOUT_S = 2 * WAIT_S  # without a byte from the worker, which answers within WAIT_S
 
 _ADDRESS = re.compile(r"(\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:/@\[\]]+))(:(?P<port>[0-9]{1,5}))?")
 
@@ -77,13 +77,14 @@ class RemoteDevice(Device):
             model = self._model(network)
             sha256 = hashlib.sha256(model).hexdigest()
             body = _json(job | {"model": sha256})
-            answer = self._ask("POST", "/v1/jobs", body)
+            answer = self._ask("POST", "/v1/jobs", body)  # the board may have the file from before
             if answer.get("kind") == "unknown model":
                 answer = self._ask("PUT", f"/v1/models/{sha256}", model)
                 answer = answer if "error" in answer else self._ask("POST", "/v1/jobs", body)
         if "error" in answer:
             raise MeasurementError(f"{self.conditions.device}: {answer['error']}", answer["kind"])
         latency = Latency.model_validate(answer["latency"])
+        # there the device is called cpu, say: a figure has the name by which this side knows it
         return latency.model_copy(update={"conditions": self._on_board}), answer["samples"]
 
     def context(self) -> dict[str, str]:
@@ -174,6 +175,7 @@ class RemoteDevice(Device):
         while True:
             try:
                 status, reply = self._exchange(method, path, body)
+                # 503 is busy or closing, "lost link" a request that did not arrive whole: both are worth asking again
                 trouble = str(reply.get("error")) if status == 503 or reply.get("kind") == "lost link" else None
             except (OSError, http.client.HTTPException) as error:
                 trouble = _reason(error)
@@ -183,7 +185,7 @@ class RemoteDevice(Device):
                 if status != 202:
                     return self._checked(reply)
                 lost_since, delay = None, FIRST_DELAY_S
-                continue
+                continue  # at once: it is the worker that waits, WAIT_S before a 202
             if lost_since is None:
                 lost_since = time.monotonic()
                 logger.warning("waiting for the worker at %s: %s", self._address, trouble)

@@ -132,6 +132,7 @@ def _random_network(arch: ArchConfig) -> nn.Module:
     network = fold(build(arch, seed=0))
     generator = torch.Generator().manual_seed(0)
     for tensor in network.state_dict().values():
+        # over the root of what an output sums up: activations keep their size
         tensor.uniform_(-0.5, 0.5, generator=generator).div_(math.sqrt(tensor[0].numel()))
     return network
 
@@ -146,7 +147,7 @@ def _compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """
     import torch
 
-    compiler = os.environ.get("CXX", "g++")
+    compiler = os.environ.get("CXX", "g++")  # as inductor looks for it
     if shutil.which(compiler) is None:
         raise MeasurementError(
             f"torch.compile needs a C++ compiler and there is no '{compiler}'; install g++, name yours in CXX, "

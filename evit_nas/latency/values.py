@@ -28,6 +28,7 @@ class Unit(NamedTuple):
 
     def supersedes(self, before: Unit) -> bool:
         """The same, or whether it is no worse and half as uncertain."""
+        # one that is only more certain counts too: budgets are kept with `ms_error`, which holds its uncertainty
         return self.improves(before) or (self.ms <= before.ms and self.rel_error <= before.rel_error / 2)
 
 
@@ -77,7 +78,7 @@ class Latency(BaseModel):
 
     def __str__(self) -> str:
         mark = " (noisy)" if self.noisy else ""
-        return f"{self.median_ms:.2f} ms ± {100 * max(self.ms_error, 0.001):.1f}%{mark}"
+        return f"{self.median_ms:.2f} ms ± {100 * max(self.ms_error, 0.001):.1f}%{mark}"  # no measurement is exact
 
     @property
     def noisy(self) -> bool:
@@ -108,7 +109,7 @@ class Latency(BaseModel):
             return self
         factor = unit.ms / self.canary_ms
         return self.model_copy(
-            update={
+            update={  # neither the ratio nor what the wall clock said has a yardstick in it
                 "median_ms": self.median_ms * factor,
                 "p90_ms": self.p90_ms * factor,
                 "canary_ms": unit.ms,
@@ -143,12 +144,12 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 5
+    min_rounds: Annotated[int, Field(ge=3, le=10_000)] = 5  # fewer than 3 have no spread: see RawSamples.rel_error
     """Rounds of (network, canary) at least, with two timed runs of the network each: 8 to 12 runs are where more of
     them stop helping."""
     max_rounds: Annotated[int, Field(ge=3, le=10_000)] = 32
     """Rounds at most."""
-    target_rel_error: Annotated[float, Field(gt=0, le=1)] = 0.02
+    target_rel_error: Annotated[float, Field(gt=0, le=1)] = 0.02  # as BenchmarkDotNet's MaxRelativeError
     """Stop between the two once the inflated standard error of the median falls to this share of it."""
     warmup_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
     """Time spent running, not measuring, before the first round."""

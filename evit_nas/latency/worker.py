@@ -60,7 +60,7 @@ class Receiver(socket.SocketIO):
         Raises:
             TimeoutError: nothing came before the deadline.
         """
-        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-3))
+        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-3))  # 0 would not wait at all
         return super().readinto(buffer)
 
 
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = _respond
 
     def _reply(self) -> tuple[int, Reply]:
-        self._check_caller()
+        self._check_caller()  # before a byte of the body is read
         worker, request = self.server.worker, f"{self.command} {self.path}"
         if request == "GET /v1/info":
             return 200, worker.board().model_dump(mode="json")
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
             if answer is None:
                 return 202, {"state": "running"}
             return (422 if "error" in answer else 200), answer
-        model = re.fullmatch("PUT /v1/models/([0-9a-f]{64})", request)
+        model = re.fullmatch("PUT /v1/models/([0-9a-f]{64})", request)  # nothing else may become the name of a file
         if model:
             worker.keep_model(model[1], self._body(worker.max_model_bytes))
             return 201, {}
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_caller(self) -> None:
         if self.server.token:
-            given = self.headers.get("Authorization", "").encode()
+            given = self.headers.get("Authorization", "").encode()  # of texts compare_digest takes ASCII only
             if not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
                 raise Refusal(401, f"this worker asks for its token; set {TOKEN_VARIABLE} to it")
             return
@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self) -> Any:
         try:
             return json.loads(self._body(MAX_JSON_BYTES))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # the latter by brackets nested too deep
             raise Refusal(400, f"the body is not JSON: {error}") from None
 
     def _body(self, limit: int) -> bytes:
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, reply: Reply) -> None:
         body = json.dumps(reply).encode()
-        self.connection.settimeout(SOCKET_TIMEOUT_S)
+        self.connection.settimeout(SOCKET_TIMEOUT_S)  # the receiver left what remained of its deadline
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -161,6 +161,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """The base class's own errors, about request lines and headers it cannot read, as JSON."""
+        # 501, an unknown method, and 505, an unknown version of HTTP, are mistakes of the client and no failures here
         status = 405 if code == 501 else 400 if code >= 500 else int(code)
         self._send(status, {"error": message or "not a request", "kind": "usage"})
 
@@ -200,6 +201,7 @@ class WorkerServer(ThreadingHTTPServer):
                 f"--bind {bind} lets everybody on the network use this worker: give it a token in {TOKEN_VARIABLE}, "
                 "or leave --bind out and reach the worker through ssh."
             )
+        # first: where it cannot bind, the base class calls `server_close`, which closes it
         self.worker = Worker(device, max_model_bytes=max_model_bytes)
         self.wait_s = WAIT_S
         self.address_family = socket.AF_INET6 if ":" in bind else socket.AF_INET
@@ -233,7 +235,7 @@ class WorkerServer(ThreadingHTTPServer):
         with suppress(OSError):
             request.shutdown(socket.SHUT_WR)
             request.settimeout(1.0)
-            for _ in range(16):
+            for _ in range(16):  # 1 MiB at most: the client may never end
                 if not request.recv(2**16):
                     break
         self.close_request(request)

@@ -33,6 +33,7 @@ from evit_nas.latency.values import Latency, Unit
 from evit_nas.network.onnx_graph import build_onnx
 
 # About 1, 3 and 6 ms on one core of a server: what a search looks at lies between them or not far beside.
+# The smallest has a few megabytes of weights: soon back in the caches, and yet slowed down by a slow memory.
 CANARIES = (
     ArchConfig(stages=tuple(StageConfig(width=width, depth=1, heads=2, q_kernels=(5, 5)) for width in (48, 96, 192))),
     ArchConfig.preset("m1"),
@@ -132,11 +133,11 @@ def window_of(samples_ms: Sequence[Sequence[float]], beside_work: bool) -> Windo
     Their ratios come from the quicker half: what slows a machine down slows large and small networks differently.
     """
     rows = np.array(samples_ms)  # (n, canaries)
-    level = np.exp(np.log(rows).mean(1))
-    quick = np.median(rows[level <= np.median(level)], axis=0)
+    level = np.exp(np.log(rows).mean(1))  # (n,)
+    quick = np.median(rows[level <= np.median(level)], axis=0)  # (canaries,)
     shape = quick / quick[0]
     scale = math.exp(np.log(shape).mean())
-    ms = float(np.percentile(level, QUICKEST)) / scale
+    ms = float(np.percentile(level, QUICKEST)) / scale  # of the smallest canary: a level is the mean of all
     return Window(ms=ms, shape=tuple(shape.tolist()), beside_work=beside_work, at=time.time())
 
 
@@ -166,6 +167,7 @@ def kept(yardstick: Yardstick) -> Yardstick:
         others = known(yardstick.identity)
         if others is not None:
             own = yardstick.model_dump(include={"calm", "moments", "latest"})
+            # of moments the larger number, no sum: both may have seen the same ones
             most = {name: max(value, getattr(others, name)) for name, value in own.items()}
             yardstick = others.seen(*yardstick.windows).model_copy(update=most)
         if yardstick != others:
@@ -180,7 +182,7 @@ def best_units(latencies: Iterable[Latency]) -> dict[str, Unit]:
     for latency in latencies:
         device, unit = latency.conditions.device, latency.unit
         if unit is not None:
-            found[device] = min(unit, found.get(device, unit))
+            found[device] = min(unit, found.get(device, unit))  # by ms first
             identities[device] = latency.yardstick
     for device, identity in identities.items():
         if now := known(identity):
@@ -196,7 +198,7 @@ def said_by(units: Units, latencies: Iterable[Latency]) -> tuple[Latency, ...]:
 @contextmanager
 def _locked(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("ab") as lock:
+    with path.with_suffix(".lock").open("ab") as lock:  # `write_atomically` puts a new file in the place of `path`
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield path
 
