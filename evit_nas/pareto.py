@@ -49,6 +49,7 @@ def hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> 
     inside = inside[non_dominated(inside)]
     if len(inside) == 0:
         return 0.0
+    # two objectives need the order; what each point adds to those after it sums to the same in any
     inside = inside[np.argsort(inside[:, 0])]
     if len(corner) == 2:  # steps of a staircase
         return float(np.diff(inside[:, 0], append=corner[0]) @ (corner[1] - inside[:, 1]))
@@ -70,6 +71,7 @@ class Growth:
     def add(self, point: np.ndarray) -> float:
         """The hypervolume with one more point, (m,)."""
         if (point < self._corner).all() and not (self._front <= point).all(1).any():
+            # the difference alone: whole fronts, trial by trial, took seconds each with four objectives
             self.volume += _added(point, self._front, self._corner)
             self._front = np.vstack([self._front[~(point <= self._front).all(1)], point])
         return self.volume
@@ -77,4 +79,5 @@ class Growth:
 
 def _added(point: np.ndarray, others: np.ndarray, corner: np.ndarray) -> float:
     """What `point` beats and `others` do not."""
+    # of the others only what lies in the point's own box is taken off: the limit set of WFG
     return float((corner - point).prod()) - hypervolume(np.maximum(others, point), corner)

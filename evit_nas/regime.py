@@ -56,6 +56,6 @@ def default_regime(num_classes: int) -> Regime:
 
 def _short(count: int) -> str:
     for unit, name in ((1e6, "M"), (1e3, "k")):
-        if count >= unit * 10 or (count >= unit and unit == 1e6):
+        if count >= unit * 10 or (count >= unit and unit == 1e6):  # 1.28M and 24.2k, but 5,000
             return f"{count / unit:.3g}{name}"
     return f"{count:,}"

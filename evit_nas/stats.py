@@ -97,7 +97,7 @@ def kendall_tau(scores: np.ndarray, truth: np.ndarray, latency_ms: np.ndarray | 
     pairs = rivals(len(truth), latency_ms)
     if not pairs.any():
         return math.nan
-    by_score = np.sign(np.subtract.outer(scores, scores))[pairs]
+    by_score = np.sign(np.subtract.outer(scores, scores))[pairs]  # each pair both ways round, which cancels below
     by_truth = np.sign(np.subtract.outer(truth, truth))[pairs]
     untied = math.sqrt(np.count_nonzero(by_score)) * math.sqrt(np.count_nonzero(by_truth))
     return float(by_score @ by_truth / untied) if untied else 0.0
@@ -119,7 +119,7 @@ def top_regret(scores: np.ndarray, truth: np.ndarray, k: int, latency_ms: np.nda
         raise ValueError(f"k must be at least 1, got {k}.")
     scores, truth = _checked(len(truth), scores=scores, truth=truth)
     groups = rivals(len(truth), latency_ms) | np.eye(len(truth), dtype=bool)
-    order = np.lexsort((truth, -scores))
+    order = np.lexsort((truth, -scores))  # the last key counts first: by score, of equal scores the worst truth first
     losses = []
     for group in groups[:, order]:
         ranked = truth[order][group]
@@ -134,6 +134,7 @@ def noise_ceiling(arch_sd: float, label_sd: float) -> float:
     (2 / pi) asin(rho) with rho = arch_sd / hypot(arch_sd, label_sd), the correlation of truth and labels.
     """
     total = math.hypot(arch_sd, label_sd)
+    # Greiner's relation of tau and the correlation of two normal variables
     return 2 / math.pi * math.asin(arch_sd / total) if total else 0.0
 
 
@@ -156,10 +157,13 @@ def seed_effects(runs: Runs) -> tuple[dict[int, float], int]:
         has = np.isin(seeds, list(labels)).astype(float)
         mean = np.mean(list(labels.values()))
         for seed, label in labels.items():
+            # less its network's mean a label is its seed's effect less the mean effect of the network's seeds:
+            # the networks themselves drop out, and only seeds are fitted
             row = -has / len(labels)
             row[of[seed]] += 1
             rows.append(row)
             off.append(label - mean)
+    # of fits that are equally good lstsq gives the shortest: 0 for a seed that shares no network with another
     matrix = np.array(rows)
     effects, _, rank, _ = np.linalg.lstsq(matrix, np.array(off), rcond=None)
     linked = matrix.any(0)  # the others get no effect, and take no part in the mean that is taken off
@@ -209,8 +213,9 @@ def spread(runs: Runs, latency_ms: np.ndarray | None = None) -> Spread:
         raise ValueError(f"a spread needs networks of about equal latency, got none among {len(runs)}.")
     means = np.array([np.mean(list(labels.values())) for labels in without_seed_effects(runs)])
     _checked(len(runs), labels=means)
-    label_var = noise**2 * float(np.add.outer(1 / counts, 1 / counts)[pairs].mean()) / 2
+    label_var = noise**2 * float(np.add.outer(1 / counts, 1 / counts)[pairs].mean()) / 2  # halved as the squares below
     total_var = float((np.subtract.outer(means, means)[pairs] ** 2).mean()) / 2
+    # by chance labels may differ by less than their noise
     return Spread(math.sqrt(max(0.0, total_var - label_var)), noise, math.sqrt(label_var))
 
 
@@ -242,12 +247,12 @@ def resampled_tau(
     n = len(truth)
     truth, has = _checked(n, truth=truth)[0], np.isfinite(scores)
     pairs = rivals(n, latency_ms) & np.logical_and.outer(has, has)
-    by_score = np.sign(np.subtract.outer(scores, scores), where=pairs, out=np.zeros((n, n)))
+    by_score = np.sign(np.subtract.outer(scores, scores), where=pairs, out=np.zeros((n, n)))  # 0 for NaN
     by_truth = np.where(pairs, np.sign(np.subtract.outer(truth, truth)), 0.0)
     agreement, tied_not = by_score * by_truth, (np.abs(by_score), np.abs(by_truth))
 
     def tau(index: np.ndarray) -> float:
-        times = np.bincount(index, minlength=n).astype(float)
+        times = np.bincount(index, minlength=n).astype(float)  # (n,) a pair counts times[i] * times[j]
         if not times @ pairs @ times:
             return math.nan
         untied = math.prod(math.sqrt(times @ one @ times) for one in tied_not)

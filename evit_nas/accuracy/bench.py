@@ -90,6 +90,7 @@ def gradients(links: Sequence[Link], grad: Tensor) -> Iterator[tuple[Layer, Tens
     """dR/dw of every layer, last segment first, where `grad` is dR/d(output of the last segment)."""
     for link in reversed(links):
         weights = [layer.weight for layer in link.segment.layers]
+        # kept: the losses of the batch and of half of it, and random signs, go back through the same links
         grad, *grads = torch.autograd.grad(link.y, [link.x, *weights], grad, retain_graph=True)
         yield from zip(link.segment.layers, grads, strict=True)
 
@@ -102,7 +103,7 @@ class ReluOutputs(TorchFunctionMode):
         self.found: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))  # the mode is off in here, so that a call is seen once
         if func is F.relu:
             self.found.append(out.detach())
         return out
@@ -140,7 +141,7 @@ def positive_copy(model: EfficientViT) -> EfficientViT:
         elif isinstance(module, LinearAttention):
             module.qkv.register_forward_hook(_ones_as_queries_and_keys(2 * module.num_heads * module.qk_dim))
         elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # no convolution has one once the gates are gone
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_()
@@ -177,7 +178,7 @@ class Bench:
 
     def generator(self, stream: int) -> torch.Generator:
         """A stream for each kind of draw, so that no proxy depends on which others were asked for."""
-        return torch.Generator().manual_seed(4 * self.seed + stream)
+        return torch.Generator().manual_seed(4 * self.seed + stream)  # room for four streams: no two seeds share one
 
     @cached_property
     def _forward(self) -> tuple[list[Link], list[Tensor]]:
@@ -215,6 +216,7 @@ class Bench:
     def _loss_gradients(self, images: int) -> list[tuple[Layer, Tensor]]:
         logits = self.links[-1].y.detach().requires_grad_()
         classes = logits if logits.shape[1] > 1 else F.pad(logits, (0, 1))  # one output: a logistic loss
+        # for the whole batch, so that a half has the labels that it has in the whole
         labels = torch.randint(classes.shape[1], (BATCH,), generator=self.generator(1))
         (grad,) = torch.autograd.grad(F.cross_entropy(classes[:images], labels[:images]), logits)
         return list(gradients(self.links, grad))

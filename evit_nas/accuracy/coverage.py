@@ -73,5 +73,5 @@ def _offered(space: SearchSpace) -> Iterator[tuple[str, Iterable[Value]]]:
 def _within(choices: set[Value], seen: set[Value]) -> bool:
     numbers = [[value for value in values if not isinstance(value, bool | str | tuple)] for values in (choices, seen)]
     if not all(numbers):
-        return choices <= seen
+        return choices <= seen  # on/off and names have no between: each must have been seen
     return min(numbers[1]) <= min(numbers[0]) * SLACK and max(numbers[0]) <= max(numbers[1]) * SLACK

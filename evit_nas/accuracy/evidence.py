@@ -85,6 +85,8 @@ def networks(
     """
     n = len(archs)
     features = features_of(archs) if inputs is None else features_of(archs, inputs)
+    # as wide as with all inputs, so that all rows can be joined; NaN counts as typical. Columns have fixed places:
+    # `inputs` other than the first of INPUTS would come to stand in those of others
     whole = np.full((n, features_of(archs[:1]).shape[1] if n else features.shape[1]), math.nan)
     whole[:, : features.shape[1]] = features
     plain = np.array([_plain(arch) for arch in archs], dtype=float)
@@ -96,7 +98,7 @@ def of_table(table: LabelTable, inputs: Sequence[str] | None = None) -> Evidence
     truth, noise = table.truth()
     error = np.maximum(100 - truth, LEAST_ERROR)
     rows = networks(table.archs, table.regime, table.source, inputs)
-    return _labelled(rows, table.archs, np.log(error), noise / error)
+    return _labelled(rows, table.archs, np.log(error), noise / error)  # the sd of a log is the relative sd
 
 
 @cache
@@ -105,7 +107,7 @@ def published() -> Evidence:
     presets = {name: ArchConfig.preset(name) for name in PRESETS}
     parts = [
         _known(list(presets.values()), data, [top1[name] for name in presets], sd)
-        for (data, top1), sd in zip(TOP1.items(), (PUBLISHED_SD, ONE_SEED_SD), strict=True)
+        for (data, top1), sd in zip(TOP1.items(), (PUBLISHED_SD, ONE_SEED_SD), strict=True)  # in the order of TOP1
     ]
     name, points = WITHOUT_CASCADE
     parts.append(_known([without_cascade(presets[name])], IMAGENET_1K, [TOP1[IMAGENET_1K][name] + points], SUMMARY_SD))
@@ -115,13 +117,13 @@ def published() -> Evidence:
 def relatives() -> Evidence:
     """Networks of other papers, which are known by their sizes."""
     n, classes = len(RELATIVES), REGIMES[IMAGENET_1K].classes
-    head = np.array([one.last_width * classes for one in RELATIVES])[:, None]
+    head = np.array([one.last_width * classes for one in RELATIVES])[:, None]  # (n, 1) as many MACs as weights
     sizes = np.array([(1e6 * one.macs_m, 1e6 * one.params_m) for one in RELATIVES]) - head
     return Evidence(
         np.full(n, IMAGENET_1K, dtype=object),
         np.tile(REGIMES[IMAGENET_1K].decades, (n, 1)),
         np.log(sizes) - _typical_size(),
-        np.zeros(n),
+        np.zeros(n),  # what other blocks do is in RELATIVE_SD
         np.full((n, features_of([ArchConfig.preset("m0")]).shape[1]), math.nan),
         np.full(n, "", dtype=object),
         np.log([100 - one.top1 for one in RELATIVES]),

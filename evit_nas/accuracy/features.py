@@ -38,7 +38,7 @@ def code(arch: ArchConfig) -> dict[str, float]:
             used |= {
                 "log_heads": math.log(stage.heads),
                 "log_qk_dim": math.log(stage.qk_dim),
-                "v_ratio": stage.v_dim / stage.head_dim,
+                "v_ratio": stage.v_dim / stage.head_dim,  # as rounded: ratios that round alike are one network
             }
         if stage.mixer == "softmax":
             kernels = stage.used_q_kernels
@@ -69,6 +69,7 @@ def stages(arch: ArchConfig) -> dict[str, float]:
 
 
 INPUTS: Mapping[str, Callable[[ArchConfig], dict[str, float]]] = {"code": code, "stages": stages, "size": size}
+# m0 attends by softmax in all stages, so none of the features is missing there
 _COLUMNS = {name: tuple(describe(ArchConfig.preset("m0"))) for name, describe in INPUTS.items()}
 
 

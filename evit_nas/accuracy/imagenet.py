@@ -85,6 +85,7 @@ def _relatives(known: Evidence) -> Iterator[Prediction]:
 def _predicted(names: list[str], seen: Evidence, asked: Evidence) -> Iterator[Prediction]:
     mean, sd = AccuracyPredictor.fit(seen).predict(asked)
     half = NORMAL_QUANTILE * np.hypot(sd, asked.noise_sd)
+    # the larger error is the lower accuracy
     for row in zip(names, asked.log_error, mean, mean + half, mean - half, strict=True):
         name, *logs = row
         yield Prediction(name, *(100 - math.exp(log) for log in logs))

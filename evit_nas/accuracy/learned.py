@@ -50,6 +50,7 @@ class LearnedAccuracy:
         known = evidence.shipped()
         if table is None:
             return cls(regime, IMAGENET_1K if regime == IMAGENET else "", AccuracyPredictor.fit(known), known)
+        # a table that comes with the package as well is not counted twice
         known = Evidence.joined([known[known.data != table.source], evidence.of_table(table)])
         return cls(regime, table.source, AccuracyPredictor.fit(known), known, table.origin, _validation_sd(table))
 
@@ -66,6 +67,7 @@ class LearnedAccuracy:
 
     def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
         """(n,) accuracies in percent."""
+        # means alone: screening looks at thousands and asks for no interval
         value: np.ndarray = 100 - np.exp(self.predictor.mean(networks(archs, self.regime, self.data)))
         return value
 
@@ -78,6 +80,7 @@ class LearnedAccuracy:
         asked = networks(archs, self.regime, self.data)
         mean, sd = self.predictor.mean(asked), self.predictor.against(asked, self._others)
         half = NORMAL_QUANTILE * np.hypot(sd, self.validation_sd)
+        # the upper end of a log error may lie beyond 100 %
         return 100 - np.exp(mean), np.maximum(100 - np.exp(mean + half), 0), 100 - np.exp(mean - half)
 
     @property
@@ -102,7 +105,7 @@ class LearnedAccuracy:
         """Sentences on labels that say little: few of them, few validation images, networks near chance."""
         truth, _ = table.truth()
         chance, best = 100 / self.regime.classes, float(truth.max())
-        points = self.validation_sd * (100 - float(truth.mean()))
+        points = self.validation_sd * (100 - float(truth.mean()))  # of a log error, so a share of the error
         if best < chance + max(2 * points, NEAR_CHANCE * chance):
             yield (
                 f"the best of the trained networks reaches {best:.1f} %, and guessing {chance:.1f} %: such labels "
@@ -122,7 +125,7 @@ class LearnedAccuracy:
         mean, sd = self.predictor.predict(self._others)
         rest = self.predictor.against(self._others, self._others)
         shared = max(0.0, float(np.mean(sd**2 - rest**2)))
-        return math.sqrt(shared) * float(np.exp(mean).mean())
+        return math.sqrt(shared) * float(np.exp(mean).mean())  # of log errors, so a share of the error
 
     @cached_property
     def _others(self) -> Networks:

@@ -126,11 +126,13 @@ def score_card(table: LabelTable, labels: Sequence[int] = (0, 15, 30), seed: int
             f"got {n} and {pairs}: train more, in fewer slices."
         )
     sizes = _sizes(table)
+    # by hindsight, on the very labels that judge: the size that is hardest to beat
     best = max(sizes.values(), key=lambda scores: kendall_tau(scores, truth, latency_ms))
 
     def judged(name: str, kind: str, draws: np.ndarray) -> Row:
         """The row of a score from (d, n) draws of it, NaN for the networks on which a draw is not judged."""
         taus = [resampled_tau(scores, truth, latency_ms) for scores in draws]
+        # on the networks that the score is judged on, or a gain would be one of other pairs
         beside = [resampled_tau(np.where(np.isfinite(scores), best, math.nan), truth, latency_ms) for scores in draws]
         has = [np.flatnonzero(np.isfinite(scores)) for scores in draws]
 
@@ -167,6 +169,7 @@ def score_card(table: LabelTable, labels: Sequence[int] = (0, 15, 30), seed: int
             coverage = _covered(whole, own)
         for count in labels:
             if count == 0 or MIN_LABELS <= count <= n - MIN_UNSEEN:
+                # without labels all draws are the same
                 draws = list(with_labels(count, own, others, latency_ms, repeats=DRAWS if count else 1, seed=seed))
                 rows.append(judged(f"{name}, {count} labels", "predictor", _scores(draws, n)))
     apart, ceiling = _noise(table.labels(), latency_ms)

@@ -62,13 +62,14 @@ class Batches:
     @classmethod
     def of(cls, split: Split, like: Batches | None = None, device: torch.device = CPU) -> Batches:
         """All of `split`; normalised by its own mean and deviation of each channel, or as another set is."""
+        # (N, C, H, W), copied: torch warns of arrays that cannot be written, as a memory map is
         images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
         if like is not None:
             mean, std = like.mean, like.std
         else:
             pixels = images[:: max(1, len(images) // 2000)].float() / 255  # 2,000 images tell the mean well enough
-            std, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)
-            mean, std = mean[0], std[0].clamp(min=1e-3)
+            std, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)  # (1, C, 1, 1)
+            mean, std = mean[0], std[0].clamp(min=1e-3)  # a channel of one value has a deviation of 0
         labels = torch.from_numpy(np.array(split.labels))
         return cls(images.to(device), labels.to(device), mean.to(device), std.to(device))
 
@@ -82,7 +83,7 @@ class Batches:
         All that is random is drawn on the processor, so that every device sees the same batches.
         """
         device = self.images.device
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # no two epochs of any seeds alike
         order = torch.randperm(len(self.labels), generator=generator)
         reach = round(recipe.shift * recipe.image_size)
         for chosen in order.split(recipe.batch_size):  # type: ignore[no-untyped-call]
@@ -133,7 +134,7 @@ class ShortTraining:
         self.device = training_device() if device is None else device
         self._bf16 = self.device.type == "cuda" if bf16 is None else bf16
         count = min(recipe.images, len(dataset.train))
-        self._train = Batches.of(dataset.train.subset(count, seed=0), device=self.device)
+        self._train = Batches.of(dataset.train.subset(count, seed=0), device=self.device)  # the same for every seed
         self._val = Batches.of(dataset.val, like=self._train, device=self.device)
 
     def run(
@@ -163,9 +164,10 @@ class ShortTraining:
         """
         end = self.recipe.end_of(self.recipe.last_rung if rung is None else rung)
         model = build(self.fitted(arch), seed).train().to(self.device).to(memory_format=torch.channels_last)
-        optimiser = torch.optim.AdamW(_groups(model, self.recipe), lr=0.0, fused=True)
+        optimiser = torch.optim.AdamW(_groups(model, self.recipe), lr=0.0, fused=True)  # each step sets its own rate
         curve = _load(checkpoint, model, optimiser, end, self.device) if checkpoint else []
         for epoch in range(len(curve), end):
+            # refused before it is saved: an epoch whose loss is not finite is in no checkpoint
             curve.append(_finite(self._train_epoch(model, optimiser, seed, epoch), arch, epoch + 1))
             if checkpoint:
                 _save(checkpoint, model, optimiser, curve, self.device)
@@ -233,6 +235,7 @@ def _finite(loss: float, arch: ArchConfig, epoch: int) -> float:
 def _narrowed(stage: StageConfig, share: float) -> dict[str, Any]:
     heads = stage.heads if stage.mixer != "none" else 1  # equal networks must be trained at equal widths
     width = round_to(stage.width * share, math.lcm(WIDTH_STEP, heads))
+    # ArchConfig takes multiples of 4 alone
     return stage.model_dump() | {"width": width, "qk_dim": round_to(stage.qk_dim * share, 4)}
 
 
@@ -273,6 +276,7 @@ def _load(
     if not path.exists():
         return []
     state = torch.load(path, map_location=device, weights_only=True)
+    # checkpoints of earlier versions name no device: they trained on the processor alone
     if len(state["curve"]) > end or state.get("device", "cpu") != device_name(device):
         return []
     model.load_state_dict(state["model"])

@@ -52,7 +52,7 @@ class SupernetScore:
         cross_entropy = float(losses.mean())
         if not math.isfinite(cross_entropy):
             raise MeasurementError(f"{arch.key} has a cross-entropy of {cross_entropy} with inherited weights")
-        apart = losses - self._largest
+        apart = losses - self._largest  # image by image: how hard each is cancels
         deviation = float(apart.std()) / math.sqrt(len(apart))
         return Inherited(cross_entropy, deviation, float(right.double().mean()))
 

@@ -101,7 +101,7 @@ class LabelTable(BaseModel):
         except OSError as error:
             known = did_you_mean(str(name), shipped) if shipped else "None comes with this installation."
             raise UsageError(f"cannot read the table {name}: {error.strerror}. {known}") from None
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # json recurses: brackets by the thousand are too deep
             raise UsageError(
                 f"{name} is not a table of trained networks, which `evit-nas proxies bench --export` writes: "
                 f"not valid JSON: {error}."
@@ -151,6 +151,7 @@ class LabelTable(BaseModel):
         """
         scores = [training.score for network in self.networks for training in network.trainings]
         loss, accuracy = np.array([(s.cross_entropy, 100 * s.accuracy) for s in scores]).T
+        # where all are equal a correlation is NaN, with a warning
         if np.ptp(loss) and np.ptp(accuracy) and np.corrcoef(loss, accuracy)[0, 1] > MAX_CORRELATION:
             return [{t.seed: 100 * t.score.accuracy for t in network.trainings} for network in self.networks]
         slope, level = np.polyfit(loss, accuracy, 1) if np.ptp(loss) else (0.0, accuracy.mean())
@@ -174,6 +175,7 @@ class LabelTable(BaseModel):
         by_seed = np.nan_to_num(seed_sd(runs)) / np.sqrt(counts)
         if self.validation_images is None:
             return means, by_seed
+        # labels on a line may lie beyond 0 and 100 %, and at these ends the binomial error would be 0
         share = np.clip(means / 100, 0.5 / self.validation_images, 1 - 0.5 / self.validation_images)
         return means, np.hypot(by_seed, 100 * PAIRED * np.sqrt(share * (1 - share) / self.validation_images))
 

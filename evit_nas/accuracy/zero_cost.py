@@ -63,9 +63,9 @@ def score_all(
         if name not in PROXIES:
             raise UsageError(f"no proxy is called '{name}'. {did_you_mean(name, PROXIES)}")
     values: dict[str, list[float]] = {name: [] for name in wanted}
-    with _one_thread(), torch.enable_grad():
+    with _one_thread(), torch.enable_grad():  # whoever asks may be under no_grad
         for draw in range(MAX_DRAWS):
-            bench = Bench(network, seed=MAX_DRAWS * seed + draw)
+            bench = Bench(network, seed=MAX_DRAWS * seed + draw)  # two seeds have no draw in common
             for name in wanted:
                 if draw < PROXIES[name].draws:
                     values[name].append(_finite_score(name, bench))
@@ -81,7 +81,7 @@ def cpu_seconds(archs: Iterable[ArchConfig], names: Iterable[str]) -> float:
     """What these proxies cost together for a network, in CPU time of one thread: the median over `archs`."""
     taken, wanted = [], tuple(names)
     for arch in archs:
-        start = time.thread_time()
+        start = time.thread_time()  # torch runs CPU backward passes in the thread that asks for them
         score_all(arch, names=wanted)
         taken.append(time.thread_time() - start)
     return statistics.median(taken)
@@ -180,6 +180,7 @@ def az_trainability(bench: Bench) -> float:
     Jacobian makes of them at its input; s = 1 passes gradients on unchanged.
     """
     norms = [float(torch.linalg.matrix_norm(correlation(*pair), 2)) for pair in bench.pullbacks]
+    # a block that passes nothing back makes the score infinite, and the network is refused
     return math.fsum(2 - s - 1 / s if s else -math.inf for s in norms) / len(norms)
 
 
@@ -216,7 +217,7 @@ def agreements(relus: Iterable[Tensor], images: int) -> Tensor:
         on = relu.sign().reshape(images, -1)  # attention takes windows for images: here they are one row again
         both = (on @ on.T).double()  # exact, since fewer than 2 ** 24
         count = both.diagonal()
-        kernel += on.shape[1] - count[:, None] - count + 2 * both
+        kernel += on.shape[1] - count[:, None] - count + 2 * both  # both on, and both off: n - a - b + both
     return kernel
 
 
@@ -231,6 +232,7 @@ def entropy(feature: Tensor) -> float:
     """Entropy, in nats, of a (B, C, H, W) map: of the shares of its principal components in the variance."""
     rows = _rows(feature)
     rows = rows - rows.mean(dim=0)
+    # rounding makes some a little negative, and entr of these is -inf; the number of rows cancels in the shares
     variances = torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0)  # (C,)
     return float(torch.special.entr(variances / variances.sum()).sum())
 
@@ -240,6 +242,7 @@ def correlation(at_output: Tensor, at_input: Tensor) -> Tensor:
     rows, cols = at_output.shape[2:]
     if at_input.shape[2:] != at_output.shape[2:]:
         height, width = at_input.shape[2:]
+        # odd sides are rounded up by a stride of 2: padded to twice the output, then (B, 4 * C, H, W)
         at_input = F.pixel_unshuffle(F.pad(at_input, (0, 2 * cols - width, 0, 2 * rows - height)), 2)
     return _rows(at_input).T @ _rows(at_output) / (at_output.shape[0] * rows * cols)
 

@@ -143,6 +143,7 @@ def _is_fresh(model: nn.Module) -> bool:
 
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     norms = [module for module in model.modules() if isinstance(module, kinds)]
+    # one value all over: 1 at first, or 0 where a residual branch ends
     return all(bool((norm.weight == norm.weight[0]).all()) and not norm.bias.any() for norm in norms)
 
 

@@ -28,6 +28,7 @@ from evit_nas.network.model import (
 
 ALL = slice(None)
 QKV: tuple[Kind, Kind, Kind] = ("q", "k", "v")
+# Swin's stages are called layers; the first part of a downsampling has the width of the stage before
 _STAGE = re.compile(r"(?:stages|layers)\.(\d)\.(downsample\.before)?")
 
 
@@ -93,13 +94,13 @@ def head_rows(stage: StageConfig, head: int) -> dict[Kind, slice]:
     if stage.mixer == "linear":  # the queries of all heads, then all keys, then all values
         starts = (head * qk, (heads + head) * qk, 2 * heads * qk + head * v)
     else:
-        first = 0 if stage.cascaded else head * (2 * qk + v)
+        first = 0 if stage.cascaded else head * (2 * qk + v)  # in a cascade each head has a layer of its own
         starts = (first, first + qk, first + 2 * qk)
     return {kind: slice(at, at + size) for kind, at, size in zip(QKV, starts, (qk, qk, v), strict=True)}
 
 
 def _efficientvit(model: EfficientViT) -> Iterator[ChannelGroup]:
-    for index in range(len(model.stem) - 1):
+    for index in range(len(model.stem) - 1):  # the last one writes the width of stage 0
         yield ChannelGroup(f"stem.{index}", "stem", 0, ((f"stem.{index}", ALL),))
     for mixer in mixers(model):
         stage = model.arch.stages[mixer.stage]
@@ -107,6 +108,7 @@ def _efficientvit(model: EfficientViT) -> Iterator[ChannelGroup]:
             layer = f"{mixer.path}.heads.{head}.qkv" if stage.cascaded else f"{mixer.path}.qkv"
             places = {kind: (layer, rows) for kind, rows in head_rows(stage, head).items()}
             if stage.mixer == "linear":
+                # the last layer that works on each value channel by itself
                 places["v"] = (f"{mixer.path}.v_local", slice(head * stage.v_dim, (head + 1) * stage.v_dim))
             for kind, place in places.items():
                 yield ChannelGroup(f"{mixer.path}.heads.{head}.{kind}", kind, mixer.stage, (place,))

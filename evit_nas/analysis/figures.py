@@ -50,7 +50,7 @@ def operators(profile: Profile) -> Chart:
     times = {op.name: (op.time_ms, BOUND if memory_bound(op.name) else COMPUTE) for op in shown}
     if rest:
         times[f"{len(rest)} others"] = (sum(op.time_ms for op in rest), "faint")
-    names = [*times][::-1]
+    names = [*times][::-1]  # the axis counts from the bottom
     kinds: tuple[tuple[str, Colour], ...] = (("compute", COMPUTE), ("memory-bound", BOUND), ("", "faint"))
     bars = {
         colour: [_bar(names.index(name), 0, ms, name) for name, (ms, own) in times.items() if own == colour]
@@ -69,7 +69,7 @@ def blocks(profile: Profile) -> Chart:
     """Time by block, split into compute and memory-bound operators."""
     deep = len(profile.blocks) > MANY  # timm's transformers: every norm is a module of its own
     compute, bound = defaultdict[str, float](float), defaultdict[str, float](float)
-    for part in profile.blocks[::-1]:
+    for part in profile.blocks[::-1]:  # the axis counts from the bottom
         name = part.name.rpartition(".")[0] or part.name if deep else part.name
         bound[name] += part.time_ms * part.memory_bound_share
         compute[name] += part.time_ms * (1 - part.memory_bound_share)

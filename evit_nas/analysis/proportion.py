@@ -33,7 +33,7 @@ FFN_COUNTS = (0, 1, 2, 3)
 TOLERANCE = 0.05  # of the latency; a variant that cannot be brought so near is left out
 NEAR = 0.02  # near enough not to look on
 NARROWEST, WIDEST = 0.25, 3.0  # times the widths of the network
-TRIES = 8  # halvings of the range of widths
+TRIES = 8  # halvings of the range of widths, to 1 % of a width
 WIDTH_STEP = 16
 
 
@@ -130,7 +130,7 @@ def matched(device: Device, arch: ArchConfig, target_ms: float) -> tuple[ArchCon
         for _ in range(TRIES):
             factor = math.sqrt(low * high)  # latency grows about as a power of the width
             wide = widened(arch, factors(factor))
-            if wide.key not in measured:
+            if wide.key not in measured:  # widths are rounded, so that near factors make one network
                 measured[wide.key] = wide, device.measure(wide, Protocol())[0]
             low, high = (factor, high) if measured[wide.key][1].median_ms < target_ms else (low, factor)
         return low
@@ -193,6 +193,7 @@ def _study(
     images = load_dataset(data, recipe.image_size, note=watch.note)
     target_ms, found = _variants(folder, arch, device, watch, look=workers > 0)
     labels = Labels(folder, data, images.digest, recipe)
+    # begun in this order: every variant once before any of them twice
     jobs = [Job(variant.arch, seed, recipe.last_rung) for seed in seeds for variant in found]
     done = len({(job.arch.key, job.seed) for job in jobs} & labels.known().keys())
 
@@ -242,11 +243,11 @@ def _variants(
             match = matched(device, variant, target_ms)
         except MeasurementError as error:
             watch.note(f"left out: {name}: {error}")
-            continue
+            continue  # not kept: the next call tries again
         if match is None:
             watch.note(f"left out: {name}: no width of it comes within {TOLERANCE:.0%} of {target_ms:.2f} ms")
         one = match and Variant(name=name, arch=match[0], latency=match[1]).model_dump(mode="json")
-        found[name] = one
+        found[name] = one  # None as well, so that no width is looked for again
         write_atomically(path, json.dumps(plain))
         watch.step(f"variants of {target_ms:.2f} ms", done, len(plans))
     return target_ms, [Variant.model_validate(one) for one in found.values() if one]

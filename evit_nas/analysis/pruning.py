@@ -68,6 +68,7 @@ def _check(own: ArchConfig, arch: ArchConfig) -> None:
             if want != have if name in _EQUAL else want > have:
                 rule = f"{have}" if name in _EQUAL else f"at most {have}"
                 problems.append(f"stages[{index}].{name} must be {rule}, got {want}")
+        # a layer between the heads (`back`) would have to appear or to vanish
         if ours.cascaded and _fed_back(ours) != _fed_back(wanted):
             problems.append(f"stages[{index}].v_ratio must be {ours.v_ratio} in this cascade, got {wanted.v_ratio}")
     if any(have < want for have, want in zip(own.stem_widths, arch.stem_widths, strict=True)):
@@ -91,7 +92,7 @@ def by_importance(model: EfficientViT, scores: Mapping[str, Tensor]) -> Efficien
     ordered = copy.deepcopy(model)
     trunks = _trunk_orders(ordered, scores)
     orders = [_order(scores[f"stem.{i}"]) for i in range(len(ordered.stem) - 1)]
-    read = None
+    read = None  # the image's channels stay where they are
     for layer, written in zip(ordered.stem, [*orders, trunks[0]], strict=True):
         _reorder(layer, written, read)
         read = written
@@ -151,11 +152,12 @@ def _reorder_mixer(
     model: EfficientViT, path: str, stage: StageConfig, trunk: Tensor, scores: Mapping[str, Tensor]
 ) -> None:
     mixer, heads = model.get_submodule(path), range(stage.heads)
+    # (head_dim,) each: the order of the channels that a head reads, counted from its first one
     inputs = [group - head * stage.head_dim for head, group in enumerate(trunk.view(stage.heads, -1))]
     pairs = [_order(scores[f"{path}.heads.{j}.q"] + scores[f"{path}.heads.{j}.k"]) for j in heads]
     values = [_order(scores[f"{path}.heads.{j}.v"]) for j in heads]
     if stage.cascaded and _fed_back(stage):
-        values[:-1] = inputs[1:]
+        values[:-1] = inputs[1:]  # value i is added to input i of the next head
     rows = [
         torch.cat([order + head_rows(stage, j)[kind].start for kind, order in zip(QKV, orders, strict=True)])
         for j, orders in enumerate(zip(pairs, pairs, values, strict=True))
@@ -168,6 +170,7 @@ def _reorder_mixer(
             if isinstance(back := model.get_submodule(f"{head}.back"), ConvNorm):
                 _reorder(back, inputs[j + 1], values[j])
     elif isinstance(mixer, LinearAttention):
+        # (h, d), (h, d) and (h, D): the layer has all heads' queries first, then all keys, then all values
         by_kind = torch.split(torch.stack(rows), [stage.qk_dim, stage.qk_dim, stage.v_dim], dim=1)
         _reorder(mixer.qkv, torch.cat([kind.flatten() for kind in by_kind]), trunk)
         _reorder(model.get_submodule(f"{path}.v_local.fn"), _within(values))

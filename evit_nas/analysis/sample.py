@@ -35,7 +35,7 @@ class ImageSample:
         """
         empty = True
         for images, labels, _ in plain_batches(self.images, self.preprocessing, self.chosen, batch=self.batch):
-            known = labels >= 0
+            known = labels >= 0  # NONE, -1, where an image cannot be read
             if known.any():
                 empty = False
                 images, labels = images[known], labels[known]

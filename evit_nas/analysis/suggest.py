@@ -29,7 +29,7 @@ from evit_nas.yamlio import validate
 
 CUT = 0.5  # share of the channels
 MARGIN = 0.1  # a share this near to that of all channels moves no bound
-MOST = 6  # narrowings
+MOST = 6  # narrowings; chosen on the networks of docs/results/suggested_space.md, so that its figures flatter it
 _FIELDS: dict[str, tuple[Kind, ...]] = {
     "width": ("width",),
     "qk_dim": ("q", "k"),
@@ -206,4 +206,5 @@ def _possible(stage: StageSpace, field: str, choices: Sequence[float]) -> bool:
 
 def _yaml(choices: Sequence[Any]) -> str:
     plain = [list(choice) if isinstance(choice, tuple) else choice for choice in choices]
+    # one choice of kernels, one for each head, keeps its outer list: without it each kernel would be a choice
     return json.dumps(plain[0] if len(plain) == 1 and not isinstance(plain[0], list) else plain)

@@ -38,7 +38,7 @@ def importance(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tu
         model.get_submodule(path).register_forward_hook(
             lambda _, inputs, output, path=path: written.__setitem__(path, output)
         )
-        for path in dict.fromkeys(path for part in found for path, _ in part.places)
+        for path in dict.fromkeys(path for part in found for path, _ in part.places)  # once: q, k and v share a layer
     ]
     sums: dict[str, Tensor] = {}
     seen = right = 0

@@ -82,6 +82,7 @@ def evaluate(
 
     for number, (preprocessing, members) in enumerate(groups.items()):
         loader = plain_batches(images, preprocessing, range(len(images)), batch=batch, workers=workers)
+        # every group sees the same images: what the last one could read all could
         labels, unreadable = _answer(members, loader, partial(progress, number * batches))
     if not len(labels):
         raise UsageError(f"{source.name}: none of its {split} images can be read.")
@@ -129,7 +130,7 @@ class _Run:
             raise MeasurementError(
                 f"{self.classifier.path}: its outputs are not finite; the weights are damaged or diverged"
             )
-        self.answers.append(Answers.of(logits[:, self.order], labels))
+        self.answers.append(Answers.of(logits[:, self.order], labels))  # classes as the data order them
 
     @property
     def images_per_s(self) -> float:

@@ -114,6 +114,7 @@ def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trai
     entry = session.get_inputs()[0]
     fixed, *sides = entry.shape
     wanted = preprocessing.input_size
+    # of an open side ONNX Runtime gives a name, or None, in place of a number
     if len(sides) != len(wanted) or any(isinstance(a, int) and a != b for a, b in zip(sides, wanted, strict=True)):
         raise UsageError(f"{path}: takes images of {sides}, but {about.name} wants {list(preprocessing.input_size)}.")
     batch = fixed if isinstance(fixed, int) else None
@@ -121,7 +122,7 @@ def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trai
     def run(images: Tensor) -> np.ndarray:
         array = images.numpy()
         size = batch or len(array)
-        padded = np.concatenate([array, array[:1].repeat(-len(array) % size, axis=0)])
+        padded = np.concatenate([array, array[:1].repeat(-len(array) % size, axis=0)])  # a fixed batch takes no fewer
         parts = [session.run(None, {entry.name: padded[i : i + size]})[0] for i in range(0, len(padded), size)]
         return np.concatenate(parts)[: len(array)]
 

@@ -117,7 +117,7 @@ def figures(answers: Answers, labels: np.ndarray, classes: int) -> dict[str, Any
     """The fields of an `Evaluation` that follow from the answers and the (N,) right labels, N at least 1."""
     right = answers.predicted == labels
     confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (labels, answers.predicted), 1)
+    np.add.at(confusion, (labels, answers.predicted), 1)  # += would count equal pairs once only
     top1 = 100 * float(right.mean())
     return {
         "images": len(labels),

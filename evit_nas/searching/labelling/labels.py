@@ -93,6 +93,7 @@ class Labels:
         found = {}
         for record in self._journal.read():
             label = Label.model_validate(record["label"])
+            # the journal may hold labels of other data, recipes and rungs as well
             if record["id"] == self._id(Job(label.arch, label.seed, wanted)):
                 found[label.arch.key, label.seed] = label
         return found
@@ -140,6 +141,7 @@ class Labels:
 
     def keep(self, job: Job, label: Label) -> None:
         """Writes a label down; the checkpoint of the last rung has done its service."""
+        # before the checkpoint goes: killed between the two, nothing is trained again
         self._journal.append({"id": self._id(job), "label": label.model_dump(mode="json")})
         if job.rung == self.recipe.last_rung:
             self.give_up(job)
@@ -209,9 +211,9 @@ class Labels:
         """The label, written down; None if there is none."""
         try:
             label = future.result()
-        except BrokenProcessPool:
+        except BrokenProcessPool:  # a RuntimeError as well, but no fault of this network
             raise
-        except (MeasurementError, RuntimeError, MemoryError) as error:
+        except (MeasurementError, RuntimeError, MemoryError) as error:  # torch out of memory is a RuntimeError
             if isinstance(error, MeasurementError) and error.kind == "rejected":
                 self._failures.append({"id": self._id(job), "reason": str(error)})
             note(f"left out: {job.arch.key}: {error}")
@@ -235,6 +237,7 @@ class Labels:
 
     def _id(self, job: Job) -> str:
         recipe = self.recipe.model_dump(mode="json")
+        # journals of earlier runs are read by these ids: changed, hours of training would not be found again
         context = {"data": self._digest, "recipe": recipe, "seed": job.seed, "rung": job.rung}
         digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode()).hexdigest()[:12]
         return f"label:{job.arch.key}:{digest}"
@@ -277,6 +280,7 @@ def _at_hand(checkpoint: Path | str) -> Iterator[tuple[Path, Callable[[int], Non
     if isinstance(checkpoint, Path):
         yield checkpoint, lambda _: None
         return
+    # comes with ray[tune]; only a cluster's checkpoints lie in a bucket
     from pyarrow import fs  # type: ignore[import-untyped]
 
     bucket, place = fs.FileSystem.from_uri(checkpoint)
