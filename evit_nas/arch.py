@@ -53,6 +53,7 @@ def parse_image_size(value: Any) -> Any:
     """One side or [height, width] in pixels, checked; equal sides become one number."""
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     for side in sides:
+        # of other sides the stem's convolutions round up, `_grids` and cost.py down: 100 px are 7 tokens, or 6
         if isinstance(side, bool) or not isinstance(side, int) or side % STEM_STRIDE or not 64 <= side <= 512:
             raise ValueError(f"must be a multiple of 16 from 64 to 512, got {shown(side)}")
     if len(sides) != 2:
@@ -79,7 +80,7 @@ def _grids(height: int, width: int) -> tuple[tuple[int, int], ...]:
     grids = [(height // STEM_STRIDE, width // STEM_STRIDE)]
     for _ in range(NUM_STAGES - 1):
         rows, cols = grids[-1]
-        grids.append(((rows + 1) // 2, (cols + 1) // 2))
+        grids.append(((rows + 1) // 2, (cols + 1) // 2))  # a 3x3 convolution of stride 2 rounds up
     return tuple(grids)
 
 
@@ -94,6 +95,7 @@ class StageConfig(BaseModel):
     """Number of blocks."""
     heads: Annotated[StrictInt, Field(ge=1, le=16)] = 4
     """Attention heads; each works on its own width / heads channels."""
+    # ONNX Runtime is ten times slower at depthwise convolutions, here on the queries, of other than multiples of 4
     qk_dim: Annotated[StrictInt, Field(ge=4, le=128, multiple_of=4)] = 16
     """Query and key channels per head."""
     v_ratio: Annotated[Ratio, Field(ge=0.25, le=4)] = 1.0
@@ -120,6 +122,7 @@ class StageConfig(BaseModel):
         if self.mixer != "none":
             if self.width % self.heads:
                 step = math.lcm(WIDTH_STEP, self.heads)
+                # the largest multiple within the limit: what a message offers must not be refused in its turn
                 nearest = min(round_to(self.width, step), MAX_WIDTH // step * step)
                 raise ValueError(
                     f"width must be divisible by heads, got width {self.width} with {self.heads} heads; "
@@ -145,6 +148,7 @@ class StageConfig(BaseModel):
     @property
     def v_dim(self) -> int:
         """Value channels of each head."""
+        # at 1 the paper's width, unrounded: any other would need a projection back (`CascadeHead.back`) in a cascade
         return self.head_dim if self.v_ratio == 1 else round_to(self.head_dim * self.v_ratio, 8)
 
     @property
@@ -196,7 +200,7 @@ class ArchConfig(BaseModel):
     def stem_widths(self) -> tuple[int, int, int, int]:
         """Output channels of the four stem convolutions."""
         width = self.stages[0].width
-        if self.stem_ratio == 1:
+        if self.stem_ratio == 1:  # the paper's widths exactly: round_to would make 8 of an eighth of 32
             return (width // 8, width // 4, width // 2, width)
         first, second, third = (round_to(width * self.stem_ratio / part, 8) for part in (8, 4, 2))
         return (first, second, third, width)
@@ -208,7 +212,7 @@ class ArchConfig(BaseModel):
 
     def window_side(self, stage: int) -> int:
         """Side of the attention window that stage `stage` (0, 1, 2) really uses, in tokens."""
-        return min(self.stages[stage].window, *self.grids[stage])
+        return min(self.stages[stage].window, *self.grids[stage])  # square, by the shorter side, as in timm
 
     def merge_dim(self, stage: int) -> int:
         """Hidden channels of the downsampling into stage `stage` (1 or 2)."""
@@ -248,6 +252,7 @@ class ArchConfig(BaseModel):
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that are equal exactly for equal networks (`canonical`)."""
+        # run folders and caches hold keys: whatever changes this text orphans them
         text = json.dumps(self.canonical, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -292,6 +297,7 @@ def _yaml_lines(model: BaseModel, leave_out: str = "") -> list[str]:
 
 # name: widths, depths, heads, query kernels
 _PRESETS = {
+    # m0 as the classifier that was released; Microsoft's detector on m0 has kernels of 7, 5, 3 and 3
     "m0": ((64, 128, 192), (1, 2, 3), (4, 4, 4), (5, 5, 5, 5)),
     "m1": ((128, 144, 192), (1, 2, 3), (2, 3, 3), (7, 5, 3, 3)),
     "m2": ((128, 192, 224), (1, 2, 3), (4, 3, 2), (7, 5, 3, 3)),

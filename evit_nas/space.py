@@ -26,8 +26,8 @@ from evit_nas.arch import ArchConfig, StageConfig, parse_image_size, parse_stage
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.yamlio import read_yaml, shown, validate
 
-WIDTH_STEP = 16
-MAX_CHOICES = 1000
+WIDTH_STEP = 16  # ONNX Runtime (AVX-512) computes whole blocks of 16: 132 channels take as long as 144
+MAX_CHOICES = 1000  # of a dimension: a slip such as {from: 1, to: 1000000000} would fill the memory
 
 Value = int | float | bool | str | tuple[int, ...]
 Param = int | float | bool | str
@@ -95,7 +95,7 @@ def _choices(value: Any) -> Any:
         if choices.count(choice) > 1:
             raise ValueError(f"must not repeat a choice, got {choice!r} {choices.count(choice)} times")
     numbers = all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
-    return tuple(sorted(choices)) if numbers else choices
+    return tuple(sorted(choices)) if numbers else choices  # `_ask` offers numbers from the first to the last
 
 
 def _range(value: Mapping[str, Any]) -> tuple[int | float, ...]:
@@ -103,12 +103,14 @@ def _range(value: Mapping[str, Any]) -> tuple[int | float, ...]:
         raise ValueError(f"a range has the fields from, to and (default 1) step, got {sorted(map(str, value))}")
     low, high, step = value["from"], value["to"], value.get("step", 1)
     for number in (low, high, step):
+        # not `> max`, which lets NaN pass; the comparison also finds integers that float() cannot take
         if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
             raise ValueError(f"from, to and step of a range must be numbers of ordinary size, got {shown(number)}")
     if step <= 0 or high < low:
         raise ValueError(f"a range needs from <= to and step > 0, got from {low} to {high} step {step}")
     if (high - low) / step > MAX_CHOICES:
         raise ValueError(f"a range has at most {MAX_CHOICES} values, got {(high - low) / step + 1:.0f}")
+    # rounded, so that 1.0 to 2.0 by 0.1 holds 1.7 itself; + 1e-9, so that a quotient of 9.999... does not lose the last
     return tuple(round(low + i * step, 9) for i in range(int((high - low) / step + 1e-9) + 1))
 
 
@@ -188,7 +190,7 @@ class StageSpace(BaseModel):
         else:
             fields = {name: choice}
             if name == "heads" and isinstance(choice, int) and 0 < choice <= 16:
-                fields |= {"width": 8 * choice, "q_kernels": (3,) * choice}
+                fields |= {"width": 8 * choice, "q_kernels": (3,) * choice}  # or these would be refused for it
         try:
             StageConfig.model_validate({"width": 64, "depth": 1} | fields)
         except ValueError as error:
@@ -261,6 +263,7 @@ class SearchSpace(BaseModel):
     def suggest(self, trial: Trial) -> ArchConfig:
         """The architecture that the answers of `trial` describe."""
         stem_ratio = _ask(trial, "stem_ratio", self.stem_ratio)
+        # even what the mixer leaves unused: Optuna's GP draws at random what not every trial was asked
         answers = [
             {name: _ask(trial, f"stage{index}.{name}", choices) for name, choices in stage}
             for index, stage in enumerate(self.stages, start=1)
@@ -406,6 +409,7 @@ def _ask(trial: Trial, name: str, choices: Sequence[Any]) -> Any:
         return trial.suggest_int(name, choices[0], choices[-1], step=step)
     if step is not None:
         answer = trial.suggest_float(name, float(choices[0]), float(choices[-1]), step=step)
+        # samplers answer low + k * step, which may differ from the choice in the last bit
         return min(choices, key=lambda choice: abs(choice - answer))
     if ordered:
         return choices[trial.suggest_int(f"{name}.index", 0, len(choices) - 1)]

@@ -79,6 +79,7 @@ def evit_nas(
     from timm.models import build_model_with_cfg
 
     model: nn.Module = build_model_with_cfg(
+        # what timm passes on is in `config`; it is told all the same, as it adapts the first convolution by in_chans
         lambda **_: _network(config, global_pool, device, dtype),
         NAME,
         pretrained,

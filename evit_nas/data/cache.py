@@ -116,7 +116,7 @@ def _read(entry: Path, source: Source, image_size: int, stamp: str) -> Dataset |
     except FileNotFoundError:
         return None
     except OSError:
-        raise
+        raise  # of the system, not of what is in the files: `load_dataset` says it
     except Exception:  # whatever json and numpy raise on a damaged file
         return None
 
@@ -161,7 +161,7 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str, channels: i
                 digest.update(pixels)
                 read.append(index)
             file.seek(0)
-            _write_header(file, (len(read), image_size, image_size, len(mode)))
+            _write_header(file, (len(read), image_size, image_size, len(mode)))  # how many is known only now
         labels = images.labels[read]
         _check_every_class(source, split, labels)
         np.save(scratch / f"{split}-labels.npy", labels)
@@ -169,9 +169,9 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str, channels: i
     meta = {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
     (scratch / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for path in scratch.iterdir():
-        _sync(path)
+        _sync(path)  # before the rename: a power cut must not leave a named entry of empty files
     (entry / "meta.json").unlink(missing_ok=True)  # before the rest, which is not believed without it
-    shutil.rmtree(entry, ignore_errors=True)
+    shutil.rmtree(entry, ignore_errors=True)  # whoever has mapped the old images keeps them
     scratch.rename(entry)
 
 

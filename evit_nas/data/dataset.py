@@ -34,6 +34,7 @@ class Split:
         self.check_subset(count)
         sizes = np.bincount(self.labels)
         shuffled = np.random.default_rng(seed).permutation(len(self))
+        # stable: a class keeps its shuffled order, so that a smaller subset is part of a larger one
         by_class = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
         turn = np.concatenate([np.arange(size) for size in sizes])  # the first of its class, the second, ...
         chosen = np.sort(by_class[np.argsort(turn, kind="stable")[:count]])

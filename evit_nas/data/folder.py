@@ -41,6 +41,7 @@ class FolderImages(Images):
     def picture(self, index: int) -> Image.Image:
         path = self.paths[index]
         if path.is_symlink() and not path.exists():
+            # the OSError of opening it would be taken for a failing disk, which ends everything
             raise ValueError("a link that leads nowhere")
         return Image.open(path)
 
@@ -48,7 +49,7 @@ class FolderImages(Images):
         return self.paths[index]
 
     def name(self, index: int) -> str:
-        return os.fsencode(self.paths[index].relative_to(self.root)).decode(errors="replace")
+        return os.fsencode(self.paths[index].relative_to(self.root)).decode(errors="replace")  # it need not be UTF-8
 
 
 @dataclass
@@ -256,7 +257,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> None:  # os.walk by itself passes over folders that it cannot read
     raise error
 
 

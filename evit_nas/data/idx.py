@@ -66,6 +66,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             f"{path}: must start with the bytes {magic.hex(' ')} and {dimensions} sizes of 4 bytes each, got "
             f"{bytes(data[:start]).hex(' ') or 'an empty file'}."
         )
+    # Python's integers: the product of numpy's, of 32 bits, can wrap around
     shape = tuple(int(size) for size in np.frombuffer(data[4:start].tobytes(), ">u4"))
     if len(data) - start != math.prod(shape):
         raise UsageError(

@@ -53,6 +53,7 @@ class Images(ABC):
         for warning in caught:
             if (text := str(warning.message)) not in _WARNED:
                 _WARNED.add(text)
+                # 4: past this, contextlib and the `with` (mostly `__getitem__`) to whoever asked for the image
                 warnings.warn(f"{self.name(index)}: {text}", warning.category, stacklevel=4)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
@@ -167,7 +168,7 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
             "brighter, scale all of them by one factor",
             stacklevel=2,
         )
-    eight: np.ndarray = (np.clip(pixels, 0, 65535) // 257).astype(np.uint8)
+    eight: np.ndarray = (np.clip(pixels, 0, 65535) // 257).astype(np.uint8)  # 65535 = 255 * 257
     return eight
 
 

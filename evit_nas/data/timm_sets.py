@@ -66,6 +66,7 @@ def _open_torch(name: str, root: Path) -> Source:
     sets = [_create(name, str(root), split) for split in ("train", "validation")]
     if not all(np.ndim(getattr(dataset, "targets", 0)) == 1 for dataset in sets):
         raise UsageError(f"{name}: the data set must list one label for each image. Make it a folder CLASS/* instead.")
+    # torchvision's ImageNet has a tuple of synonyms for each class
     classes = tuple(label if isinstance(label, str) else label[0] for label in sets[0].classes)
     stamp = stamp_of(path for path in root.rglob("*") if path.is_file())
     train, val = map(TorchImages, sets)

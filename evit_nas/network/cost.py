@@ -101,7 +101,7 @@ def _area(grid: tuple[int, int]) -> int:
 def _conv(in_chs: int, out_chs: int, area: int, kernel: int = 1, groups: int = 1, in_area: int = 0) -> _Op:
     """A convolution and its BatchNorm over `area` output positions; `in_area` input ones if they differ."""
     weights = kernel * kernel * in_chs // groups * out_chs
-    return _Op(weights + 2 * out_chs, weights * area, in_chs * (in_area or area) + out_chs * area)
+    return _Op(weights + 2 * out_chs, weights * area, in_chs * (in_area or area) + out_chs * area)  # 2: gamma, beta
 
 
 def _depthwise(width: int, area: int, kernel: int) -> _Op:
@@ -162,7 +162,7 @@ def _softmax_mixer(stage: StageConfig, grid: tuple[int, int], side: int) -> Iter
         yield _Op(0, scores * v, 2 * together * area * v + scores, weighted=False)
         if stage.cascaded and v != dim and j < heads - 1:
             yield _conv(v, dim, area)
-    yield _conv(heads * v, stage.width, _area(grid))
+    yield _conv(heads * v, stage.width, _area(grid))  # the padding of the windows has been cut off
 
 
 def _linear_mixer(stage: StageConfig, area: int) -> Iterator[_Op]:

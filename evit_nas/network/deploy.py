@@ -29,7 +29,7 @@ from evit_nas.network.model import (
 
 def fold(model: EfficientViT) -> nn.Module:
     """A folded copy of `model` in eval mode, equal in output; `model` itself stays as it is."""
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    folded = copy.deepcopy(model).eval().requires_grad_(False)  # or autograd refuses what is changed in place
     _fold_children(folded)
     return folded
 
@@ -57,7 +57,7 @@ def _fold_children(parent: nn.Module) -> None:
         setattr(parent, name, _folded(child))
     if isinstance(parent, CascadedGroupAttention | ParallelGroupAttention):
         for name, parameter in parent.named_parameters():
-            if "q_local." in name:
+            if "q_local." in name:  # after its fold: only a weight and a bias are left to scale
                 parameter.mul_(parent.scale)  # q passes only this convolution before the product with k
         parent.scale = 1.0
 
@@ -99,6 +99,7 @@ def _fold_linear(module: NormLinear) -> nn.Linear:
     factor, shift = _affine(module.bn)
     linear = module.linear
     weight = linear.weight.double()
+    # the BatchNorm comes first: it scales columns (inputs), and its shift passes through the weight
     linear.weight = nn.Parameter((weight * factor).to(linear.weight.dtype), False)
     linear.bias = nn.Parameter((linear.bias.double() + weight @ shift).to(linear.weight.dtype), False)
     return linear

@@ -96,10 +96,11 @@ class Elastic(nn.Module):
     def forward(self, arch: ArchConfig, x: Tensor) -> Tensor:
         """(B, classes) logits of a member of the space; its BatchNorms use the statistics of this batch."""
         skeleton = self._skeletons.pop(arch.key, None) or _skeleton(arch)
-        self._skeletons[arch.key] = skeleton
+        self._skeletons[arch.key] = skeleton  # at the end: dropped is what was unused for longest
         if len(self._skeletons) > SKELETONS:
             self._skeletons.popitem(last=False)
         shapes = {name: parameter.shape for name, parameter in skeleton.named_parameters()}
+        # joins what is in parts: axes that count head by head, and the rows of `_joined`
         weights = {name: tensor.reshape(shapes[name]) for name, tensor in self.weights(arch).items()}
         logits: Tensor = functional_call(skeleton, weights, (x,))
         return logits
@@ -124,6 +125,7 @@ class Elastic(nn.Module):
         if len(pieces) == 1:
             return pieces[0].of(self.shared[_plain(pieces[0].key)])
         parts = [piece.of(self.shared[_plain(piece.key)]) for piece in pieces]
+        # as rows, for kernels have more axes than two; `forward` and `extract` give them the parameter's shape
         return torch.cat([part.flatten(0, -2) if part.ndim > 1 else part for part in parts])
 
     @torch.no_grad()
@@ -161,8 +163,11 @@ def corners_of(space: SearchSpace) -> Iterator[ArchConfig]:
     largest = space.largest()
     stages = []
     for choices, top in zip(space.stages, largest.stages, strict=True):
-        heads = max(choices.heads)  # a list of kernels may be longer: what no head uses does not count
-        kernels = tuple(map(max, zip(*(choices.kernels(each)[:heads] for each in choices.q_kernels), strict=True)))
+        # head by head: of 5 and [7, 3, 3, 3] neither reaches the end of every head's tensor; a list may be longer than
+        # there are heads, and what none of them uses does not count
+        most = max(choices.heads)
+        kernels = tuple(map(max, zip(*(choices.kernels(each)[:most] for each in choices.q_kernels), strict=True)))
+        # the largest of all, and of those but 1: a cascade has `back` only where values and inputs differ in width
         values = {max(choices.v_ratio), max(choices.v_ratio, key=lambda ratio: (ratio != 1, ratio))}
         deciding = itertools.product(choices.heads, choices.mixer, choices.cascade, sorted(values))
         found = {
@@ -198,6 +203,7 @@ def _tensors(stage: StageConfig) -> tuple[object, ...]:
 def pieces_of(arch: ArchConfig) -> Pieces:
     """For each parameter of a member, by its name there: the pieces of shared tensors that it consists of, in order."""
     found: Pieces = {}
+    # head by head only in softmax stages: elsewhere no head has channels of its own
     widths = [Lead(stage.width, stage.heads if stage.mixer == "softmax" else 1) for stage in arch.stages]
     stem = [*map(Lead, (arch.in_channels, *arch.stem_widths[:-1])), widths[0]]
     for index, (before, after) in enumerate(itertools.pairwise(stem)):
@@ -283,6 +289,7 @@ def _cascade(name: str, stage: StageConfig, width: Lead, side: int) -> Pieces:
 def _parallel(name: str, stage: StageConfig, width: Lead, side: int) -> Pieces:
     key, norm = _softmax_keys(name, stage)
     heads, kernel = range(stage.heads), Centre(stage.used_q_kernels[0])
+    # q, k and v of the first head, then of the next: the groups of ParallelGroupAttention.qkv
     rows = [
         Rows(f"{key}.{part}.{head}", count, f"{norm}.{part}.{head}") for head in heads for part, count in _qkv(stage)
     ]
@@ -309,7 +316,7 @@ def _softmax_ends(name: str, stage: StageConfig, width: Lead, side: int) -> Piec
     """Attention biases, and the projection that all numbers of heads share."""
     key, norm = _softmax_keys(name, stage)
     values = Lead(stage.heads * stage.v_dim, stage.heads)
-    near = (Lead(side), Lead(side))
+    near = (Lead(side), Lead(side))  # tables are by |dy| and |dx|: the near offsets lead
     return {
         f"{name}.bias.table": [Piece(f"{key}.bias.{head}.table", near) for head in range(stage.heads)],
         **_conv_norm(f"{name}.proj", [Rows(f"{name}.softmax.proj", width, f"{norm}.proj")], values),
@@ -318,6 +325,7 @@ def _softmax_ends(name: str, stage: StageConfig, width: Lead, side: int) -> Piec
 
 def _linear(name: str, stage: StageConfig, width: Lead, side: int) -> Pieces:
     key, heads = f"{name}.linear{stage.heads}", range(stage.heads)
+    # the queries of all heads, then all keys, then all values, as LinearAttention splits them
     rows = [
         Rows(f"{key}.{part}.{head}", count, f"{key}.{part}.{head}") for part, count in _qkv(stage) for head in heads
     ]

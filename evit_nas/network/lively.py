@@ -42,7 +42,7 @@ def lively_network(arch: ArchConfig, seed: int = 0, images: int = 8) -> Efficien
     model = lively(build(arch, seed), seed).train()
     generator = torch.Generator().manual_seed(1234)
     for norm in _norms(model):
-        norm.momentum = 1.0
+        norm.momentum = 1.0  # running statistics become those of the one batch
     with torch.no_grad():
         model(torch.randn(images, arch.in_channels, *arch.input_size, generator=generator))
     for norm in _norms(model):

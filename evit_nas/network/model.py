@@ -27,7 +27,7 @@ from evit_nas.arch import LINEAR_EPS, LINEAR_V_KERNEL, SE_RATIO, ArchConfig, Sta
 from evit_nas.errors import UsageError
 from evit_nas.yamlio import validate
 
-BN_EPS = 1e-5
+BN_EPS = 1e-5  # as in timm's networks, whose weights are loaded
 
 
 def build(arch: ArchConfig, seed: int | None = None) -> "EfficientViT":
@@ -157,7 +157,7 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
     """A (h, S * S) bias table resampled (bicubic) to (h, side * side)."""
     heads, old = table.shape[0], math.isqrt(table.shape[1])
     grid = table.float().reshape(1, heads, old, old)
-    resized = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    resized = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)  # as timm resamples them
     return resized.reshape(heads, side * side).to(table.dtype)
 
 
@@ -170,8 +170,10 @@ def to_windows(x: Tensor, side: int) -> Tensor:
     if height == side and width == side:
         return x
     rows, cols = (height + side - 1) // side, (width + side - 1) // side
+    # nothing masks the padding later: tokens attend to it, as in timm's network
     x = F.pad(x, [0, cols * side - width, 0, rows * side - height])
     x = torch.unflatten(x, 2, [rows, side]).transpose(1, 2)  # (B, rows, C, S, W)
+    # the windows of a row side by side: (B, rows, cols * C, S, S)
     return torch.cat(x.chunk(cols, dim=4), dim=2).reshape(-1, c, side, side)
 
 
@@ -181,7 +183,7 @@ def from_windows(x: Tensor, height: int, width: int) -> Tensor:
     if height == side and width == side:
         return x
     rows, cols = (height + side - 1) // side, (width + side - 1) // side
-    x = x.reshape(-1, rows, cols * c, side, side).transpose(1, 2)
+    x = x.reshape(-1, rows, cols * c, side, side).transpose(1, 2)  # (B, cols * C, rows, S, S)
     x = torch.cat(x.chunk(cols, dim=1), dim=4)  # (B, C, rows, S, cols * S)
     x = x.flatten(2, 3)
     if rows * side == height and cols * side == width:  # Core ML reads no slice that takes everything
@@ -228,8 +230,9 @@ class CascadedGroupAttention(nn.Module):
             q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.v_dim], dim=1)
             q = head.q_local(q)  # type: ignore[operator]
             q, k, v = q.flatten(2), k.flatten(2), v.flatten(2)  # (B, d, N)
+            # q is scaled, not the scores, as in timm: d x N numbers instead of N x N
             attn = ((q * self.scale).transpose(1, 2) @ k + bias[j]).softmax(dim=-1)  # (B, N, N)
-            out = (v @ attn.transpose(1, 2)).view(-1, self.v_dim, self.side, self.side)
+            out = (v @ attn.transpose(1, 2)).view(-1, self.v_dim, self.side, self.side)  # (B, D, S, S)
             outs.append(out)
             feat = head.back(out)  # type: ignore[operator]
         joined = from_windows(F.relu(torch.cat(outs, dim=1)), x.shape[2], x.shape[3])
@@ -305,7 +308,7 @@ def sum_over_tokens(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
 
 
 def _sum_over_tokens(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
-    wide = torch.promote_types(v.dtype, torch.float32)
+    wide = torch.promote_types(v.dtype, torch.float32)  # 16 bits go up to 32, 64 stay
     q, k = F.relu(q.to(wide)), F.relu(k.to(wide))
     context = v.to(wide) @ k.transpose(2, 3)  # (B, h, D, d)
     norm = k.sum(dim=3, keepdim=True).transpose(2, 3) @ q  # (B, h, 1, N)
@@ -344,7 +347,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = round_to(width * SE_RATIO, 8)
+        hidden = round_to(width * SE_RATIO, 8)  # as timm's make_divisible(width * 0.25, round_limit=0)
         self.reduce = nn.Conv2d(width, hidden, 1)
         self.expand = nn.Conv2d(hidden, width, 1)
 
@@ -359,7 +362,7 @@ class Downsample(nn.Module):
 
     def __init__(self, before: StageConfig, after: StageConfig, hidden: int) -> None:
         super().__init__()
-        self.before = LocalFfn(before.width, before.ffn_dim, 1.0)
+        self.before = LocalFfn(before.width, before.ffn_dim, 1.0)  # gamma 1, in blocks 0: so in Microsoft's code
         self.expand = ConvNorm(before.width, hidden)
         self.reduce = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
         self.se = SqueezeExcite(hidden)
@@ -397,6 +400,7 @@ class Stage(nn.Module):
 def _checkpointed(stage: Stage, x: Tensor) -> Tensor:
     """stage.once(x), computed again in the backward pass; BatchNorm statistics count every batch only once."""
     contexts = lambda: (nullcontext(), _statistics_kept(stage))  # noqa: E731
+    # the reentrant form takes no context_fn
     out: Tensor = checkpoint(stage.once, x, use_reentrant=False, context_fn=contexts)
     return out
 
@@ -406,6 +410,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
+        # momentum 0 keeps mean and variance; without a counter BatchNorm counts nothing
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
@@ -534,7 +539,7 @@ class EfficientViT(nn.Module):
             raise UsageError(f"global_pool must be 'avg' or '', got '{pool}'.")
         if num_classes and not pool:
             raise UsageError("a classifier needs pooled features; use global_pool='avg'.")
-        self.arch = self._changed_arch(num_classes=num_classes)
+        self.arch = self._changed_arch(num_classes=num_classes)  # first: where it refuses, nothing has changed
         self.num_classes, self.global_pool = num_classes, pool
         reference = next(self.parameters())
         self.head = self._make_head(num_classes).to(reference.device, reference.dtype).train(self.training)
@@ -548,7 +553,7 @@ class EfficientViT(nn.Module):
         Raises:
             UsageError: the size is not a multiple of 16 from 64 to 512.
         """
-        self.arch = self._changed_arch(image_size=img_size)
+        self.arch = self._changed_arch(image_size=img_size)  # first: where it refuses, nothing has changed
         for index, stage in enumerate(self.stages):
             side = self.arch.window_side(index)
             for module in stage.modules():

@@ -29,8 +29,9 @@ from evit_nas import __version__
 from evit_nas.arch import LINEAR_EPS, LINEAR_V_KERNEL, SE_RATIO, ArchConfig, StageConfig, round_to
 from evit_nas.errors import UsageError
 
-OPSET = 17
+OPSET = 17  # which the clients of docs/results/clients.md know
 IR_VERSION = 8  # of the same age as the opset
+# where a block is 8 channels (AVX2), pairs neither gain nor cost (docs/results/deploy.md)
 PAIRED_WIDTH = 8  # half a block; 24 or 40 channels leave too little of theirs empty to pay for the pairs
 
 
@@ -100,6 +101,7 @@ class Graph:
         if self._weights is None:
             value = self._random.random(shape, np.float32)
             value -= np.float32(0.5)
+            # by the fan-in: activations that shrink from layer to layer end as denormals, which are slow
             value /= np.float32(math.prod(shape[1:]) ** 0.5)
             return value
         if name not in self._weights:
@@ -200,13 +202,14 @@ def _paired_stem(graph: Graph, widths: tuple[int, ...], x: str) -> str:
     weight = graph.weight("stem.0.weight", first, images, 3, 3)
     bias = graph.weight("stem.0.bias", first)
     pair = np.zeros((2 * first, images, 3, 5), np.float32)
+    # pixel 2t sees the first three columns of five, pixel 2t + 1 the last three
     pair[:first, ..., :3] = pair[first:, ..., 2:] = weight
     x = graph.node("Relu", graph.conv(x, pair, np.tile(bias, 2), (2, 4), pads=(1, 1, 1, 1)))
 
     weight = graph.weight("stem.1.weight", second, first, 3, 3)
     bias = graph.weight("stem.1.bias", second)
     both = np.zeros((second, 2 * first, 3, 2), np.float32)
-    both[:, first:, :, 0] = weight[..., 0]
+    both[:, first:, :, 0] = weight[..., 0]  # of the pair before only its second pixel is seen
     both[:, :first, :, 1] = weight[..., 1]
     both[:, first:, :, 1] = weight[..., 2]
     return graph.node("Relu", graph.conv(x, both, bias, (2, 1), pads=(1, 1, 1, 0)))
@@ -248,7 +251,7 @@ def _stage(graph: Graph, arch: ArchConfig, index: int, x: str) -> str:
 
 def _local_ffn(graph: Graph, stage: StageConfig, x: str, name: str) -> str:
     width, hidden = stage.width, stage.ffn_dim
-    x = graph.named_conv(x, f"{name}.dw", width, width, 3, groups=width)
+    x = graph.named_conv(x, f"{name}.dw", width, width, 3, groups=width)  # its residual is in the kernel: deploy.py
     y = graph.node("Relu", graph.named_conv(x, f"{name}.ffn.fn.expand", width, hidden))
     return graph.node("Add", graph.named_conv(y, f"{name}.ffn.fn.project", hidden, width), x)
 
@@ -283,8 +286,9 @@ class Windows:
             return x
         if self.padded != self.grid:
             bottom, right = (whole - length for whole, length in zip(self.padded, self.grid, strict=True))
+            # what stands before (B, H, W, C), then what stands behind
             x = graph.node("Pad", x, graph.ints(0, 0, 0, 0, 0, bottom, right, 0))
-        x = graph.reshape(x, -1, self.rows, self.side, self.cols, self.side * channels)
+        x = graph.reshape(x, -1, self.rows, self.side, self.cols, self.side * channels)  # S * C in one: long rows
         return graph.transpose(x, 0, 1, 3, 2, 4)
 
     def join(self, graph: Graph, x: str, channels: int) -> str:
@@ -294,6 +298,7 @@ class Windows:
             x = graph.transpose(x, 0, 1, 3, 2, 4)
         x = graph.reshape(x, -1, *self.padded, channels)
         if self.padded != self.grid:
+            # starts, ends, axes
             x = graph.node("Slice", x, graph.ints(0, 0), graph.ints(*self.grid), graph.ints(1, 2))
         return graph.transpose(x, 0, 3, 1, 2)
 
@@ -320,6 +325,7 @@ def _cascaded_attention(graph: Graph, stage: StageConfig, windows: Windows, x: s
         q = graph.transpose(graph.reshape(q, -1, side, side, qk), 0, 3, 1, 2)
         q = graph.named_conv(q, f"{head}.q_local", qk, qk, kernel, groups=qk)
         q = graph.reshape(graph.transpose(q, 0, 2, 3, 1), *lead, qk)
+        # the scale is in q_local's weights: deploy.py
         scores = graph.node("MatMul", q, graph.transpose(k, *swap))  # (M, N, N)
         attn = graph.node("Softmax", graph.node("Add", scores, graph.constant(bias[j])), axis=-1)
         feat = graph.node("MatMul", attn, v)  # (M, N, D)
@@ -350,6 +356,7 @@ def _parallel_attention(graph: Graph, stage: StageConfig, windows: Windows, x: s
     k, v = graph.split(kv, 2, qk, v_dim)
     scores = graph.node("MatMul", graph.transpose(q, 0, 1, 3, 2), k)  # (M, h, N, N)
     attn = graph.node("Softmax", graph.node("Add", scores, graph.constant(bias)), axis=-1)
+    # a lone window is a map already, channels first; several go to `join`, which takes channels last
     if windows.single:
         out = graph.node("Relu", graph.node("MatMul", v, graph.transpose(attn, 0, 1, 3, 2)))  # (B, h, D, N)
         return graph.reshape(out, -1, heads * v_dim, side, side)
@@ -363,10 +370,11 @@ def _linear_attention(graph: Graph, stage: StageConfig, grid: tuple[int, int], x
     qk_width, v_width = 2 * heads * qk, heads * v_dim
     weight = graph.weight(f"{name}.qkv.weight", qk_width + v_width, stage.width, 1, 1)
     shift = graph.weight(f"{name}.qkv.bias", qk_width + v_width)
+    # queries and keys in one convolution, as both have a ReLU; values have none
     both = graph.node("Relu", graph.conv(x, weight[:qk_width], shift[:qk_width]))
     q, k = graph.split(graph.reshape(both, -1, 2 * heads, qk, tokens), 1, heads, heads)
     v = graph.conv(x, weight[qk_width:], shift[qk_width:])
-    v = graph.named_conv(v, f"{name}.v_local", v_width, v_width, LINEAR_V_KERNEL, groups=v_width)
+    v = graph.named_conv(v, f"{name}.v_local", v_width, v_width, LINEAR_V_KERNEL, groups=v_width)  # its residual too
     v = graph.reshape(v, -1, heads, v_dim, tokens)
     context = graph.node("MatMul", v, graph.transpose(k, 0, 1, 3, 2))  # (B, h, D, d)
     total = graph.transpose(graph.node("ReduceSum", k, graph.ints(3)), 0, 1, 3, 2)  # (B, h, 1, d)

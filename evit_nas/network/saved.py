@@ -61,7 +61,7 @@ def open_saved(text: str) -> Saved:
     if path.is_dir():
         return _open_folder(path)
     arch, equals, file = text.partition("=")
-    if equals and not path.is_file():
+    if equals and not path.is_file():  # a file's own name may have an equals sign
         return _open_file(
             Path(os.path.expanduser(file)), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch)
         )
@@ -171,6 +171,7 @@ def _open_file(path: Path, arch: ArchConfig | None) -> Saved:
 
     weights = read_weights(path)
     if arch is not None:
+        # where nothing fits, loading `arch` says what is missing or of another shape
         return Saved(path.stem, _load(fitted(arch, weights) or arch, path))
     found = recognised(weights)
     if found is None:
@@ -220,6 +221,7 @@ def _open_timm(text: str) -> Saved:
     weights = read_weights(Path(file))
     classifier = weights.get(f"{config.classifier}.bias")
     classes = config.num_classes if classifier is None else len(classifier)
+    # timm drops the classifier of a file whose number of classes is not that of its description
     overlay = {"state_dict": weights, "num_classes": classes}
     model = _create(name, {"pretrained_cfg_overlay": overlay, "num_classes": classes})
     return Saved(name, model, None, _preprocessing(model.pretrained_cfg))

@@ -106,6 +106,7 @@ class Supernet(BaseModel):
         Raises:
             UsageError: a search of `space` may propose networks that the supernet has no weights for.
         """
+        # image size and classes may differ: `fitted` gives a member those of the supernet
         if space.in_channels != self.space.in_channels:
             raise UsageError(
                 f"the supernet takes images of {self.space.in_channels} channels, the space {space.in_channels}."
@@ -140,6 +141,7 @@ class Members:
             UsageError: there is no finished supernet, or it is damaged.
         """
         self.supernet = Supernet.load(folder)
+        # the maps of that size decide how large windows, and attention biases, are
         trained = {"image_size": self.supernet.largest.image_size}
         self._elastic = Elastic(self.supernet.space.model_copy(update=trained), seed=None)
         weights = read_weights(folder / WEIGHTS)
@@ -173,7 +175,7 @@ class Members:
 
     @cached_property
     def _split(self) -> tuple[Images, Images]:
-        source = open_source(self.supernet.data, seed=0)
+        source = open_source(self.supernet.data, seed=0)  # which splits as the training did
         if source.classes != self.supernet.classes:
             raise UsageError(f"{self.supernet.data} has other classes now than the supernet was trained for.")
         return split(source, self.supernet.held_out, self.supernet.seed)

@@ -70,7 +70,7 @@ def timm_network(name: str, image_size: int | None = None) -> tuple[nn.Module, t
     options: dict[str, Any] = {}
     if image_size is not None:
         height = width = image_size
-        options = {"img_size": image_size} if config.fixed_input_size else {}
+        options = {"img_size": image_size} if config.fixed_input_size else {}  # others may refuse the argument
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU as well
@@ -125,7 +125,7 @@ def _check_runs(path: Path, input_size: tuple[int, int, int], batches: tuple[int
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # only fatal: `_export` expects failures, and tries a fixed batch
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).standard_normal((max(batches), *input_size), np.float32)
     alone: np.ndarray[Any, Any] = session.run(None, {"input": images[:1]})[0]

@@ -159,6 +159,7 @@ def _pieces(model: EfficientViT, trunk_heads: Sequence[int]) -> dict[str, _Piece
         if key.endswith("num_batches_tracked"):  # counted anew
             continue
         found = _STAGE.match(key)
+        # the stem writes the channels of the first stage, the classifier reads those of the last
         index = int(found[1]) - bool(found[2]) if found else -1 if key.startswith("head.") else 0
         stage, heads = model.arch.stages[index], trunk_heads[index]
         for name, part in _by_head(key, tensor, stage).items():
@@ -190,7 +191,7 @@ def _by_head(key: str, tensor: Tensor, stage: StageConfig) -> dict[str, Tensor]:
     if stage.mixer == "linear":  # the queries of all heads, then all keys, then all values
         rows = [_in_rows(part, 0, heads) for part in torch.split(tensor, [heads * size for size in sizes.values()])]
     else:
-        rows = list(torch.split(_in_rows(tensor, 0, heads), list(sizes.values()), dim=1))
+        rows = list(torch.split(_in_rows(tensor, 0, heads), list(sizes.values()), dim=1))  # each head's q, k and v
     first = int(head or 0)
     return {
         f"{start}{first + j}.{name}.{rest}": view
@@ -233,7 +234,7 @@ def _copy(name: str, into: _Piece, found: _Piece) -> int:
         centred = into.kernel and dim >= target.ndim - 2
         here.append(slice((new - both) // 2, (new + both) // 2) if centred else slice(both))
         there.append(slice((old - both) // 2, (old + both) // 2) if centred else slice(both))
-    target[tuple(here[: into.outputs])] = 0.0
+    target[tuple(here[: into.outputs])] = 0.0  # old outputs: nothing from new inputs, or the rim of a larger kernel
     target[tuple(here)] = given[tuple(there)]
     return target[tuple(here)].numel()
 

@@ -35,7 +35,7 @@ _TO_TIMM = [
     (r"downsample\.before\.ffn\.fn\.", "downsample.res1.1.m."),
     (r"downsample\.after\.dw\.fn\.", "downsample.res2.0.m."),
     (r"downsample\.after\.ffn\.fn\.", "downsample.res2.1.m."),
-    (r"\.(ffn[01]|1)\.m\.expand\.", r".\1.m.pw1."),
+    (r"\.(ffn[01]|1)\.m\.expand\.", r".\1.m.pw1."),  # 1: the FFN of res1 and res2
     (r"\.(ffn[01]|1)\.m\.project\.", r".\1.m.pw2."),
     (r"downsample\.expand\.", "downsample.patchmerge.conv1."),
     (r"downsample\.reduce\.", "downsample.patchmerge.conv2."),
@@ -44,13 +44,13 @@ _TO_TIMM = [
     (r"downsample\.project\.", "downsample.patchmerge.conv3."),
     (r"\.mixer\.fn\.heads\.(\d+)\.qkv\.", r".mixer.m.attn.qkvs.\1."),
     (r"\.mixer\.fn\.heads\.(\d+)\.q_local\.", r".mixer.m.attn.dws.\1."),
-    (r"\.mixer\.fn\.proj\.", ".mixer.m.attn.proj.1."),
+    (r"\.mixer\.fn\.proj\.", ".mixer.m.attn.proj.1."),  # 0 is the ReLU
     (r"\.mixer\.fn\.bias\.table$", ".mixer.m.attn.attention_biases"),
 ]
 
 # timm -> official: the downsampling's three parts are the first entries of blocks2 and blocks3
 _TO_OFFICIAL = [
-    (r"^patch_embed\.conv(\d)\.", lambda m: f"patch_embed.{2 * int(m[1]) - 2}."),
+    (r"^patch_embed\.conv(\d)\.", lambda m: f"patch_embed.{2 * int(m[1]) - 2}."),  # ReLUs stand between
     (r"^stages\.(\d)\.downsample\.res1\.", lambda m: f"blocks{int(m[1]) + 1}.0."),
     (r"^stages\.(\d)\.downsample\.patchmerge\.", lambda m: f"blocks{int(m[1]) + 1}.1."),
     (r"^stages\.(\d)\.downsample\.res2\.", lambda m: f"blocks{int(m[1]) + 1}.2."),
@@ -90,7 +90,7 @@ def fitted(arch: ArchConfig, given: Mapping[str, Tensor]) -> ArchConfig | None:
     Args:
         given: a whole state dict in any of the three namings.
     """
-    names = names_in(given, _shapes(arch.model_copy(update={"num_classes": 1})))
+    names = names_in(given, _shapes(arch.model_copy(update={"num_classes": 1})))  # 1: names of a classifier, too
 
     def size(key: str, dim: int) -> int:
         tensor = given.get(names.get(key, ""))

@@ -37,7 +37,7 @@ class Comparison:
 
 def some(images: Images, count: int, seed: int) -> Images:
     """At most `count` of `images`, chosen at random by `seed`."""
-    return ChosenImages(images, np.random.default_rng(seed).permutation(len(images))[:count])
+    return ChosenImages(images, np.random.default_rng(seed).permutation(len(images))[:count])  # fewer are part of more
 
 
 def inputs(

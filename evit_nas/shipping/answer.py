@@ -137,6 +137,7 @@ def _session(folder: Path, shipped: Shipped, file: str) -> Any:
     if file not in shipped.graphs:
         raise UsageError(f"{folder} has no {file}: {shipped.int8_refusal.removesuffix('.')}.")
     try:
+        # as many threads as its recorded latency was measured with
         return opened(folder / file, shipped.fp32.latency.conditions.threads)
     except Exception as error:  # ONNX Runtime has many
         raise UsageError(

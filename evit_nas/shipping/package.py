@@ -90,6 +90,7 @@ def ship(
         if skipped:
             note(f"{source.name}: skipped {len(skipped)} unreadable of these images: {_some(skipped)}")
         note(f"measuring {' and '.join(path.name for path in paths)} on {conditions}")
+        # both in one session of the device: `refusal` compares their latencies
         with Steady(open_device(conditions)) as device:
             graphs = {
                 path.name: ShippedGraph(
@@ -190,7 +191,7 @@ def _write_network(folder: Path, trained: Trained, model: EfficientViT) -> None:
     from evit_nas.network.deploy import deploy_weights
     from evit_nas.network.onnx_graph import build_onnx
 
-    (folder / WEIGHTS).write_bytes(save(model.state_dict(), metadata={"format": "pt"}))
+    (folder / WEIGHTS).write_bytes(save(model.state_dict(), metadata={"format": "pt"}))  # transformers asks for it
     (folder / CONFIG).write_text(json.dumps(timm_config(trained), indent=1) + "\n", encoding="utf-8")
     (folder / ARCH).write_text(
         trained.arch.to_yaml(f"EfficientViT {trained.name}; key {trained.arch.key}"), encoding="utf-8"

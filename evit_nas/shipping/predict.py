@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # of ONNX Runtime 1.32 and newer, which asks as it is imported
 import onnxruntime
 
+# as evit_nas/data/preprocessing.py has it: a network must be given what it was evaluated on
 STRIP = 16  # times its shorter side, that a picture is resized at
 
 
@@ -47,6 +48,7 @@ def prepared(image: Image.Image, input_size: Any, mean: Any, std: Any, interpola
     left, top = (max(0, side - longest) // 2 for side in image.size)
     image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
     wide, high = (math.floor(side / crop_pct) for side in (width, height))
+    # rounded as timm's transform rounds: torchvision's Resize for squares, timm's ResizeKeepRatio else, CenterCrop
     if wide == high:
         size = [int(wide * side / min(image.size)) for side in image.size]
     else:
