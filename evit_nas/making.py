@@ -224,6 +224,7 @@ def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewe
     )
     asked = replace(asked, out=out, time_s=train_s)
     begun = [read_record(record.parent).settings.origin for record in sorted(out.glob(f"*/{RECORD}"))]
+    # begun ones stay: on a slower day others would be affordable
     names = begun or [str(run.path / member.name) for member in _affordable(asked, run, front, hardware, view)]
     options = ["--data", order.data, "--image-size", asked.image_size, "--init", order.init, "--seed", order.seed]
     view.step(command_line("train", *names, *options, "--time", f"{train_s:.0f}s", "--no-ship", "--out", out))
