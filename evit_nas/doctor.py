@@ -70,7 +70,7 @@ def examine_board(device: RemoteDevice) -> list[Finding]:
     begin = time.perf_counter()
     version = str(device.info().get("evit_nas"))
     findings = [Finding("link, there and back", f"{1000 * (time.perf_counter() - begin):.1f} ms")]
-    if version != __version__:
+    if version != __version__:  # a finding; `device.board` would raise
         return [*findings, Finding("evit-nas", f"{version}, here {__version__}", ok=False, fatal=True)]
     board, machine = device.board, device.board.machine
     findings += [

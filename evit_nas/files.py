@@ -36,7 +36,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     What takes the place of an older file is seen to the disk first: a power cut must not tear both.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")  # `_clear` knows it by this name
     try:
         write(scratch)
         with scratch.open("rb+") as file:
@@ -149,7 +149,7 @@ def lock(folder: Path) -> IO[str]:
     Raises:
         RunError: another process writes it, which is named; or its file system knows no locks.
     """
-    handle = (folder / ".lock").open("a+", encoding="utf-8")
+    handle = (folder / ".lock").open("a+", encoding="utf-8")  # not "w": it names whoever has the lock
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -181,7 +181,7 @@ def _clear(folder: Path) -> None:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError):  # no process has it, or can have it
         return False
     except OSError:  # another user's
         pass
@@ -196,7 +196,7 @@ def owner_of(folder: Path) -> str | None:
     try:
         with (folder / ".lock").open(encoding="utf-8") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others that ask are no owners
             except BlockingIOError:
                 return handle.read().strip() or "another process"
     except OSError:  # nobody has ever locked it, or not on a file system that can

@@ -230,6 +230,7 @@ def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewe
         time_s=train_s,
     )
     begun = [read_record(record.parent).settings.origin for record in sorted(out.glob(f"*/{RECORD}"))]
+    # begun ones stay: on a slower day others would be affordable
     names = begun or [str(run.path / member.name) for member in _affordable(asked, run, front, hardware, view)]
     options = ["--data", order.data, "--init", order.init, "--seed", order.seed]
     options += ["--image-size", asked.image_size] if asked.image_size else []

@@ -16,7 +16,7 @@ _UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "μJ": 1e-3, "mJ": 1.0, "J": 1e3}
 def _measured(text: str, units: Mapping[str, float], named: str, option: str, example: str) -> float:
     """A number with one of the units, in the unit whose factor is 1; `named` is what people may write."""
     match = _MEASURED.fullmatch(text)
-    value = float(match["number"]) * units.get(match["unit"], 0.0) if match else 0.0
+    value = float(match["number"]) * units.get(match["unit"], 0.0) if match else 0.0  # an unknown unit makes 0
     if not value:
         raise UsageError(f"{option} must be a positive number with a unit ({named}), got '{text}'; try {example}.")
     return value

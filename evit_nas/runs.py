@@ -78,7 +78,7 @@ class Run:
             versions=installed_versions(),
             machine=machine,
         )
-        before = Before.of(path)
+        before = Before.of(path)  # before the folder is made: what `discard` leaves
         try:
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(path / "run.yaml", to_yaml(record))

@@ -91,7 +91,7 @@ class LiveView:
         self._progress = Progress(
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False),  # names may hold brackets: remote:[fe80::2]
             TimeElapsedColumn(),
             TextColumn("ETA {task.fields[eta]}"),
         )
@@ -100,7 +100,7 @@ class LiveView:
 
     def note(self, message: str) -> None:
         """See Watcher."""
-        self._live.console.print(escape(message), soft_wrap=True)
+        self._live.console.print(escape(message), soft_wrap=True)  # commands in it stay whole, to be copied
 
     def step(self, what: str, done: int, total: int) -> None:
         """See Watcher."""

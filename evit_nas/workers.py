@@ -48,7 +48,7 @@ def worker_pool(count: int, avoid: frozenset[int] = frozenset()) -> ProcessPoolE
 
 def end(pool: ProcessPoolExecutor) -> None:
     """Ends the workers at once, in the middle of what they do, and waits until they are gone."""
-    for process in list((pool._processes or {}).values()):
+    for process in list((pool._processes or {}).values()):  # shutdown alone waits for what they are at
         process.terminate()
     pool.shutdown(wait=True, cancel_futures=True)
 
@@ -68,4 +68,4 @@ def _end_with(parent: int) -> None:
     """Ends this process once its parent is another one; a killed parent cannot do it."""
     while os.getppid() == parent:
         time.sleep(WATCH_PARENT_S)
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread alone

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Search EfficientViT architectures that keep a latency budget on your own device.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # `main` says errors itself
     rich_markup_mode="rich",
 )
 
@@ -65,6 +65,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    # for --help alone: `main` takes it away, wherever it stands
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")

@@ -217,10 +217,11 @@ class Verb(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """See TyperCommand."""
-        verb, shown = _path(ctx), copy(self)
+        verb, shown = _path(ctx), copy(self)  # the verb itself keeps its help and order
         shown.help = _with_examples(self.help, EXAMPLES.get(verb, ()))
         if verb in WITH_PANELS:
             order = [*PLACES]
+            # arguments are in no panel and stay first
             shown.params = sorted(self.params, key=lambda param: order.index(param.name) if param.name in order else -1)
             for option in shown.get_params(ctx):
                 if isinstance(option, TyperOption):

@@ -133,7 +133,7 @@ def _costs(card: Card, table: LabelTable) -> dict[str, float]:
     from evit_nas.accuracy.zero_cost import PROXIES, cpu_seconds
 
     scored = [network.arch for network in table.networks if network.proxies]
-    some = scored[:: math.ceil(len(scored) / TIMED) or 1]
+    some = scored[:: math.ceil(len(scored) / TIMED) or 1]  # a slice takes no step of 0
     known = {AGGREGATE: NAMES} | {name: (name,) for name in PROXIES}
     names = [row.score for row in card.rows if row.kind in ("proxy", "aggregate") and row.score in known]
     return {name: cpu_seconds(some, known[name]) for name in names}

@@ -35,6 +35,7 @@ def figures(found: Findings) -> dict[str, Chart]:
 
 def staircase(members: Sequence[Candidate], index: int, stat: str) -> tuple[list[float], list[float]]:
     """Latencies and scores of the members that no other one beats on that device, fastest first."""
+    # (n, 2), of a front without members too
     points = np.array([(member.latencies[index].stat_ms(stat), -member.score) for member in members]).reshape(-1, 2)
     kept = points[non_dominated(points)]
     kept = kept[kept[:, 0].argsort()]

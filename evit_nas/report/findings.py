@@ -145,7 +145,7 @@ def published_top1(reference: Candidate, found: Findings) -> float | None:
 
 def spread_text(latency: Latency) -> str:
     """The uncertainty of a latency, for example ± 1.2 %."""
-    return f"± {100 * max(latency.rel_error, 0.001):.1f} %"
+    return f"± {100 * max(latency.rel_error, 0.001):.1f} %"  # never ± 0.0 %
 
 
 def in_budget(found: Findings) -> int:
@@ -199,7 +199,7 @@ def _convergence(known: Known, settings: SearchSettings) -> list[tuple[int, floa
     found = points([*within.values()], settings)
     growth = Growth(worst([*found], settings))
     volume = {key: growth.add(point) for key, point in zip(within, found, strict=True)}
-    last = volume[[*within][-1]] or 1.0
+    last = volume[[*within][-1]] or 1.0  # 0 if none lies inside the corner that it counts from
     shares, share = [], 0.0
     for count, key in enumerate(known.by_key, start=1):
         share = volume.get(key, share * last) / last

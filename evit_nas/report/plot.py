@@ -90,6 +90,7 @@ def _draw(axes: Axes, found: Findings, index: int) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    # matplotlib takes $ for mathematics; chr(92), as f-strings take no backslash before Python 3.12
     axes.set_xlabel(f"{stat} latency on {target.device.replace('$', chr(92) + '$')} (ms)")
 
 

@@ -41,10 +41,10 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
     settings, late, references, told = run.settings, list[str](), None, False
     presets = [settings.space.adapted(ArchConfig.preset(name)) for name in PRESETS]
     while True:
-        if StudyAttributes(record).units and adopt(record, evaluator.seen_units()):
+        if StudyAttributes(record).units and adopt(record, evaluator.seen_units()):  # up to 0.3 there were none
             watch.note("quieter moments have been seen: all milliseconds are said by the better yardstick")
         evaluator.units = StudyAttributes(record).units
-        known = Known(record)
+        known = Known(record)  # units may be others by now, networks given up
         candidates = certified(known.candidates, recorded_latencies(journal_of(run), "strict", known.units), settings)
         members = standing(candidates, settings)
         open_members = [member for member in members if not member.certified]
@@ -64,7 +64,7 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
             except MeasurementError as error:
                 late = [*late, member.arch.key] if error.kind == "timeout" else []
                 if len(late) == MAX_LATE:
-                    readmit(record, late)
+                    readmit(record, late)  # the earlier ones were given up below
                     raise MeasurementError(
                         f"{MAX_LATE} networks in a row took too long to be measured strictly: it is the device rather "
                         f"than they. Nothing is lost; when it is less busy: {command_line('resume', run.path)}",
@@ -72,7 +72,7 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
                     ) from error
                 give_up(record, member.arch.key, str(error))
                 watch.note(f"left out of the front: {member.arch.key}: {error}")
-    StudyAttributes(record).references = references
+    StudyAttributes(record).references = references  # before the files, which derive from the record
     write_front(run, named(members, settings.budget_stat), judge.origin)
 
 

@@ -83,6 +83,7 @@ class Evaluator:
 
     def _note_unit(self, latency: Latency) -> None:
         before = self._quickest.get(latency.conditions.device)
+        # units compare by their milliseconds first: the quieter one is less
         if latency.unit and (before is None or before.unit is None or latency.unit < before.unit):
             self._quickest[latency.conditions.device] = latency
 
@@ -95,7 +96,7 @@ class Evaluator:
         latency, samples = device.measure(arch, STRICT if strict else SEARCH)
         self._remember(memo_id, arch, latency.model_dump(mode="json"), samples=samples)
         self._note_unit(latency)
-        Table(device.context(), arch).add(arch, latency)
+        Table(device.context(), arch).add(arch, latency)  # what later searches begin their predictions with
         return latency
 
     def _latency_id(self, arch: ArchConfig, device: Device, strict: bool) -> str:
@@ -172,7 +173,7 @@ class Evaluator:
             self.begin(name, function, *args)
             try:
                 return self._expected.pop(name).result()
-            except (BrokenProcessPool, KeyError):
+            except (BrokenProcessPool, KeyError):  # KeyError: the pool was broken before, see `begin`
                 self.rest()
         raise MeasurementError(f"a worker died while it was at {name}", "crashed")
 

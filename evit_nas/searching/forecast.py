@@ -22,6 +22,7 @@ from evit_nas.latency.yardstick import Units
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.space import SearchSpace
 
+# predictions become good enough between 24 and 32 networks: docs/results/predictor.md
 REFIT_EVERY = 8  # new measurements; twice as many beyond GIVE_UP_AFTER, where each says less and a fit takes longer
 WIDE = 3  # times their mean error: nineteen of twenty predictions are nearer (if errors fall off exponentially)
 GIVE_UP_AFTER = 64  # distinct networks: if these do not make a good fit, the user should know
@@ -34,7 +35,7 @@ class Forecast:
         self.device, self._note = device.conditions.device, note
         table = Table(device.context(), space)
         copy = folder / f"latencies-{self.device.replace(':', '-').replace('/', '-')}.json"
-        if not copy.exists():
+        if not copy.exists():  # a resumed search must not see what others measured since
             table.export_to(copy)
         self._samples: list[Sample] = read_samples(json.loads(copy.read_text(encoding="utf-8")))
         self._copied, self._fitted_to = len(self._samples), -1
@@ -50,6 +51,7 @@ class Forecast:
     def predict_ms(self, archs: Sequence[ArchConfig], unit: Unit | None = None) -> np.ndarray | None:
         """(n,) predicted medians in milliseconds by that unit; None while predictions are not good enough."""
         every = REFIT_EVERY if len(self._samples) < GIVE_UP_AFTER else 2 * REFIT_EVERY
+        # by their number alone: a resumed search fits to the same ones
         due = max(self._copied, len(self._samples) // every * every)
         if due != self._fitted_to:
             self._fitted_to = due
@@ -65,7 +67,7 @@ class Forecast:
 
     def _refit(self, samples: list[Sample]) -> None:
         self._predictor = fit(samples)
-        self._canary_ms = samples[0].canary_ms if samples else None
+        self._canary_ms = samples[0].canary_ms if samples else None  # one for all, see `merged`
         if self._predictor is None:
             return
         check = self._predictor.check

@@ -66,7 +66,7 @@ class ShortTrainings(Judge):
         }
         self._first = 0 if wish.scheduler == "asha" else wish.recipe.last_rung
         trials = context.record.get_trials(deepcopy=False)
-        found = (TrialAttributes(trial).trained for trial in trials)
+        found = (TrialAttributes(trial).trained for trial in trials)  # failed ones too: others were held against them
         self._halving = Halving(trained for trained in found if trained is not None)
         size = f"{wish.recipe.image_size} px at {100 * wish.recipe.width:.0f} % of its width"
         self.origin = f"accuracy in percent after {wish.recipe.epochs} epochs on {data.name}, trained at {size}"
@@ -78,7 +78,7 @@ class ShortTrainings(Judge):
 
     def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> RungEstimate:
         trained = self._train(arch, latency_ms, self._rungs[-1])
-        if latency_ms is not None:
+        if latency_ms is not None:  # the paper's networks, asked for at the end, compete with none
             self._halving.count(trained)
         return trained
 
@@ -90,6 +90,7 @@ class ShortTrainings(Judge):
     def _train(self, arch: ArchConfig, latency_ms: float | None, last: int) -> RungEstimate:
         """To the end of rung `last`, or as far as it is worth it among those of the same latency."""
         budget_ms = self._targets[0].budget_ms
+        # -1 ends at the budget, 0 begins there
         slice_ = math.floor(math.log((latency_ms or budget_ms) / budget_ms, SLICE))
         losses = []
         for rung in self._rungs[self._first : last + 1]:

@@ -96,6 +96,7 @@ class SharedWeights(Judge):
         assert wish.supernet is not None
         self._evaluator, self._folder = context.evaluator, Path(wish.supernet).absolute()
         supernet = Supernet.load(self._folder)
+        # a part of it stands in `origin`: no run goes on with other weights
         weights = hashlib.sha256((self._folder / WEIGHTS).read_bytes()).hexdigest()
         self.origin = (
             f"minus the cross-entropy in nats on {supernet.held_out} held-out images of {supernet.data_name}, no "

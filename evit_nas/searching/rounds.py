@@ -102,6 +102,7 @@ class Rounds:
         """
         made: deque[Round] = deque()
         for number in itertools.count(first):
+            # rounds in `made` count as proposals, whatever of them is on record: a resumed search goes on alike
             earlier = [t for t in record.get_trials(deepcopy=False) if TrialAttributes(t).round < number - len(made)]
             asked = [trial for waiting in made for trial, _ in waiting.proposals]
             made.append(self.make(number, [*earlier, *asked]))
@@ -112,9 +113,10 @@ class Rounds:
 
     def make(self, number: int, earlier: Sequence[optuna.Trial | FrozenTrial]) -> Round:
         """The round with that number, counted from 0, after the trials of all rounds before it."""
-        told = number - self._ahead
+        told = number - self._ahead  # the rounds before this one have their values
         finished = [t for t in earlier if isinstance(t, FrozenTrial) and TrialAttributes(t).round < told]
         pending = earlier[len(finished) :]
+        # `_ask` sets the sampler that proposes; what is enqueued needs none
         study = optuna.create_study(directions=directions(self._settings), sampler=optuna.samplers.RandomSampler())
         units = after(finished, self._units)
         study.add_trials([restated(for_samplers(trial), units, self._settings) for trial in finished])
@@ -131,7 +133,7 @@ class Rounds:
         if arch is not None:
             study.enqueue_trial(space.params(arch))
         else:
-            told = len(study.get_trials(deepcopy=False))
+            told = len(study.get_trials(deepcopy=False))  # those of this round too: each proposal has its own seed
             study.sampler = make(settings.sampler, seed=settings.seed, told=told, space=space)
         trial = study.ask()
         proposed = space.suggest(trial)

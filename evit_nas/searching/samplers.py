@@ -66,6 +66,7 @@ class Turn:
     @property
     def own_seed(self) -> int:
         """A seed for this proposal alone; searches with neighbouring seeds share none."""
+        # a prime above the most trials that a search may have, a million
         return (self.seed * 1_000_003 + self.told) % 2**32
 
 
@@ -169,7 +170,7 @@ class Unrepeated(BaseSampler):
             return {}
         params = self._sampler.sample_relative(study, trial, search_space)
         for name, distribution in search_space.items():
-            if name not in params:
+            if name not in params:  # chance answers none here, nor does a Gaussian process in its first ten trials
                 params[name] = self._sampler.sample_independent(study, trial, name, distribution)
         earlier = (one for one in study.get_trials(deepcopy=False) if one.number != trial.number)
         known = {TrialAttributes(one).key for one in earlier}
@@ -218,7 +219,7 @@ class Sobol(QMCSampler):
     """The point of a Sobol sequence whose number is that of the trials on record."""
 
     def __init__(self, turn: Turn) -> None:
-        super().__init__(scramble=True, seed=turn.seed)
+        super().__init__(scramble=True, seed=turn.seed)  # not its own seed: all points are of one scrambled sequence
         self._told = turn.told
 
     def _find_sample_id(self, study: Study, search_space: Distributions) -> int:
@@ -238,6 +239,7 @@ class Evolution(BaseSampler):
         return _dimensions(study)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Distributions) -> Params:
+        # `non_dominated`, which decides tournaments, takes finite values alone
         living = [trial for trial in _complete(study) if np.isfinite(trial.values).all()][-LIVING:]
         if not living or not search_space:
             return {}
@@ -270,7 +272,7 @@ class Evolution(BaseSampler):
 
 def _dimensions(study: Study) -> Distributions:
     """What every trial of the study is asked; nothing is known of it in the first one."""
-    return dict(sorted(study.get_trials(deepcopy=False)[0].distributions.items()))
+    return dict(sorted(study.get_trials(deepcopy=False)[0].distributions.items()))  # sorted, as Optuna's own are
 
 
 def _complete(study: Study) -> list[FrozenTrial]:

@@ -47,7 +47,7 @@ def card_of(run: Run) -> ScoreCard:
     """The card as the run's search left it; made now where there is none, as of a search that goes on."""
     try:
         return ScoreCard(**json.loads((run.path / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):  # there is none, no JSON, or one of other fields
         return make_card(run)
 
 

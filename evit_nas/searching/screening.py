@@ -71,7 +71,7 @@ def screen(
     for _ in range(GENERATIONS):
         living = _survivors(living)
         children = looked_at([_child(living, chance, rng) for _ in range(CHILDREN)])
-        if not children:
+        if not children:  # all were seen before: the space is all but used up
             break
         living += children
         front, _ = _split([*front, *children])

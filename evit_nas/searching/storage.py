@@ -154,7 +154,7 @@ def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
         with explained(run.path):
             with _undamaged(run):
                 engine = {"creator": partial(_connected, run.database)}
-                database = optuna.storages.RDBStorage("sqlite:///study.db", engine)
+                database = optuna.storages.RDBStorage("sqlite:///study.db", engine)  # it opens nothing: `creator` does
             with _disposed(database):
                 yield database
         return
@@ -168,7 +168,7 @@ def _opened(run: Run) -> Iterator[optuna.storages.BaseStorage]:
 
 def _connected(file: Path) -> sqlite3.Connection:
     """By its path: a name may hold what means something in a URL (?, #, %) or to Optuna (braces)."""
-    return sqlite3.connect(file, check_same_thread=False)
+    return sqlite3.connect(file, check_same_thread=False)  # SQLAlchemy's own default for a file
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class Search:
         ):
             evaluator.repair()
             evaluator.units = StudyAttributes(record).units
+            # what needs no measurement comes first: a refused search has measured nothing
             check_same_conditions(record, [device.context() for device in devices], self._run)
             check_sizes(settings)
             check_sources(settings, self._run.path / "labels", self._watch.note)
@@ -108,20 +109,20 @@ class Search:
         units = TrialAttributes(on_record[0]).units if on_record else evaluator.units  # of its first trial
         rounds = Rounds(self._settings, pool, screened, ahead=0 if judge.immediate else 1, units=units)
         for trial in on_record.values():
-            if TrialAttributes(trial).round < first:
+            if TrialAttributes(trial).round < first:  # the others are learnt from in their turn below
                 forecasts.learn(trial)
         progress = Progress(self._settings, record)
         if why := progress.over():
             self._end(record, why)
             return
-        self._end(record, "")
+        self._end(record, "")  # it goes on: why it ended before holds no more
         for current in rounds.follow(record, first, judge.expect):
             if current.units != evaluator.units:
                 evaluator.units = current.units
                 StudyAttributes(record).units = {**current.units}
                 progress.restate()
             for asked, arch in current.proposals:
-                told = on_record.get(asked.number)
+                told = on_record.get(asked.number)  # the round's study holds copies of all before, so numbers agree
                 if told is None:
                     if why := progress.over():
                         self._end(record, why)

@@ -73,9 +73,10 @@ def restated(trial: FrozenTrial, now: Units, settings: SearchSettings) -> Frozen
         value * changes.get(name, 1.0) for name, value in zip(metric_names(settings), trial.values, strict=True)
     ]
     beyond = {
-        name: (1 + excess) * changes[name] - 1 if name in changes else excess
+        name: (1 + excess) * changes[name] - 1 if name in changes else excess  # it is ms / budget - 1
         for name, excess in trial.constraints.items()
     }
+    # taken out first: Optuna ignores a constraint that is set already
     named = {f"{NAMELESS}:{name}" for name in beyond}
     new.system_attrs = {name: value for name, value in trial.system_attrs.items() if name not in named}
     for name, excess in beyond.items():

@@ -20,7 +20,7 @@ EPOCHS = (20, 400)  # least and most
 BATCHES = (16, 256)  # least and most; BatchNorm wants no fewer
 STEPS_AN_EPOCH = 24  # at least, where the batch may be made smaller for it
 RATE, TUNING_RATE = 2e-3, 5e-4  # highest, at a batch of 128; it goes with the root of the batch
-SIZES_PX = (64, 96, 112, 128, 160, 192, 224)
+SIZES_PX = (64, 96, 112, 128, 160, 192, 224)  # multiples of 16, as every network takes them
 MAGNIFIED = 1.75  # an image is trained at this many times its side: the stem keeps one point of 16 x 16 pixels
 
 
@@ -29,7 +29,7 @@ def auto_fields(seen: Look, from_weights: bool) -> dict[str, Any]:
     if seen.train >= PAPER_IMAGES:
         return dict(RECIPES["finetune" if from_weights else "paper"])
     batch = 2 ** math.floor(math.log2(max(seen.train / STEPS_AN_EPOCH, 1)))
-    batch = min(max(batch, BATCHES[0]), BATCHES[1], max(2, seen.train // 2 * 2))
+    batch = min(max(batch, BATCHES[0]), BATCHES[1], max(2, seen.train // 2 * 2))  # even, as `Recipe` wants it
     steps = seen.train // batch
     epochs = math.ceil((TUNING_STEPS if from_weights else STEPS) / steps)
     epochs = min(max(epochs, EPOCHS[0]), EPOCHS[1])
@@ -37,10 +37,10 @@ def auto_fields(seen: Look, from_weights: bool) -> dict[str, Any]:
     return RECIPES["short"] | {
         "epochs": epochs,
         "batch_size": batch,
-        "learning_rate": float(f"{rate * RATE_BATCH / batch:.2g}"),
-        "warmup_epochs": min(5, epochs / 10),
-        "smallest_crop": 0.35,
-        "auto_augment": None if seen.grey else "rand-m7-mstd0.5-inc1",
+        "learning_rate": float(f"{rate * RATE_BATCH / batch:.2g}"),  # `Recipe` scales it by batch / RATE_BATCH again
+        "warmup_epochs": min(5, epochs / 10),  # the paper's, or as `recipe.changed` shortens it
+        "smallest_crop": 0.35,  # 0.6 does as well, within the error: docs/results/recipes.md
+        "auto_augment": None if seen.grey else "rand-m7-mstd0.5-inc1",  # grey images have no colours to change
     }
 
 

@@ -61,7 +61,7 @@ class Augmented(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int, int]:
         random.seed(draw.seed)  # timm's augmentation draws from all three
-        np.random.seed(draw.seed % 2**32)  # noqa: NPY002
+        np.random.seed(draw.seed % 2**32)  # noqa: NPY002 - which takes 32 bits
         torch.manual_seed(draw.seed)
         for offset in range(TRIES):
             index = (draw.image + offset) % len(self._images)
@@ -85,7 +85,7 @@ class Plain(Dataset[tuple[Tensor, int, int]]):
             image, label = self._images[index]
             return self._transform(image), label, FINE
         except UNREADABLE:
-            return torch.zeros(self._shape), NONE, index
+            return torch.zeros(self._shape), NONE, index  # something to stack: `validate` leaves it out
 
 
 def check_images_are_to_blame(images: Images, unreadable: Iterable[int]) -> None:
@@ -116,7 +116,7 @@ def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Transform:
         mean=preprocessing.mean,
         std=preprocessing.std,
         re_prob=recipe.erasing,
-        re_mode="pixel",
+        re_mode="pixel",  # noise, as in the official code
     )
     _leave_a_bit(transform)
     return gray_first(transform) if preprocessing.input_size[0] == 1 else transform
@@ -180,9 +180,9 @@ class TrainingBatches:
             pairs = 2 * self.parts
             raise UsageError(
                 f"a batch has {recipe.batch_size} images, but the training set only {self._count}: make it smaller, "
-                f"for example --set batch_size={max(1, self._count // (4 * pairs)) * pairs}."
+                f"for example --set batch_size={max(1, self._count // (4 * pairs)) * pairs}."  # a quarter of them
             )
-        if recipe.batch_size % (2 * self.parts):
+        if recipe.batch_size % (2 * self.parts):  # `Recipe` knows no processes; timm mixes a part in pairs
             raise UsageError(
                 f"batch_size must be a multiple of 2 times {processes} processes times accumulate "
                 f"({recipe.accumulate}), got {recipe.batch_size}."
@@ -193,7 +193,7 @@ class TrainingBatches:
             batch_sampler=self._todo,
             num_workers=workers,
             worker_init_fn=_leave_signals,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0,  # torch refuses it where there are none
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -208,7 +208,7 @@ class TrainingBatches:
             (step, part) for step in range(first, self.steps) for part in range(self._rank, self.parts, self._processes)
         ]
         self._todo.batches = self._draws(epoch, places)
-        for (step, part), batch in zip(places, self._loader, strict=True):
+        for (step, part), batch in zip(places, self._loader, strict=True):  # in order, whichever worker is done first
             images, labels, unreadable = batch
             check_images_are_to_blame(self._images, unreadable[unreadable != FINE].tolist())
             if (labels == NONE).any():
@@ -254,7 +254,7 @@ class Mix:
 
     def __call__(self, batch: Batch, epoch: int, step: int, part: int) -> tuple[Tensor, Tensor]:
         np.random.seed(mixed_seed(self._seed, epoch, step, part) % 2**32)  # noqa: NPY002 - where timm draws from
-        mixed: tuple[Tensor, Tensor] = self._mixup(batch.images, batch.labels)
+        mixed: tuple[Tensor, Tensor] = self._mixup(batch.images, batch.labels)  # timm mixes images in place
         return mixed
 
 
@@ -291,9 +291,10 @@ def _leave_signals(worker: int) -> None:
     """What a terminal sends is for the process that trains, which ends those that load for it by SIGTERM."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process has inherited the command line's handler
 
 
 def mixed_seed(*numbers: int) -> int:
     """One seed of several numbers; zeros at the end do not count."""
+    # 62 bits: with a position added still a seed of torch
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 2)

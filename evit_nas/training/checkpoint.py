@@ -65,5 +65,6 @@ def save_weights(path: Path, weights: Tensors, metadata: dict[str, str]) -> None
     """Writes tensors as safetensors, the same way."""
     from safetensors.torch import save as serialise
 
+    # contiguous: safetensors refuses channels-last kernels, as training has them
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_whole(path, lambda scratch: scratch.write_bytes(serialise(plain, metadata)))

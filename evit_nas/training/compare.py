@@ -74,8 +74,8 @@ def compare(
 def _rivals(baseline: TrainSettings, settings: TrainSettings, baselines: Mapping[str, str]) -> bool:
     """Whether `baseline` is what `settings` are compared with: the same but for the network."""
     network = {"name": settings.name, "origin": settings.origin, "arch": settings.arch}
-    named = baseline.name == baselines.get(_key(settings)) != settings.name
-    return named and baseline.model_copy(update=network) == settings
+    named = baseline.name == baselines.get(_key(settings)) != settings.name  # a network is no baseline of itself
+    return named and baseline.model_copy(update=network) == settings  # the seed is 0 in both
 
 
 def _key(settings: TrainSettings) -> str:

@@ -23,7 +23,7 @@ def write_curve(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         left = figure.subplots()
         left.plot(
-            [r["epoch"] - 1 + r["step"] / steps for r in train],
+            [r["epoch"] - 1 + r["step"] / steps for r in train],  # rows count epochs from 1
             [r["loss"] for r in train],
             color="#0f5fa8",
             lw=1,

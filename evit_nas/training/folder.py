@@ -40,7 +40,7 @@ def create(folder: Path, settings: TrainSettings, command: str) -> None:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder):
+        with lock(folder):  # settings do not change under a training that is at work
             write_atomically(folder / RECORD, to_yaml(record))
     except OSError as error:
         raise RunError(f"cannot write the training folder {folder}: {error.strerror}. Choose another --out.") from None

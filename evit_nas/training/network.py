@@ -66,7 +66,7 @@ class NetworkRun(TrainingRun[Trained]):
 
     def _learn(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> Tensor:
         with self._accelerator.autocast():
-            loss = self._criterion(self._model(images).float(), targets, images)
+            loss = self._criterion(self._model(images).float(), targets, images)  # (B, classes), the loss in fp32
         self._accelerator.backward(loss)
         return loss
 

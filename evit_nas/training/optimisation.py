@@ -49,7 +49,8 @@ def create_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Decays matrices and kernels only."""
     from timm.optim import create_optimizer_v2
 
-    fused = {"fused": True} if recipe.optimiser in ("adam", "adamw") else {}
+    fused = {"fused": True} if recipe.optimiser in ("adam", "adamw") else {}  # timm's own have no fused form
+    # timm decays neither biases and vectors nor what the network's `no_weight_decay` names
     optimiser: torch.optim.Optimizer = create_optimizer_v2(
         model, opt=recipe.optimiser, lr=recipe.peak_rate, weight_decay=recipe.weight_decay, **fused
     )

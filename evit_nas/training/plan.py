@@ -172,10 +172,11 @@ def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: boo
             wanted.append((folder, settings))
             continue
         before, now = read_record(folder).settings.model_dump(), settings.model_dump()
+        # what a network is called moves no number
         changed = [name for name in now if now[name] != before[name] and name not in ("name", "origin")]
         begun, finished = holds_weights(folder), (folder / WEIGHTS).exists()
         if begun and not (resume or finished):
-            check_untrained(folder)
+            check_untrained(folder)  # raises, and names --resume
         if changed and not begun:
             wanted.append((folder, settings))
         elif changed:

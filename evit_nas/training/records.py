@@ -62,7 +62,7 @@ class Records:
 
     def log(self, row: dict[str, Any], at: int = 0) -> None:
         """A line of metrics; its figures go to the trackers too, as those of step `at`."""
-        self.lines += self._kept(lambda: self._journal.append(row))
+        self.lines += self._kept(lambda: self._journal.append(row))  # True is 1: what was not written is no line
         numbers = {f"{row['kind']}/{k}": v for k, v in row.items() if isinstance(v, float)}
         self._accelerator.log(numbers, step=at)
 
@@ -92,6 +92,7 @@ class Records:
             try:
                 write_curve(list(self.rows()), result.name, self._folder / CURVE)
                 result.save(self._folder)
+                # says that the training is finished, so what may fail comes before
                 (self._folder / BEST).replace(self._folder / WEIGHTS)
                 (self._folder / CHECKPOINT).unlink(missing_ok=True)
             except OSError as error:

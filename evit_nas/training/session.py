@@ -149,7 +149,7 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     data = [settings.data for _, settings in plans] + ([asked.data] if wanted and asked.data is not None else [])
     seen = {each: look(open_source(each, seed=0)) for each in dict.fromkeys(data)}
     for each in seen.values():
-        note(str(each))
+        note(str(each))  # before anything long: a wrong folder shows at once
     new: Plans = []
     if wanted and asked.data is not None:
         mine = seen[asked.data]
@@ -173,6 +173,7 @@ def _chosen(what: Sequence[str], asked: Asked) -> list[Chosen]:
                 raise UsageError(f"{text} is a run: add --top 1 or --front, or name one member as {text}/NAME.")
             chosen += front_of(path, asked.top)
         else:
+            # RUN/NAME, or the file itself: RUN/front/NAME.yaml
             runs = [parent for parent in (path.parent, path.parent.parent) if (parent / "run.yaml").is_file()]
             chosen.append(Chosen(path.name.removesuffix(".yaml"), find_arch(text), runs[0] if runs else None))
     return chosen
@@ -191,7 +192,7 @@ def _how(asked: Asked, seen: Look) -> How:
     else:
         recipe = load_recipe(asked.recipe, asked.changes)
     if asked.rate is not None:
-        rate = asked.rate * RATE_BATCH / recipe.batch_size
+        rate = asked.rate * RATE_BATCH / recipe.batch_size  # `Recipe` scales it back
         recipe = changed(recipe.model_dump(), {"learning_rate": rate}, "--lr")
     return How(
         data=asked.data,
@@ -226,7 +227,7 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
         if folder not in fresh:
             timed.append((folder, _as_begun(folder, settings) if asked.time_s is not None else settings))
             continue
-        alike = settings.model_copy(update={"seed": 0})
+        alike = settings.model_copy(update={"seed": 0})  # a seed moves no pace
         if new := alike not in paces:
             paces[alike] = pace_of(NetworkRun, settings, hardware, share_s)
         pace = paces[alike]

@@ -31,8 +31,9 @@ from evit_nas.training.loop import TrainingRun
 from evit_nas.training.settings import SupernetSettings
 from evit_nas.training.validation import validate
 
+# four networks a step as in AlphaNet (arXiv 2102.07954): 3.2 times as long as the largest alone, docs/supernet.md
 BETWEEN = 2  # random networks in a step, beside the largest and the smallest
-WIDEST = 3.0  # times the least MACs, that networks of one set of weights may have
+WIDEST = 3.0  # times the least MACs, that networks of one set of weights may have; nobody has shown that they rank more
 DRAWN = 1000  # networks among which the largest and the smallest are looked for
 TRIES = 10_000  # draws, until a network of the band must have come
 
@@ -100,7 +101,7 @@ class SupernetRun(TrainingRun[Supernet]):
         source = super()._opened()
         assert isinstance(self._settings, SupernetSettings)
         rest, held = split(source, self._settings.held_out, self._settings.seed)
-        return replace(source, train=rest, val=held, whole=None)
+        return replace(source, train=rest, val=held, whole=None)  # validation images are left to `train` and `eval`
 
     def _network(self) -> Elastic:
         if self._wish.space.num_classes != len(self._source.classes):
@@ -123,18 +124,20 @@ class SupernetRun(TrainingRun[Supernet]):
         for arch in (self._wish.smallest, *self._between(epoch, step)):
             with self._accelerator.autocast():
                 own = self._model(arch, images).float()
+            # the KL divergence up to a constant; a mean over classes would be a thousand times weaker on ImageNet
             self._accelerator.backward(-(taught * own.log_softmax(dim=1)).sum(dim=1).mean())
         return loss
 
     def _between(self, epoch: int, step: int) -> Iterable[ArchConfig]:
         """The random members of a step: the same in all its parts and processes, and after an interruption."""
         rng = random.Random(f"{self._settings.seed} {epoch} {step}")
-        trained = {"image_size": self._settings.arch.image_size}
+        trained = {"image_size": self._settings.arch.image_size}  # the band's MACs are at the space's own
         return [self._band.member(rng).model_copy(update=trained) for _ in range(BETWEEN)]
 
     def _share_gradients(self) -> None:
         if self._accelerator.num_processes == 1:
             return
+        # the same tensors in every process, as their networks are the same; one message for all of them
         gradients = [parameter.grad for parameter in self._plain.parameters() if parameter.grad is not None]
         shared = self._accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
         start = 0
@@ -144,6 +147,7 @@ class SupernetRun(TrainingRun[Supernet]):
 
     def _validated(self, network: Elastic, batches: Iterable[Any], unreadable: set[int]) -> dict[str, Any] | None:
         """Means of the largest and the smallest member, with statistics of their own, and the accuracy of each."""
+        # both networks read them, and an iterator (`pace`) is read once; they are 500 images at most
         seen, ends = list(batches), {"largest": self._settings.arch, "smallest": self._wish.smallest}
         found = {}
         for name, arch in ends.items():

@@ -193,7 +193,7 @@ def _band(space: SearchSpace, asked: SupernetAsked, note: Callable[[str], None])
             "their MACs instead (--macs 50M..150M)."
         )
     note(f"{asked.budget_ms:g} ms are kept by networks of up to {millions(most)} MACs, of {MEASURED} measured")
-    return math.ceil(most / WIDEST), most
+    return math.ceil(most / WIDEST), most  # up: `Band` refuses what is wider
 
 
 def _macs_within(space: SearchSpace, budget_ms: float, asked: SupernetAsked) -> list[int]:

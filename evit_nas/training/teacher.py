@@ -62,7 +62,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        images = images.expand(-1, self.channels, -1, -1) * self.scale + self.shift
+        images = images.expand(-1, self.channels, -1, -1) * self.scale + self.shift  # (B, C of the teacher, H, W)
         if images.shape[2:] != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         logits: Tensor = self.network(images)
@@ -120,6 +120,7 @@ def distillation_loss(
         raise ValueError(f"alpha must be from 0 to 1 and tau positive, got {alpha} and {tau}.")
     if kind == "soft":
         student, teacher = (F.log_softmax(logits / tau, dim=1) for logits in (student_logits, teacher_logits))
+        # softened gradients go with 1 / tau²; the factor keeps their size (arXiv 1503.02531, section 2)
         taught = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * tau**2
     elif kind == "hard":
         taught = F.cross_entropy(student_logits, teacher_logits.argmax(1))

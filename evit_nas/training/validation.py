@@ -37,7 +37,7 @@ def validate(
     for images, labels, missing in batches:
         known = labels >= 0
         unreadable.update(missing[~known].tolist())
-        if not known.any():
+        if not known.any():  # linear attention, for one, takes no batch of none
             continue
         labels = labels[known].to(device)
         with accelerator.autocast():

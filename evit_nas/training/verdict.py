@@ -66,7 +66,7 @@ def _standing(rows: Sequence[Mapping[str, Any]]) -> str:
 def _doubts(best: Mapping[str, Any], train_top1: float | None, seen: Look) -> list[str]:
     found = []
     top1, images = best["top1"], best["images"]
-    apart = 2 * math.sqrt(2) * binomial_error(top1, images)
+    apart = 2 * math.sqrt(2) * binomial_error(top1, images)  # two standard errors of a difference of two accuracies
     if apart > TOO_COARSE:
         found.append(
             f"{images} validation images cannot tell two networks apart that differ by less than {apart:.0f} points of "

@@ -106,6 +106,7 @@ def collect_labels(
 
     table_of = partial(labels.table, data, str(device.conditions))
     networks, tops = trained(start), list[set[int]]()
+    # as many failures as labels are wanted end it
     while len(networks) < MIN_LABELS and len(tried) - len(networks) < max(wish.labels, MIN_LABELS):
         more = [arch for arch in candidates if arch.key not in tried][: MIN_LABELS - len(networks)]
         if not more:
@@ -115,11 +116,11 @@ def collect_labels(
         table = table_of(networks)
         predictor = LearnedAccuracy.of_table(table).predictor
         unseen = evidence.networks(candidates, table.regime, table.source)
-        tops.append(set(np.argsort(predictor.mean(unseen))[:TOP].tolist()))
+        tops.append(set(np.argsort(predictor.mean(unseen))[:TOP].tolist()))  # log errors: the least are best
         if len(tops) > STANDS and all(top == tops[-1] for top in tops[-STANDS - 1 :]):
             watch.note(f"the best {TOP} stand after {len(networks)} trained networks")
             break
-        rng = np.random.default_rng([settings.seed, len(tops)])
+        rng = np.random.default_rng([settings.seed, len(tops)])  # by the batch: the same after an interruption
         untried = np.array([arch.key not in tried for arch in candidates])
         chosen = _chosen(-predictor.sample(unseen, settings.together or BATCH, rng), untried)[
             : wish.labels - len(networks)
@@ -160,7 +161,7 @@ class _Stopwatch:
             except MeasurementError as error:
                 self._watch.note(f"left out: {arch.key}: {error}")
                 return None
-            Table(self.device.context(), arch).add(arch, latency)
+            Table(self.device.context(), arch).add(arch, latency)  # but for noisy ones, which serve this run alone
             self.samples.append(Sample.of(arch, latency))
             self.keep(arch, latency)
         return self._known[arch.key]

@@ -194,7 +194,7 @@ class TrainedPool:
                 known[arch.key] = score_all(arch, seed=seed)
             except MeasurementError as error:
                 watch.note(f"without proxies: {arch.key}: {error}")
-                known[arch.key] = {}
+                known[arch.key] = {}  # not kept: the next call tries again
             else:
                 journal.append({"key": arch.key, "context": context, "proxies": known[arch.key]})
         return [known[arch.key] for arch in archs]

@@ -104,7 +104,7 @@ def sliced_pool(
             note(f"left out: {arch.key}: {error}")
             continue
         table.add(arch, latency)
-        samples.append(Sample.of(arch, latency))
+        samples.append(Sample.of(arch, latency))  # noisy ones too, which the table leaves out
         place = slice_of(latency.median_ms, open_slices)
         if place is not None:
             effort = 0

@@ -38,7 +38,7 @@ AT_ONCE = 10_000  # calls that may wait for an answer
 OBJECT_STORE_BYTES = 256 * 2**20  # on this machine; an answer has a few hundred bytes
 SCRATCH = "evit-nas-ray-"
 SOCKET = "session_2026-11-29_07-30-46_096253_4194304/sockets/plasma_store"  # the longest name that Ray gives one
-SOCKET_BYTES = 107  # of a socket's whole path at most
+SOCKET_BYTES = 107  # of a socket's whole path at most; sun_path has 108 on Linux, one for the closing zero
 
 
 class Cluster(Executor):
@@ -237,6 +237,7 @@ def _peaceful() -> Iterator[None]:
         "RAY_worker_niceness": "0",
         "RAY_prestart_worker_first_driver": "0",
     }
+    # Ray read the variable when it was imported; the processes that it starts read it then
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     variables = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
@@ -259,7 +260,7 @@ def _scratch_parent() -> Path:
     """
     named = tempfile.gettempdir()
     for folder in (named, "/tmp"):
-        longest = os.fsencode(f"{folder}/{SCRATCH}12345678/{SOCKET}")
+        longest = os.fsencode(f"{folder}/{SCRATCH}12345678/{SOCKET}")  # tempfile adds eight
         if len(longest) <= SOCKET_BYTES and os.access(folder, os.W_OK | os.X_OK):
             return Path(folder)
     raise UsageError(

@@ -55,6 +55,7 @@ class ClusterDevice(Device):
                 f"{', '.join(offered) or 'none at all'}). On the machine that has it: "
                 f"ray start --address=HEAD:6379 --num-cpus=CORES-1 --resources='{{\"{name}\": 1}}'"
             )
+        # no core of those for trials: the node keeps one for its device
         task = ray.remote(num_cpus=0, resources={name: 1}, max_retries=RETRIES)
         self._tasks = {function: task(function) for function in (_context, _measure, _peak_memory_mb)}
         self._opener: Opener = DEVICES[conditions.family]
@@ -104,7 +105,7 @@ class ClusterDevice(Device):
 def _opened(opener: Opener, conditions: str) -> Device:
     """The device, held open by this process: Ray keeps it for the next measurement."""
     wanted = Conditions.model_validate_json(conditions)
-    DEVICES.setdefault(wanted.family, opener)
+    DEVICES.setdefault(wanted.family, opener)  # one that a program added is in its own table alone
     return open_device(wanted)
 
 

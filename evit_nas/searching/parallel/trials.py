@@ -86,6 +86,7 @@ class Experiment:
     """
 
     def __init__(self, name: str, cluster: ClusterSettings, storage: str, workers: int) -> None:
+        # all may wait at once: Tune's own limit is 200, or 1.1 a core where that is more, with a warning
         os.environ.update(QUIETLY, TUNE_MAX_PENDING_TRIALS_PG=str(workers))
         self._max_failures, self._loop, self.over = cluster.max_failures, asyncio.get_event_loop(), False
         self._waiting: list[_Asked] = []  # a heap
