@@ -91,9 +91,10 @@ class Supernet(BaseModel):
         """
         path = folder / SUPERNET_RECORD
         if not path.is_file() or not (folder / WEIGHTS).is_file():
+            resume = command_line("supernet", "train", folder, "--resume")
             raise UsageError(
                 f"{folder} holds no finished supernet (no {SUPERNET_RECORD} with {WEIGHTS}). Make one with evit-nas "
-                f"supernet train, or continue an interrupted one with: {command_line('supernet', 'train', folder, '--resume')}"
+                f"supernet train, or continue an interrupted one with: {resume}"
             )
         return validate(cls, read_json(path), str(path))
 

@@ -114,7 +114,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "short": _LIGHT
     | {"epochs": 20, "batch_size": 128, "learning_rate": 8e-3, "warmup_epochs": 2, "clip": 1.0, "clip_mode": "norm"}
     | {"weight_decay": 0.05, "erasing": 0.1, "average": 0.999},
-    # weight decay as the authors fine-tune: github.com/microsoft/Cream/issues/172
+    # weight decay as the authors fine-tune: microsoft/Cream, issue 172
     "finetune": {"epochs": 30, "learning_rate": 1e-4, "weight_decay": 1e-8, "smallest_crop": 0.35, "warmup_epochs": 2}
     | {"erasing": 0.0, "repeats": 1, "mixup": 0.2, "average": 0.999, "auto_augment": "rand-m5-mstd0.5-inc1"},
     "tiny": _LIGHT
