@@ -56,6 +56,7 @@ class _Op(NamedTuple):  # made a hundred times for each candidate of a search: c
     weighted: bool = True
 
 
+@lru_cache(maxsize=1024)  # a search asks for parameters, MACs and bytes of the same candidates
 def cost(arch: ArchConfig) -> Cost:
     """The size of the network that `arch` describes."""
     _, params, macs, depth, live = zip(*_counted(arch), strict=True)
@@ -71,26 +72,31 @@ def stage_costs(arch: ArchConfig) -> list[PartCost]:
 @lru_cache(maxsize=1024)  # a search asks for the parts and for the whole of the same candidates
 def _counted(arch: ArchConfig) -> tuple[tuple[str, int, int, int, int], ...]:
     """Name, parameters, MACs, layers with weights and the largest layer's elements of each part."""
-    found = []
-    for name, part, times in _parts(arch):
-        params = macs = depth = live = 0
-        for op in part:
-            params, macs, depth = params + op.params, macs + op.macs, depth + op.weighted
-            live = max(live, op.live)
-        found.append((name, times * params, times * macs, times * depth, live))
-    return tuple(found)
-
-
-def _parts(arch: ArchConfig) -> Iterator[tuple[str, Iterable[_Op], int]]:
-    """Name of each part, its layers, and how many times it stands there."""
     grids = arch.grids
-    yield "stem", _stem(arch), 1
+    found = [("stem", *_total(_stem(arch)))]
     for index, (stage, grid) in enumerate(zip(arch.stages, grids, strict=True)):
         path = f"stages.{index}"
         if index:
-            yield f"{path}.downsample", _downsample(arch, index), 1
-        yield f"{path}.blocks", _block(stage, grid, arch.window_side(index)), stage.depth
-    yield "head", _head(arch.stages[-1].width, arch.num_classes), 1
+            found.append((f"{path}.downsample", *_total(_downsample(arch, index))))
+        found.append((f"{path}.blocks", *_blocks(stage, grid, arch.window_side(index))))
+    found.append(("head", *_total(_head(arch.stages[-1].width, arch.num_classes))))
+    return tuple(found)
+
+
+@lru_cache(maxsize=1 << 12)  # candidates of a space share most of their stages
+def _blocks(stage: StageConfig, grid: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """All blocks of a stage, as `_total` adds up one."""
+    params, macs, depth, live = _total(_block(stage, grid, side))
+    return stage.depth * params, stage.depth * macs, stage.depth * depth, live
+
+
+def _total(part: Iterable[_Op]) -> tuple[int, int, int, int]:
+    """Parameters, MACs, layers with weights, and the largest layer's elements."""
+    params = macs = depth = live = 0
+    for op in part:
+        params, macs, depth = params + op.params, macs + op.macs, depth + op.weighted
+        live = max(live, op.live)
+    return params, macs, depth, live
 
 
 def _area(grid: tuple[int, int]) -> int:

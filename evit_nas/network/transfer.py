@@ -25,7 +25,8 @@ from evit_nas.arch import StageConfig
 from evit_nas.errors import UsageError
 from evit_nas.network.model import EfficientViT, resize_bias_table
 from evit_nas.network.saved import Saved, class_order, efficientvit, open_saved
-from evit_nas.network.supernet import RECORD, Members
+from evit_nas.network.supernet import Members
+from evit_nas.trained import SUPERNET_RECORD
 
 # tensors whose first (whose second) dimension counts the channels between the blocks of a stage
 _TRUNK_OUT = re.compile(r"stem\.3\.|head\.bn\.|.*(\.dw\.fn|\.ffn\.fn\.project|\.mixer\.fn\.proj|downsample\.project)\.")
@@ -108,7 +109,7 @@ def start_from(model: EfficientViT, source: str | Path, *, classes: Sequence[str
 def _opened(model: EfficientViT, source: str) -> Saved:
     """What `source` names; of a supernet the very network, with the weights that it has there."""
     folder = Path(source).expanduser()
-    if not (folder / RECORD).is_file():
+    if not (folder / SUPERNET_RECORD).is_file():
         return open_saved(source)
     members = Members(folder)
     about = members.supernet

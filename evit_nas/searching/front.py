@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from evit_nas.latency import Latency
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run
-from evit_nas.searching.objectives import MEASURED, NO_FIGURES, Numbers, limit_excess, losses, numbers_of
+from evit_nas.searching.objectives import MEASURED, Numbers, limit_excess, losses, numbers_of
 
 NEAR = 1.05  # times the budget: what a hurried measurement cannot tell from it
 REPEATS = 0.02  # what strict sessions of one network, minutes apart, differ by, whatever each says of its own spread
@@ -40,7 +40,7 @@ class Candidate:
     """Measured strictly, after the search; a latency of that may still be noisy."""
     trial: int | None
     """Number of the trial in study.db; None for a reference that is not in the space."""
-    figures: Mapping[str, float] = NO_FIGURES
+    figures: Mapping[str, float] = field(default_factory=dict)
     """What the search asks the first device for besides, by metric: peak memory_mb, energy_mj above the idle draw."""
     interval: tuple[float, float] | None = None
     """What holds the true value of the score four times in five; None where nobody knows."""

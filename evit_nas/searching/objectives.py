@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measured:
+class DeviceFigure:
     """What there is to know of a number that a device is asked for because a search wants it."""
 
     ask: Callable[[Evaluator, ArchConfig], float]
@@ -54,7 +54,7 @@ class Objective:
     """As that option takes it."""
     counted: Callable[[ArchConfig], int] | None = None
     """Known from the architecture alone."""
-    measured: Measured | None = None
+    measured: DeviceFigure | None = None
     """Asked of the first device, if a search asks for it."""
 
 
@@ -81,7 +81,7 @@ OBJECTIVES = {
         "--max-memory",
         parse=lambda text: parse_quantity(text, "--max-memory") / 1e6,
         unit="MB",
-        measured=Measured(
+        measured=DeviceFigure(
             lambda evaluator, arch: evaluator.memory_mb(arch), digits=2, heading="MB", form="{:.0f}", again=0.05
         ),
     ),
@@ -91,7 +91,7 @@ OBJECTIVES = {
         "--max-energy",
         parse=parse_energy,
         unit="mJ",
-        measured=Measured(  # the counters tick slowly, and the idle draw is taken off
+        measured=DeviceFigure(  # the counters tick slowly, and the idle draw is taken off
             lambda evaluator, arch: evaluator.energy_mj(arch), digits=4, heading="mJ", form="{:.2f}", again=0.2
         ),
     ),
