@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from evit_nas.accuracy import RungEstimate, ShortScore, labels
+from evit_nas.accuracy import RungEstimate, ShortScore
 from evit_nas.config import AccuracySettings
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import DEVICES
@@ -14,6 +14,7 @@ from evit_nas.network.cost import cost
 from evit_nas.report.findings import find
 from evit_nas.searching import evaluate, trials
 from evit_nas.searching.halving import REDUCTION, Halving
+from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Label
 from evit_nas.searching.record import Known, load_front
 from evit_nas.searching.replay import replay

@@ -199,7 +199,7 @@ class Worker:
         try:
             self._models.put(_model_file(sha256), content)
         except OSError as error:
-            raise Refusal(507, f"the board cannot keep the model: {error.strerror}", "lost link") from None
+            raise Refusal(507, f"the board cannot keep the model: {error.strerror}", "rejected") from None
 
     def ask(self, job: MeasurementJob, wait_s: float) -> Reply | None:
         """The answer to `job`, which is begun unless it is known; None if it takes longer than `wait_s`.
