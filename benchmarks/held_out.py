@@ -21,8 +21,8 @@ from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import SHIPPED
 from evit_nas.data import load_dataset
 from evit_nas.latency.machine import probe
-from evit_nas.report.findings import find
 from evit_nas.runs import Run
+from evit_nas.searching.findings import find
 from evit_nas.searching.front import Candidate
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 

@@ -274,7 +274,8 @@ class SearchSettings(BaseModel):
     front_size: Annotated[int, Field(ge=1, le=1000)] = 16
     """Most members of the front; a longer one is thinned out evenly."""
     pool: Annotated[int, Field(ge=4, le=10_000)] = 40
-    """Random architectures evaluated first: the pool against which proxies are ranked."""
+    """Random architectures evaluated first: the pool against which proxies are ranked. Where a screening proposes,
+    only as many of them as predictions of latency take."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Seed of sampling and of every proxy."""
 

@@ -11,8 +11,8 @@ from evit_nas.config import AccuracySettings
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
-from evit_nas.report.findings import find
 from evit_nas.searching import evaluate, trials
+from evit_nas.searching.findings import find
 from evit_nas.searching.halving import REDUCTION, Halving
 from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Label

@@ -221,6 +221,19 @@ class TestStopping:
         assert rounds.rel_error <= 0.02
         assert all(rounds_of(rounds.candidate_ns[:k], rounds.slowdown[:k]).rel_error > 0.02 for k in range(12, n))
 
+    def test_comes_earlier_where_several_visits_are_pooled(self):
+        rng = np.random.default_rng(0)
+
+        def visit(visits=1):
+            restless = Workshop(lambda now, cost_ns: rng.uniform(1, 1.25))
+            return measure(restless, min_rounds=12, max_rounds=1000, visits=visits)
+
+        alone, several = [visit() for _ in range(20)], [visit(visits=4) for _ in range(80)]
+        n, n_pooled = (np.mean([len(one.candidate_ns) for one in visits]) for visits in (alone, several))
+        assert n_pooled < n
+        together = [pool(several[first : first + 4]).rel_error for first in range(0, 80, 4)]
+        assert np.mean(together) <= 0.02
+
     def test_comes_in_the_end_however_noisy_the_machine_is(self):
         rng = np.random.default_rng(0)
         rounds = measure(Workshop(lambda now, cost_ns: rng.uniform(1, 3)), min_rounds=12, max_rounds=40)

@@ -32,14 +32,14 @@ from evit_nas.latency.references import PUBLISHED_TOP1, REFERENCES, MeasuredRefe
 from evit_nas.lookup import find_arch
 from evit_nas.published import IMAGENET_1K, TOP1
 from evit_nas.regime import IMAGENET, Regime
-from evit_nas.report import findings
 from evit_nas.report.figures import CHOICES, figures, pareto, staircase
-from evit_nas.report.findings import find, sketch
 from evit_nas.report.page import EVIDENCE, write_report
 from evit_nas.report.plot import write_plot
 from evit_nas.report.repeat import repeat
 from evit_nas.runs import Run
+from evit_nas.searching import findings
 from evit_nas.searching import score_card as cards
+from evit_nas.searching.findings import find, sketch
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.judges import JUDGES
 from evit_nas.searching.record import give_up, load_front, readmit

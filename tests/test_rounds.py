@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.network.cost import cost
+from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.objectives import directions
 from evit_nas.searching.rounds import TOGETHER, Round, Rounds, pool_of
 from evit_nas.space import FixedTrial, SearchSpace
@@ -73,6 +74,8 @@ def test_the_rounds_after_any_trial_on_record_are_those_of_an_uninterrupted_sear
 def test_the_same_holds_where_a_screening_proposes():
     def screening(earlier, number, units):
         """Looks at what was found last, and finds nothing at times."""
+        if number < 2:  # nothing can be predicted yet
+            return []
         wanted = round(earlier[-1].values[1] * 1e6) % 7
         archs = [arch for arch, _ in pool_of(settings_of(seed=wanted, pool=4))]
         known = {trial.user_attrs["key"] for trial in earlier}
@@ -144,7 +147,33 @@ def test_a_screening_sees_all_that_was_found_before():
         return []
 
     followed(rounds_of(screening), new_record(), until=4)
-    assert seen == [(2, [*range(6)]), (3, [*range(10)]), (4, [*range(14)])]
+    assert seen == [(0, []), (1, [*range(4)]), (2, [*range(6)]), (3, [*range(10)]), (4, [*range(14)])]
+
+
+def test_a_screening_begins_as_soon_as_it_can_and_leaves_the_rest_of_the_pool():
+    found = [arch for arch, _ in pool_of(settings_of(seed=1, pool=4))]
+    record = new_record()
+
+    def screening(earlier, number, units):
+        """Can predict from the second round on, and finds nothing more after the third."""
+        return {1: found[:2], 2: found[2:]}.get(number, [])
+
+    rounds = followed(rounds_of(screening), record, until=4)
+    pool = [arch.key for arch, _ in pool_of(settings_of())]
+    assert rounds[:4] == [pool[:4], *[[arch.key for arch in some] for some in (found[:2], found[2:])], pool[4:]]
+    assert [trial.user_attrs["origin"] for trial in record.trials[10:]] == ["evolution"] * TOGETHER
+
+
+def test_the_papers_networks_come_before_a_screening():
+    settings = settings_of(space=SearchSpace.load("efficientvit-224"))
+    rounds = Rounds(settings, pool_of(settings), lambda *_: [settings.space.smallest()], ahead=0)
+    record, origins = new_record(), list[str]()
+    follow = rounds.follow(record, 0, lambda arch: None)
+    for _ in range(3):
+        current = next(follow)
+        origins += [TrialAttributes(asked).origin or "" for asked, _ in current.proposals]
+        evaluated(current, record, values_of)
+    assert origins == ["m0", "m1", "m2", "m3", "m4", "m5", "screening"]
 
 
 def test_where_candidates_are_cheap_the_sampler_knows_the_round_before():

@@ -170,7 +170,7 @@ def measure_rounds(
         samples.append((taken, math.prod(slow**weight for slow, (_, weight) in zip(latest, beside, strict=True))))
         taken_ns, slowdown = (np.array(column) for column in zip(*samples, strict=True))
         rounds = RawSamples(taken_ns, slowdown, np.array(wall_ns))
-        enough = len(samples) >= protocol.min_rounds and rounds.rel_error <= protocol.target_rel_error
+        enough = len(samples) >= protocol.min_rounds and rounds.rel_error <= protocol.visit_rel_error
         if enough or len(samples) >= protocol.max_rounds:
             return rounds
 

@@ -150,7 +150,7 @@ class Protocol(BaseModel):
     max_rounds: Annotated[int, Field(ge=3, le=10_000)] = 32
     """Rounds at most."""
     target_rel_error: Annotated[float, Field(gt=0, le=1)] = 0.02  # as BenchmarkDotNet's MaxRelativeError
-    """Stop between the two once the inflated standard error of the median falls to this share of it."""
+    """Stop between the two once the inflated standard error of the median, of all visits, falls to this share of it."""
     warmup_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
     """Time spent running, not measuring, before the first round."""
     visits: Annotated[int, Field(ge=1, le=100)] = 1
@@ -158,9 +158,14 @@ class Protocol(BaseModel):
     energy: bool = False
     """Whether to read the energy counter as well, where there is one: it takes two seconds more."""
 
+    @property
+    def visit_rel_error(self) -> float:
+        """Where one visit may stop: the error of rounds that are pooled falls with the root of their number."""
+        return self.target_rel_error * math.sqrt(self.visits)
+
 
 # Two sessions: where a session's memory happens to lie moves it by a few percent for as long as it lives.
-STRICT = Protocol(min_rounds=16, max_rounds=32, target_rel_error=0.01, visits=2, energy=True)
+STRICT = Protocol(min_rounds=16, max_rounds=24, target_rel_error=0.01, visits=2, energy=True)
 ENERGY = Protocol(min_rounds=3, max_rounds=3, energy=True)  # for the energy alone
 
 

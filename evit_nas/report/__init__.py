@@ -1,4 +1,4 @@
-"""A run for people: `page.py` writes report.html, `plot.py` the front for a paper, `findings.py` reads the run.
+"""A run for people: `page.py` writes report.html, `plot.py` the front for a paper.
 
 `charts.py` and `template.py` draw and print pages, those of `analysis/` as well.
 """

@@ -11,7 +11,7 @@ import numpy as np
 
 from evit_nas.pareto import non_dominated
 from evit_nas.report.charts import Axis, Box, Chart, Corner, Point, Rule, Series, Tick, linear, logarithmic, named
-from evit_nas.report.findings import Backtest, Findings, highlights, published_top1, sketch, spread_text
+from evit_nas.searching.findings import Backtest, Findings, highlights, published_top1, sketch, spread_text
 from evit_nas.searching.front import Candidate, score_text
 
 SHOWN_PARAMS = 12  # of the most important ones

@@ -17,7 +17,11 @@ from evit_nas.latency import Latency, about_ms
 from evit_nas.latency.predictor import compare
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.report.figures import figures
-from evit_nas.report.findings import (
+from evit_nas.report.repeat import limits, repeat
+from evit_nas.report.template import render
+from evit_nas.runs import Run
+from evit_nas.searching.feasibility import enough
+from evit_nas.searching.findings import (
     Findings,
     find,
     highlights,
@@ -27,10 +31,6 @@ from evit_nas.report.findings import (
     sketch,
     spread_text,
 )
-from evit_nas.report.repeat import limits, repeat
-from evit_nas.report.template import render
-from evit_nas.runs import Run
-from evit_nas.searching.feasibility import enough
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.objectives import asked
 from evit_nas.searching.record import load_front

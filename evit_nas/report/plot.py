@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from evit_nas.accuracy.scorecard import Card
 from evit_nas.errors import UsageError
 from evit_nas.report.figures import staircase
-from evit_nas.report.findings import Findings, find
 from evit_nas.runs import Run
+from evit_nas.searching.findings import Findings, find
 
 SUFFIXES = (".pdf", ".png", ".svg")
 FRONT, REFERENCE, BUDGET, FAINT = "#0f5fa8", "#b0520c", "#a3253d", "#c4c8cb"

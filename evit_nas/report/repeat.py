@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from evit_nas import __version__
 from evit_nas.commands import PROGRAM, command_line
 from evit_nas.config import SearchSettings
-from evit_nas.report.findings import Findings, highlights
 from evit_nas.runs import Run
 from evit_nas.searching.feasibility import plainly
+from evit_nas.searching.findings import Findings, highlights
 from evit_nas.searching.objectives import OBJECTIVES
 
 

@@ -1,5 +1,7 @@
 """What a search evaluates next, round by round: first the pool, then what a sampler or a screening proposes.
 
+A screening needs predicted latencies. It begins once there are some: the rest of the pool is then left.
+
 The proposals of a round are a function of the rounds before it (and of the seed) alone. So a resumed search makes the
 same ones again, skips those on record and goes on; and a round can be proposed while the one before it is evaluated.
 Each round is asked of an in-memory study of its own, which holds copies of the earlier trials: Optuna writes every
@@ -146,12 +148,13 @@ class Rounds:
     ) -> Iterator[tuple[ArchConfig | None, str]]:
         """What the round holds; None leaves the choice to the sampler."""
         untried = [(arch, origin) for arch, origin in self._pool if arch.key not in known]
-        if untried:
-            yield from untried[: self._together]
-            return
-        screened = self._screening(finished, number, units) if self._screening else []
-        if screened:
+        papers = [(arch, origin) for arch, origin in untried if origin in PRESETS]
+        if papers:
+            yield from papers[: self._together]
+        elif screened := self._screening(finished, number, units) if self._screening else []:
             yield from ((arch, "screening") for arch in screened)
+        elif untried:  # the random ones: what predictions are learnt from, and no more of them than that takes
+            yield from untried[: self._together]
         else:
             yield from [(None, own_name(self._settings.sampler))] * self._together
 

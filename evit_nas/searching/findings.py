@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import optuna
@@ -113,8 +114,9 @@ def find(run: Run) -> Findings:
 
 
 def _pool(origins: Sequence[str | None], settings: SearchSettings) -> int:
-    """How many networks came before the sampler's; a sampler may be called random as well."""
-    return min(origins.count("random"), settings.pool) + sum(origin in PRESETS for origin in origins)
+    """How many networks came before what was proposed; a sampler may be called random as well."""
+    first = [*takewhile(lambda origin: origin == "random" or origin in PRESETS, origins)]
+    return len(first) - max(first.count("random") - settings.pool, 0)
 
 
 def nearest(found: Findings) -> Candidate | None:
