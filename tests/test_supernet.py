@@ -26,8 +26,13 @@ from evit_nas.network.supernet import Members, Supernet, batches_of, recalibrate
 from evit_nas.network.transfer import start_from
 from evit_nas.network.weights import read_weights
 from evit_nas.runs import Run
+from evit_nas.searching import shared_weights, study
+from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.judges import check_sources
+from evit_nas.searching.storage import open_study
+from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
+from evit_nas.stats import kendall_tau
 from evit_nas.trained import WEIGHTS, Trained, parted
 from evit_nas.training.folder import CHECKPOINT, create
 from evit_nas.training.hardware import Hardware
@@ -38,6 +43,7 @@ from evit_nas.training.settings import SupernetSettings
 from evit_nas.training.supernet import BETWEEN, Band, SupernetRun
 from evit_nas.training.supernet_session import SupernetAsked, plan_supernet
 from evit_nas.yamlio import to_yaml
+from tests.searches import Silent
 from tests.test_elastic import space_of
 from tests.test_judges import judge
 from tests.test_train import LIVELY, Stopped, Watch, lines
@@ -327,6 +333,94 @@ def test_a_search_takes_its_scores_from_the_supernet(new_run, finished):
     assert estimate.high - estimate.low == pytest.approx(2 * 1.2816 * found.error)
     assert "cross-entropy" in judged.origin
     assert "1.00M to 3.00M MACs" in judged.origin
+
+
+class TestPredictions:
+    """By a stand-in for what networks come to with inherited weights, which counts how often it is asked."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        asked: list[str] = []
+
+        def inherited(folder, arch):
+            asked.append(arch.key)
+            return {"cross_entropy": self.entropy(arch), "error": 0.02, "accuracy": 0.5}
+
+        monkeypatch.setattr("evit_nas.accuracy.supernet.inherited", inherited)
+        monkeypatch.setattr(shared_weights, "JUDGED", 40)
+        monkeypatch.setattr(study, "_workers", lambda settings: 0)  # the stand-in is known in this process alone
+        return asked
+
+    @staticmethod
+    def entropy(arch):
+        return 40 * cost(arch).macs ** -0.2 - 0.05 * arch.stages[0].depth
+
+    def test_rank_networks_that_have_not_been_judged(self, new_run, asked):
+        judged = judge(new_run())
+        assert not asked
+        assert judged.predicts
+        assert len(asked) == len(set(asked)) == 40
+        archs = [space().sample(random.Random(seed)) for seed in range(100, 160)]
+        truth = [-self.entropy(arch) for arch in archs]
+        assert kendall_tau(judged.values(archs), np.array(truth)) > 0.9
+        assert np.abs(judged.values(archs) - truth).max() < 0.2
+        assert len(asked) == 40
+
+    def test_cost_no_second_judging(self, new_run, asked):
+        run = new_run()
+        first = judge(run)
+        assert first.predicts
+        again = judge(run)
+        assert again.predicts
+        assert len(asked) == 40
+        assert first.values([space().smallest()]) == again.values([space().smallest()])
+
+    def test_are_refused_where_they_tell_nothing(self, new_run, asked, monkeypatch):
+        rng = random.Random(0)
+        monkeypatch.setattr(self.__class__, "entropy", staticmethod(lambda arch: rng.uniform(1, 2)))
+        watch = Silent()
+        assert not judge(new_run(), watch).predicts
+        assert "too little to look at thousands" in watch.notes[-1]
+
+    def test_leave_out_what_cannot_be_judged(self, new_run, asked, monkeypatch):
+        known, failing = self.entropy, []
+
+        def entropy(arch):
+            if len(failing) < 3:
+                failing.append(arch.key)
+                raise MeasurementError("not finite")
+            return known(arch)
+
+        monkeypatch.setattr(self.__class__, "entropy", staticmethod(entropy))
+        watch = Silent()
+        assert judge(new_run(), watch).predicts
+        assert [line for line in watch.notes if "left" in line] == [f"left out: {key}: not finite" for key in failing]
+        assert "from 37 judged networks" in watch.notes[-1]
+
+    def test_learn_from_the_band_and_from_all_of_the_space(self, finished):
+        supernet = Supernet.load(finished[0])
+        archs = shared_weights.to_judge(supernet.space, supernet, seed=0)
+        least, most = supernet.macs
+        within = [least <= cost(supernet.space.adapted(arch)).macs <= most for arch in archs]
+        assert len({arch.key for arch in archs}) == len(archs)
+        assert all(within[shared_weights.JUDGED // 2 :])
+        assert not all(within)
+
+    def test_let_a_search_screen(self, new_run, asked, fakes):
+        run = new_run(trials=48, targets=[{"conditions": {"device": "fake"}, "budget_ms": 2.5}])
+        front = Search(run, Silent()).run()
+        with open_study(run) as study:
+            origins = [TrialAttributes(trial).origin for trial in study.trials]
+            screened = [trial for trial in study.trials if TrialAttributes(trial).origin == "screening"]
+        assert origins.count("screening") > 10
+        for trial in screened:  # predictions choose; what stands on record was judged
+            assert TrialAttributes(trial).estimate.value == -self.entropy(TrialAttributes(trial).arch)
+        assert all(member.score == -self.entropy(member.arch) for member in front.members)
+
+    def test_are_not_made_for_a_sampler_that_was_named(self, new_run, asked, fakes):
+        run = new_run(trials=8, sampler="random", targets=[{"conditions": {"device": "fake"}, "budget_ms": 2.5}])
+        Search(run, Silent()).run()
+        assert len(set(asked)) < 20
 
 
 def test_other_weights_are_another_judge(new_run, finished, tmp_path):

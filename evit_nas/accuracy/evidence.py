@@ -98,7 +98,7 @@ def of_table(table: LabelTable, inputs: Sequence[str] | None = None) -> Evidence
     truth, noise = table.truth()
     error = np.maximum(100 - truth, LEAST_ERROR)
     rows = networks(table.archs, table.regime, table.source, inputs)
-    return _labelled(rows, table.archs, np.log(error), noise / error)  # the sd of a log is the relative sd
+    return labelled(rows, table.archs, np.log(error), noise / error)  # the sd of a log is the relative sd
 
 
 @cache
@@ -139,10 +139,11 @@ def without_cascade(arch: ArchConfig) -> ArchConfig:
 
 def _known(archs: Sequence[ArchConfig], data: str, top1: Sequence[float], sd: float) -> Evidence:
     rows = networks(archs, REGIMES[data], data)
-    return _labelled(rows, archs, np.log(100 - np.array(top1)), np.full(len(archs), sd))
+    return labelled(rows, archs, np.log(100 - np.array(top1)), np.full(len(archs), sd))
 
 
-def _labelled(rows: Networks, archs: Sequence[ArchConfig], log_error: np.ndarray, noise_sd: np.ndarray) -> Evidence:
+def labelled(rows: Networks, archs: Sequence[ArchConfig], log_error: np.ndarray, noise_sd: np.ndarray) -> Evidence:
+    """Rows of `networks` with (n,) logs of what the networks came to, lower is better, and their standard errors."""
     keys = np.array([arch.key for arch in archs], dtype=object)
     columns = {field.name: getattr(rows, field.name) for field in fields(Networks)}
     return Evidence(**columns, keys=keys, log_error=log_error, noise_sd=noise_sd)

@@ -6,7 +6,7 @@ Judged on held-out training images, because validation images are for the figure
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -75,6 +75,6 @@ def _opened(folder: Path) -> SupernetScore:
     return SupernetScore(folder)
 
 
-def inherited(folder: Path, arch: ArchConfig) -> Inherited:
-    """What a member of the supernet in `folder` comes to, which a process opens once; raises what `of` does."""
-    return _opened(folder).of(arch)
+def inherited(folder: Path, arch: ArchConfig) -> dict[str, float]:
+    """What a member of the supernet in `folder` comes to, as a record; raises what `of` does. Opened once."""
+    return asdict(_opened(folder).of(arch))

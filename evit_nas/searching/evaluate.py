@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from evit_nas.searching.parallel import Cluster
 
 SEARCH = Protocol()
+
+
+class Work(NamedTuple):
+    """What has to be computed once for a network: numbers by name, remembered by `memo_id`."""
+
+    memo_id: str
+    function: Callable[[], Callable[[], dict[str, float]]]
+    """Gives the function to call, with all that it must import; not asked where the numbers are remembered."""
 
 
 class Evaluator:
@@ -101,7 +109,7 @@ class Evaluator:
 
     def _latency_id(self, arch: ArchConfig, device: Device, strict: bool) -> str:
         kind, protocol = ("strict", STRICT) if strict else ("latency", SEARCH)
-        return _memo_id(kind, arch, device.context() | protocol.model_dump())
+        return memo_id_of(kind, arch, device.context() | protocol.model_dump())
 
     def memory_mb(self, arch: ArchConfig) -> float:
         """Peak resident memory of the network in a fresh process on the first device.
@@ -110,7 +118,7 @@ class Evaluator:
             MeasurementError: it cannot be had there.
         """
         conditions = self.devices[0].conditions
-        memo_id = _memo_id("memory", arch, self.devices[0].context())
+        memo_id = memo_id_of("memory", arch, self.devices[0].context())
         if memo_id not in self._memo:
             from evit_nas.latency import memory
 
@@ -128,7 +136,7 @@ class Evaluator:
             MeasurementError: it cannot be had there, or other processes draw too much to tell.
         """
         device = self.devices[0]
-        memo_id = _memo_id("energy", arch, device.context() | ENERGY.model_dump())
+        memo_id = memo_id_of("energy", arch, device.context() | ENERGY.model_dump())
         if self._memo.get(memo_id, {}).get("energy_mj") is None:
             _, samples = device.measure(arch, ENERGY)
             if samples.get("energy_mj") is None:  # perhaps for the moment only: nothing to remember
@@ -145,15 +153,22 @@ class Evaluator:
 
     def expect(self, arch: ArchConfig) -> None:
         """Begins to compute the proxies in a worker process or on the cluster, if there are any."""
-        if self._proxies_id(arch) not in self._memo:
-            self.begin(arch.key, *self._scoring(arch))
+        self.begin_once(self._scoring(arch))
 
     def proxies(self, arch: ArchConfig) -> dict[str, float]:
         """The zero-cost proxies that the score is made of, by name; higher is better."""
-        memo_id = self._proxies_id(arch)
-        if memo_id not in self._memo:
-            self._remember(memo_id, arch, self.result(arch.key, *self._scoring(arch)))
-        return self._memo[memo_id]
+        return self.computed(arch, self._scoring(arch))
+
+    def begin_once(self, work: Work) -> None:
+        """Begins it in a worker process or on the cluster, if there are any, unless its outcome is known."""
+        if work.memo_id not in self._memo:
+            self.begin(work.memo_id, work.function())
+
+    def computed(self, arch: ArchConfig, work: Work) -> dict[str, float]:
+        """The numbers of a network; raises what its function and `result` do."""
+        if work.memo_id not in self._memo:
+            self._remember(work.memo_id, arch, self.result(work.memo_id, work.function()))
+        return self._memo[work.memo_id]
 
     def begin(self, name: str, function: Callable[..., Any], *args: Any) -> None:
         """Has a function called in a worker process or on the cluster, if there are any; `result` tells what came."""
@@ -177,14 +192,14 @@ class Evaluator:
                 self.rest()
         raise MeasurementError(f"a worker died while it was at {name}", "crashed")
 
-    def _scoring(self, arch: ArchConfig) -> tuple[Callable[..., dict[str, float]], ArchConfig]:
-        from evit_nas.accuracy.zero_cost import score_all
+    def _scoring(self, arch: ArchConfig) -> Work:
+        def function() -> partial[dict[str, float]]:
+            from evit_nas.accuracy.zero_cost import score_all
 
-        return partial(score_all, seed=self._seed, names=NAMES), arch
+            return partial(score_all, arch, seed=self._seed, names=NAMES)
 
-    def _proxies_id(self, arch: ArchConfig) -> str:
         context = {"seed": self._seed, "names": NAMES, "torch": version("torch"), "evit_nas": __version__}
-        return _memo_id("proxies", arch, context)
+        return Work(memo_id_of("proxies", arch, context), function)
 
     def _executor(self) -> Executor | None:
         if self._cluster is None and self._pool is None and self._workers:
@@ -226,6 +241,7 @@ def recorded_latencies(journal: Journal, kind: str, units: Units) -> dict[str, d
     return found
 
 
-def _memo_id(kind: str, arch: ArchConfig, context: dict[str, Any]) -> str:
+def memo_id_of(kind: str, arch: ArchConfig, context: dict[str, Any]) -> str:
+    """By which a number of a network is remembered: its kind, and all else that changes it."""
     digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode()).hexdigest()[:12]
     return f"{kind}:{arch.key}:{digest}"

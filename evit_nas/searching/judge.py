@@ -30,9 +30,14 @@ class Judge(ABC):
     """Estimates the accuracy of candidates; higher is better."""
 
     immediate = False
-    """Whether an estimate costs microseconds, so that tens of thousands of candidates can be looked at."""
+    """Whether an estimate costs microseconds, so that nothing is gained by beginning it early."""
     origin: str
     """A clause that says what the values are and where they come from; equal for judges whose values compare."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether `values` cost microseconds each, so that tens of thousands of candidates can be looked at."""
+        return self.immediate
 
     @abstractmethod
     def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
@@ -52,7 +57,7 @@ class Judge(ABC):
         return self.estimate(arch)
 
     def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
-        """(n,) values of the estimates, all at once."""
+        """(n,) values of the estimates, all at once; predictions of them where the judge `predicts`."""
         return np.array([self.estimate(arch).value for arch in archs])
 
     def expect(self, arch: ArchConfig) -> None:  # noqa: B027 - most judges have nothing to begin

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,9 @@ import optuna
 
 from evit_nas.accuracy import Estimate
 from evit_nas.accuracy.aggregate import RankAggregate
-from evit_nas.accuracy.predictor import NORMAL_QUANTILE
 from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
-from evit_nas.console import millions
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.regime import default_regime
 from evit_nas.runs import Run
@@ -24,11 +21,9 @@ from evit_nas.searching.attributes import StudyAttributes
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judge import Judge, JudgeContext
 from evit_nas.searching.status import Watcher
-from evit_nas.trained import WEIGHTS
 
 if TYPE_CHECKING:
     from evit_nas.accuracy.learned import LearnedAccuracy
-    from evit_nas.accuracy.supernet import Inherited
     from evit_nas.searching.parallel import Cluster
 
 
@@ -84,38 +79,6 @@ class Learned(Judge):
 
     def values(self, archs: Sequence[ArchConfig]) -> np.ndarray:
         return self._learned.values(archs)
-
-
-class SharedWeights(Judge):
-    """Judges every candidate with the weights that it inherits from a supernet."""
-
-    def __init__(self, context: JudgeContext) -> None:
-        from evit_nas.network.supernet import Supernet
-
-        wish = context.run.settings.accuracy
-        assert wish.supernet is not None
-        self._evaluator, self._folder = context.evaluator, Path(wish.supernet).absolute()
-        supernet = Supernet.load(self._folder)
-        # a part of it stands in `origin`: no run goes on with other weights
-        weights = hashlib.sha256((self._folder / WEIGHTS).read_bytes()).hexdigest()
-        self.origin = (
-            f"minus the cross-entropy in nats on {supernet.held_out} held-out images of {supernet.data_name}, no "
-            f"accuracy: with the weights {weights[:6]} of a supernet of {supernet.name} after {supernet.epoch} epochs, "
-            f"trained for {millions(supernet.macs[0])} to {millions(supernet.macs[1])} MACs"
-        )
-
-    def expect(self, arch: ArchConfig) -> None:
-        self._evaluator.begin(*self._judging(arch))
-
-    def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
-        found: Inherited = self._evaluator.result(*self._judging(arch))
-        value, half = -found.cross_entropy, NORMAL_QUANTILE * found.error
-        return Estimate(value=value, low=value - half, high=value + half, method="supernet")
-
-    def _judging(self, arch: ArchConfig) -> tuple[str, Callable[..., Inherited], Path, ArchConfig]:
-        from evit_nas.accuracy.supernet import inherited
-
-        return f"judging {arch.key} with inherited weights", inherited, self._folder, arch
 
 
 def judge_of(
@@ -216,6 +179,12 @@ def _short(context: JudgeContext) -> Judge:
     return ShortTrainings(context)
 
 
+def _supernet(context: JudgeContext) -> Judge:
+    from evit_nas.searching.shared_weights import SharedWeights
+
+    return SharedWeights(context)
+
+
 def _predictor(context: JudgeContext) -> Judge:
     from evit_nas.accuracy.learned import LearnedAccuracy
     from evit_nas.searching.labelling.adaptive import collect_labels
@@ -233,6 +202,6 @@ JUDGES: dict[str, Callable[[JudgeContext], Judge]] = {
     "table": _table,
     "predictor": _predictor,
     "short": _short,
-    "supernet": SharedWeights,
+    "supernet": _supernet,
     "zero-cost": lambda context: ZeroCost(context.evaluator, context.record, context.pool, context.watch),
 }

@@ -105,9 +105,9 @@ class Search:
         trials = Trials(self._settings, record, evaluator, judge, forecasts)
         on_record = {trial.number: trial for trial in record.get_trials(deepcopy=False)}
         first = max((TrialAttributes(trial).round for trial in on_record.values()), default=0)
-        screened = trials.screened if judge.immediate and self._settings.sampler == AUTO else None
+        screened = trials.screened if self._settings.sampler == AUTO and judge.predicts else None
         units = TrialAttributes(on_record[0]).units if on_record else evaluator.units  # of its first trial
-        rounds = Rounds(self._settings, pool, screened, ahead=0 if judge.immediate else 1, units=units)
+        rounds = Rounds(self._settings, pool, screened, ahead=0 if judge.immediate or screened else 1, units=units)
         for trial in on_record.values():
             if TrialAttributes(trial).round < first:  # the others are learnt from in their turn below
                 forecasts.learn(trial)
