@@ -153,7 +153,7 @@ def export(model: torch.nn.Module, dynamo: bool) -> bytes:
         program = torch.onnx.export(model, (image,), dynamo=True, verbose=False, input_names=["input"])
         return program.model_proto.SerializeToString()
     buffer = io.BytesIO()
-    torch.onnx.export(model, (image,), buffer, dynamo=False, input_names=["input"])
+    torch.onnx.export(model, (image,), buffer, dynamo=False, input_names=["input"])  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

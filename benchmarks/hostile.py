@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from evit_nas.latency.machine import probe
 
@@ -76,7 +77,7 @@ def call(
     return f"`{arguments[0]}` ended with {ended.returncode}: {words[-200:]}"
 
 
-def searched(folder: Path, out: str = "r", **how: object) -> str:
+def searched(folder: Path, out: str = "r", **how: Any) -> str:
     """A search, its front and its database where they belong."""
     wrong = call(folder, *SEARCH, "--trials", "12", "--out", out, **how)
     return wrong or call(folder, "front", out, **how) or ("" if (folder / out / "study.db").exists() else "no study.db")
@@ -85,7 +86,7 @@ def searched(folder: Path, out: str = "r", **how: object) -> str:
 def removed(folder: Path) -> str:
     wrong, gone = searched(folder), folder / "gone"
     gone.mkdir()
-    how = {"code": 2, "says": "change to one that exists", "fakes": False}
+    how: dict[str, Any] = {"code": 2, "says": "change to one that exists", "fakes": False}
     return wrong or call(folder, "front", str(folder / "r"), cwd=gone, limit=gone.rmdir, **how)
 
 
@@ -101,7 +102,7 @@ def short_of_memory(folder: Path) -> str:
 
 
 def begun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command(*arguments), cwd=folder, env=surroundings(folder), **pipes)
 
 
@@ -144,7 +145,7 @@ def read_only(folder: Path) -> str:
 
 def unguarded(folder: Path) -> str:
     (folder / "program.py").write_text(UNGUARDED)
-    pipes = {"capture_output": True, "text": True, "check": False}
+    pipes: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
     for arguments, text in ((["program.py"], None), (["-"], UNGUARDED.replace('"r"', '"s"'))):
         ended = subprocess.run([sys.executable, *arguments], input=text, cwd=folder, env=surroundings(folder), **pipes)
         if ended.returncode or "1 on the front" not in ended.stdout:

@@ -22,6 +22,7 @@ from evit_nas.data.look import look
 from evit_nas.data.sources import open_source
 from evit_nas.latency.machine import probe
 from evit_nas.training.hardware import Hardware, loaders
+from evit_nas.training.network import NetworkRun
 from evit_nas.training.pace import pace_of
 from evit_nas.training.session import Asked, prepare
 
@@ -34,7 +35,7 @@ def epochs_of(data: str, found: Path, epochs: int, size: int, scratch: Path) -> 
     hardware = Hardware(workers=loaders(None))
     asked = Asked(what=[found, *RIVALS], data=data, image_size=size, out=scratch)
     plans = [settings for _, settings in prepare(replace(asked, changes={"epochs": 1}), hardware, print).plans]
-    turns = [[pace_of(settings, hardware, WATCHED_S).epoch_s for settings in plans] for _ in range(TURNS)]
+    turns = [[pace_of(NetworkRun, settings, hardware, WATCHED_S).epoch_s for settings in plans] for _ in range(TURNS)]
     ratios = [median(own / rival for own, rival in zip(column, other, strict=True)) for column, other in _beside(turns)]
     for name, ratio in zip(RIVALS, ratios, strict=True):
         print(f"an epoch of the found network takes {ratio:.2f} times as long as one of {name}", flush=True)

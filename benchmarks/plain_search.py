@@ -111,7 +111,7 @@ def exported_ms(stages: list[tuple[int, int, int, int]]) -> float:
         embed_dim=widths, depth=depths, num_heads=heads, key_dim=key_dims, window_size=(7, 7, 7), kernels=(5, 5, 5, 5)
     ).eval()
     image, file = torch.randn(1, 3, 224, 224), io.BytesIO()
-    torch.onnx.export(model, (image,), file, dynamo=False)
+    torch.onnx.export(model, (image,), file, dynamo=False)  # type: ignore[arg-type]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])

@@ -15,7 +15,7 @@ import time
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import STRICT, Protocol, open_device, parse_conditions
 from evit_nas.latency.machine import probe
-from evit_nas.latency.predictor import FOLDS, Sample, compare, fit
+from evit_nas.latency.predictor import FOLDS, Predictor, Sample, compare, fit
 from evit_nas.space import SearchSpace
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     print(f"predictions a second: {len(many) / (time.perf_counter() - start):,.0f}")
 
 
-def worst(predictor, archs: list[ArchConfig], measured: list[float]) -> float:
+def worst(predictor: Predictor, archs: list[ArchConfig], measured: list[float]) -> float:
     return max(abs(p / m - 1) for p, m in zip(predictor.predict_ms(archs), measured, strict=True))
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 from ray.cluster_utils import Cluster as Nodes
@@ -45,9 +46,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="search in this run folder: what this script calls itself with")
     wish = parser.parse_args()
     if wish.run:
-        from benchmarks import ray_failures  # workers import the function by this name
-
-        fake(ray_failures.slow_proxies)
+        fake(import_module("benchmarks.ray_failures").slow_proxies)  # workers import the function by this name
         search(Run.open(wish.run))
         return
     with tempfile.TemporaryDirectory() as scratch:

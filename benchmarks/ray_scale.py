@@ -138,13 +138,14 @@ def cumulative(profile: cProfile.Profile) -> dict[str, float]:
     """Seconds in the parts of the loop."""
     wanted = {
         "waiting for scores": ("evaluate.py", "result"),
-        "measuring": ("evaluate.py", "latencies"),
+        "measuring": ("evaluate.py", "measured"),
         "proposing": ("rounds.py", "make"),
         "recording": ("study.py", "add_trial"),
         "forecasting": ("forecast.py", "learn"),
     }
     found = dict.fromkeys(wanted, 0.0)
-    for (file, _, function), (_, _, _, seconds, _) in pstats.Stats(profile).stats.items():
+    statistics = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    for (file, _, function), (_, _, _, seconds, _) in statistics.items():
         for name, (part, called) in wanted.items():
             if function == called and Path(file).name == part:
                 found[name] += seconds

@@ -24,7 +24,7 @@ from evit_nas.accuracy import evidence
 from evit_nas.accuracy.aggregate import NAMES, RankAggregate
 from evit_nas.accuracy.features import table as features_of
 from evit_nas.accuracy.predictor import cross_validated
-from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SHIPPED, ShortRecipe
 from evit_nas.data import Dataset, load_dataset
@@ -54,7 +54,7 @@ def main() -> None:
     labels = Labels(args.out, data, dataset.digest, recipe)
     jobs = ordered(source, recipe)[: args.networks]
     labels.collect(jobs, args.workers, told, print)
-    table = table_of(source, labels.known(), dataset, recipe)
+    table = table_of(source, labels, dataset)
     report(source, table)
     if args.export:
         table.save(args.export)
@@ -88,27 +88,15 @@ def told(job: Job, label: Label) -> None:
     print(f"{job.arch.key} seed {job.seed}: {reached}, {label.seconds:.0f} s", flush=True)
 
 
-def table_of(
-    source: LabelTable, known: dict[tuple[str, int], Label], dataset: Dataset, recipe: ShortRecipe
-) -> LabelTable:
+def table_of(source: LabelTable, labels: Labels, dataset: Dataset) -> LabelTable:
     """The networks of `source` that have been trained, with what that came to."""
-    trainings: dict[str, tuple[Training, ...]] = {}
-    for (key, _), label in sorted(known.items(), key=lambda item: item[0]):
-        trainings[key] = (*trainings.get(key, ()), Training.of(label))
-    networks = tuple(
+    trainings = labels.trainings()
+    networks = [
         TrainedNetwork.model_validate(network.model_dump() | {"trainings": trainings[network.arch.key]})
         for network in source.networks
         if network.arch.key in trainings
-    )
-    return LabelTable(
-        data=dataset.name,
-        recipe=recipe,
-        images=min(recipe.images, len(dataset.train)),
-        classes=len(dataset.classes),
-        validation_images=len(dataset.val),
-        device=source.device,
-        networks=networks,
-    )
+    ]
+    return labels.table(dataset, source.device, networks)
 
 
 def report(source: LabelTable, table: LabelTable) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import evit_nas
 from evit_nas.data.folder import SUFFIXES
@@ -37,10 +38,10 @@ def part(data: Path, images: int, out: Path) -> Path:
     return out
 
 
-def trained(network: str | Path, data: Path, out: Path, args: argparse.Namespace, **words: object) -> Trained:
+def trained(network: str | Path, data: Path, out: Path, args: argparse.Namespace, **words: Any) -> Trained:
     """One training to its end."""
-    common = {"image_size": args.image_size, "workers": args.workers, "ship": False, "resume": True, "out": out}
-    [found] = evit_nas.train(network, data=data, **common, **words)
+    words |= {"image_size": args.image_size, "workers": args.workers, "ship": False, "resume": True, "out": out}
+    [found] = evit_nas.train(network, data=data, **words)
     return found
 
 
