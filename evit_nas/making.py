@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from evit_nas.accuracy.coverage import default_method
-from evit_nas.api import DEFAULT_SPACE, Result, Words, file_name, new_run, settings_from
+from evit_nas.api import Result, file_name, new_run
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.console import duration
@@ -34,6 +34,7 @@ from evit_nas.training.auto import auto_size
 from evit_nas.training.folder import RECORD, read_record
 from evit_nas.training.hardware import several
 from evit_nas.training.session import SHIPPED, Asked, Outcome, Planned, carry_out, prepare, shipped
+from evit_nas.words import DEFAULT_SPACE, Words, settings_from
 
 if TYPE_CHECKING:
     from evit_nas.searching.front import Candidate

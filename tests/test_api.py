@@ -12,7 +12,7 @@ from typer.main import get_command
 import evit_nas
 from evit_nas import __version__
 from evit_nas.accuracy import zero_cost
-from evit_nas.api import Result, Words, load_settings, settings_from
+from evit_nas.api import Result
 from evit_nas.cli import app
 from evit_nas.config import Limits
 from evit_nas.errors import Infeasible, RunError, UsageError
@@ -20,6 +20,7 @@ from evit_nas.latency import DEVICES
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run
+from evit_nas.words import Words, load_settings, settings_from
 from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies
 

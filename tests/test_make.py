@@ -10,7 +10,7 @@ from typer.main import get_command
 
 import evit_nas
 from evit_nas import making
-from evit_nas.api import Result, settings_from
+from evit_nas.api import Result
 from evit_nas.cli import app
 from evit_nas.errors import Interrupted
 from evit_nas.latency import DEVICES
@@ -20,6 +20,7 @@ from evit_nas.shipping import answer, package
 from evit_nas.training import network, pace
 from evit_nas.training.recipe import RECIPES
 from evit_nas.training.status import Pace
+from evit_nas.words import settings_from
 from tests.trainings import SHADES, FileDevice, finished, write_shades
 
 MAKE = ("make", "shades", "--budget", "1.2ms", "--device", "fake", "--space", "efficientvit-tiny", "--time", "100s")

@@ -11,11 +11,12 @@ from PIL import Image
 
 import evit_nas
 from evit_nas.accuracy import zero_cost
-from evit_nas.api import leaves_nothing, new_run, settings_from
+from evit_nas.api import leaves_nothing, new_run
 from evit_nas.errors import EvitNasError, Infeasible, RunError
 from evit_nas.latency.runtimes import Runtime
 from evit_nas.runs import Run
 from evit_nas.space import SearchSpace
+from evit_nas.words import settings_from
 from tests.fakes import FakeDevice, fake_proxies
 
 WORDS = {"device": "fake", "budget": "1.2ms", "space": "efficientvit-tiny", "trials": "8", "pool": "5", "workers": "0"}

@@ -20,7 +20,6 @@ from evit_nas.accuracy.imagenet import imagenet_card
 from evit_nas.accuracy.learned import LearnedAccuracy
 from evit_nas.accuracy.scorecard import score_card
 from evit_nas.accuracy.table import LabelTable
-from evit_nas.api import settings_from
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.cli import app
 from evit_nas.cli.app import given
@@ -47,6 +46,7 @@ from evit_nas.searching.replay import replay
 from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
+from evit_nas.words import settings_from
 from tests.fakes import FakeDevice, fake_proxies, latency_of
 from tests.networks import tiny_arch
 from tests.searches import Silent

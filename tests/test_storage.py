@@ -10,13 +10,13 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from evit_nas.api import settings_from
 from evit_nas.config import storage_url
 from evit_nas.errors import RunError, UsageError
 from evit_nas.runs import Run
 from evit_nas.searching.record import load_front
 from evit_nas.searching.storage import SEAL, begun, for_samplers, open_study
 from evit_nas.searching.study import Search
+from evit_nas.words import settings_from
 from tests.searches import Died, Silent, keys, trials
 from tests.test_selection import settings_of
 

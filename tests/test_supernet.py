@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from evit_nas.accuracy.supernet import Inherited, SupernetScore
-from evit_nas.api import settings_from, with_supernet
 from evit_nas.arch import ArchConfig
 from evit_nas.config import AccuracySettings, SearchSettings
 from evit_nas.data.sources import open_source
@@ -42,6 +41,7 @@ from evit_nas.training.recipe import load_recipe
 from evit_nas.training.settings import SupernetSettings
 from evit_nas.training.supernet import BETWEEN, Band, SupernetRun
 from evit_nas.training.supernet_session import SupernetAsked, plan_supernet
+from evit_nas.words import settings_from, with_supernet
 from evit_nas.yamlio import to_yaml
 from tests.searches import Silent
 from tests.test_elastic import space_of

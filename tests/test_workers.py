@@ -103,15 +103,15 @@ def test_a_worker_does_not_run_the_program_again_that_began_it(tmp_path, piped):
 
 def test_whatever_starts_processes_by_itself_starts_no_more_than_there_are_cores_for(monkeypatch):
     """A container shows the cores of the whole machine, of which its quota may be a small part."""
-    from evit_nas import api
+    from evit_nas import words
     from evit_nas.latency import machine
     from evit_nas.searching.parallel import cluster
     from evit_nas.training import hardware
 
     for count, workers, loaders, trials in ((1, 0, 1, 1), (4, 3, 2, 3), (64, 63, 8, 63)):
-        for module in (api, cluster, machine, hardware):
+        for module in (words, cluster, machine, hardware):
             monkeypatch.setattr(module, "usable_cores", lambda count=count: count)
-        settings = api.settings_from(budget="5ms")
+        settings = words.settings_from(budget="5ms")
         found = settings.workers, hardware.loaders(None), cluster._options(settings)["num_cpus"]
         assert found == (workers, loaders, trials)
     assert hardware.loaders(0) == 0

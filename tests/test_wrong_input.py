@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evit_nas.api import load_settings, settings_from
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError
 from evit_nas.runs import Run
 from evit_nas.space import SearchSpace, shipped_spaces
+from evit_nas.words import load_settings, settings_from
 from evit_nas.yamlio import to_yaml
 
 SECONDS = 5  # of processor time for one file, on a slow machine

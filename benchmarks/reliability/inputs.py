@@ -31,7 +31,6 @@ import yaml
 
 from benchmarks.reliability.sandbox import Ended, Fork, command, rehearsed
 from evit_nas.accuracy import zero_cost
-from evit_nas.api import settings_from
 from evit_nas.arch import ArchConfig
 from evit_nas.files import Journal
 from evit_nas.latency import DEVICES
@@ -42,6 +41,7 @@ from evit_nas.shipping.package import ship
 from evit_nas.space import SearchSpace, space_path
 from evit_nas.training.network import train
 from evit_nas.training.recipe import RECIPES
+from evit_nas.words import settings_from
 from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies
 from tests.networks import tiny_arch

@@ -85,7 +85,7 @@ def conditions_of(
 
 def given(context: typer.Context) -> Any:
     """The options of `search` that are on the command line, as `settings_from` takes them; not its defaults."""
-    from evit_nas.api import Words
+    from evit_nas.words import Words
 
     on_the_line = {
         name

@@ -93,10 +93,10 @@ def score(
     Zero-cost proxies are weak evidence: see evit-nas proxies bench.
     """
     from evit_nas.accuracy.learned import LearnedAccuracy
-    from evit_nas.api import regime_from
     from evit_nas.runs import Run
     from evit_nas.searching.judges import learned_of
     from evit_nas.searching.record import load_aggregate
+    from evit_nas.words import regime_from
 
     configs = {text: find_arch(text) for text in archs}
     opened = Run.open(run) if run is not None else None

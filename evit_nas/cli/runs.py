@@ -147,7 +147,7 @@ def config(context: typer.Context) -> None:
 
     They are those of RUN, of a search with these options, or of RUN with these changes, as YAML.
     """
-    from evit_nas.api import settings_from
+    from evit_nas.words import settings_from
     from evit_nas.yamlio import to_yaml
 
     named = context.args[:1] if context.args and not context.args[0].startswith("-") else []

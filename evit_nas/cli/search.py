@@ -172,7 +172,8 @@ def search(
     ] = False,
 ) -> None:
     """Find the architectures that score best within a latency budget."""
-    from evit_nas.api import new_run, settings_from, with_supernet
+    from evit_nas.api import new_run
+    from evit_nas.words import settings_from, with_supernet
 
     words = given(context)
     if not dry_run:
@@ -209,8 +210,8 @@ def resume(
 
     It goes on to the same total of trials, and comes to what an uninterrupted search comes to.
     """
-    from evit_nas.api import elsewhere
     from evit_nas.runs import Run
+    from evit_nas.words import elsewhere
 
     with Run.open(run).lock() as opened:
         elsewhere(opened, **given(context))
@@ -279,11 +280,11 @@ def front(
 
     With --images, --classes or --data: the front that the same measured networks would make under another regime.
     """
-    from evit_nas.api import regime_from
     from evit_nas.runs import Run, explained
     from evit_nas.searching import selection
     from evit_nas.searching.front import write_front
     from evit_nas.searching.record import better_since, load_front
+    from evit_nas.words import regime_from
 
     opened = Run.open(run)
     words = {"images": images, "classes": classes, "data": data}
