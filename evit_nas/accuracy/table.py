@@ -37,7 +37,7 @@ class Training(BaseModel):
     score: ShortScore
     """What the training came to."""
     seconds: float
-    """Wall-clock time it took."""
+    """Of processor time that it took, on a GPU of wall-clock time."""
     device: str = "cpu"
     """What it was trained on: cpu, or the name of a GPU."""
 
