@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,8 @@ from evit_nas.errors import LostLink, MeasurementError, UsageError
 from evit_nas.latency import DEVICES, STRICT, Protocol
 from evit_nas.searching import study
 from tests.fakes import FakeDevice, fake_proxies, latency_of
-from tests.test_resume import new_run, outcome, search
+from tests.processes import family, lives, wait_until
+from tests.searches import new_run, outcome, search
 
 pytest.importorskip("ray")
 
@@ -201,13 +201,6 @@ def open_files(pid: int) -> Iterator[str]:
                 yield os.readlink(link)
 
 
-def family(pid: int) -> list[int]:
-    """A process and everything that descends from it."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
-    return [pid, *(found for child in children for found in family(child))]
-
-
 SEARCH = """
 import sys
 from pathlib import Path
@@ -215,7 +208,7 @@ from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Run
 from tests.fakes import FakeDevice, fake_proxies, latency_of
-from tests.test_resume import search
+from tests.searches import search
 DEVICES["fake"], zero_cost.score_all = FakeDevice, fake_proxies
 if __name__ == "__main__":
     search(Run.open(Path(sys.argv[1])))
@@ -290,14 +283,3 @@ def test_a_driver_that_is_interrupted_and_then_killed_leaves_nothing_behind_and_
     assert found.trials == whole.trials
     assert found.front == whole.front
     assert sorted(found.measured) == sorted(whole.measured)
-
-
-def lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
