@@ -171,27 +171,28 @@ def new_run(tmp_path, fakes):
     return create
 
 
-_FINISHED: dict[str, Path] = {}  # searches of this process, by their settings
+_FINISHED: dict[tuple[str, ...], Path] = {}  # searches of this process, by their settings and what else moves them
 
 
 @pytest.fixture
 def finished_run(new_run, tmp_path_factory):
     """Makes runs as `new_run` does and searches them to the end: once for equal settings, of which each test gets a
-    copy. For tests of what a search leaves; they change nothing about the fakes before they ask for it.
+    copy. For tests of what a search leaves. `kind` tells apart what settings do not: fakes that were changed before.
     """
+    from evit_nas.latency import DEVICES
     from evit_nas.runs import Run
     from evit_nas.searching.study import Search
     from tests.searches import Silent
 
-    def create(**changes):
+    def create(kind="", **changes):
         run = new_run(**changes)
-        settings = run.settings.model_dump_json()
-        if settings not in _FINISHED:
+        known_by = (kind, DEVICES["fake"].__name__, run.settings.model_dump_json())
+        if known_by not in _FINISHED:
             Search(run, Silent()).run()
-            _FINISHED[settings] = tmp_path_factory.mktemp("finished") / "run"
-            shutil.copytree(run.path, _FINISHED[settings])
+            _FINISHED[known_by] = tmp_path_factory.mktemp("finished") / "run"
+            shutil.copytree(run.path, _FINISHED[known_by])
         else:
-            shutil.copytree(_FINISHED[settings], run.path, dirs_exist_ok=True)
+            shutil.copytree(_FINISHED[known_by], run.path, dirs_exist_ok=True)
         return Run.open(run.path)
 
     return create
