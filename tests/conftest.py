@@ -4,10 +4,12 @@ import contextlib
 import itertools
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -20,6 +22,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child
 
 settings.register_profile("evit_nas", derandomize=True, deadline=None)
 settings.load_profile("evit_nas")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """No test cuts the power: what is written is there for whoever reads it, seen to the disk or not. On a slow disk a
+    search waits for that as long as it computes.
+    """
+    from evit_nas.searching import storage
+
+    connected = storage._connected
+
+    def at_once(file):
+        connection = connected(file)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        patch.setattr(storage, "_connected", at_once)
+        yield
 
 
 @cache
@@ -145,5 +167,32 @@ def new_run(tmp_path, fakes):
             **more,
         )
         return Run.create(tmp_path / f"run{next(numbers)}", settings, {}, "evit-nas search")
+
+    return create
+
+
+_FINISHED: dict[tuple[str, ...], Path] = {}  # searches of this process, by their settings and what else moves them
+
+
+@pytest.fixture
+def finished_run(new_run, tmp_path_factory):
+    """Makes runs as `new_run` does and searches them to the end: once for equal settings, of which each test gets a
+    copy. For tests of what a search leaves. `kind` tells apart what settings do not: fakes that were changed before.
+    """
+    from evit_nas.latency import DEVICES
+    from evit_nas.runs import Run
+    from evit_nas.searching.study import Search
+    from tests.searches import Silent
+
+    def create(kind="", **changes):
+        run = new_run(**changes)
+        known_by = (kind, DEVICES["fake"].__name__, run.settings.model_dump_json())
+        if known_by not in _FINISHED:
+            Search(run, Silent()).run()
+            _FINISHED[known_by] = tmp_path_factory.mktemp("finished") / "run"
+            shutil.copytree(run.path, _FINISHED[known_by])
+        else:
+            shutil.copytree(_FINISHED[known_by], run.path, dirs_exist_ok=True)
+        return Run.open(run.path)
 
     return create

@@ -16,21 +16,10 @@ from evit_nas.files import lock
 from evit_nas.latency import Protocol
 from tests.fakes import FakeDevice, latency_of
 from tests.networks import tiny_arch
+from tests.searches import Silent
 
 BASE = ArchConfig.preset("m0")
 RECIPE = ShortRecipe(images=40, cycles=(1,), batch_size=20)
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-    def step(self, what: str, done: int, total: int) -> None: ...
-
-    def update(self, status: object) -> None: ...
 
 
 @pytest.fixture
@@ -184,7 +173,7 @@ def test_variants_out_of_reach_are_named(tmp_path, device, trainings, here, monk
     watch = Silent()
     with pytest.raises(EvitNasError):
         study(tmp_path, BASE, "digits", device, watch, recipe=RECIPE)
-    assert sum("no width of it comes within 5%" in line for line in watch.said) == 10
+    assert sum("no width of it comes within 5%" in line for line in watch.notes) == 10
 
 
 def test_a_variant_travels_through_json():

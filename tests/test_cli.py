@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,21 @@ SEARCH = (
     "--workers",
     "0",
 )
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Where a copy is kept of what that search leaves."""
+    return tmp_path_factory.mktemp("once") / "r"
+
+
+@pytest.fixture
+def searched(run, once, tmp_path):
+    """What it leaves in the folder "r", for tests that look at that."""
+    if not once.exists():
+        assert run(*SEARCH, "--out", "r").code == 0
+        shutil.move("r", once)
+    return shutil.copytree(once, tmp_path / "r")
 
 
 def heavy_after(*words):
@@ -166,8 +182,7 @@ def test_data_is_machine_readable_on_standard_output(run, format_):
     assert result.err == ""
 
 
-def test_tables_fit_80_columns(run):
-    run(*SEARCH, "--out", "r")
+def test_tables_fit_80_columns(run, searched):
     for arguments in (
         ["describe", "m5"],
         ["space"],
@@ -237,23 +252,20 @@ def test_the_default_run_folder_explains_itself_and_is_not_overwritten(run, tmp_
     assert run(*SEARCH, "--out", "runs/efficientvit-tiny-fake-1.2ms").code == 2
 
 
-def test_front_members_can_be_named_by_run_and_name(run):
-    run(*SEARCH, "--out", "r")
+def test_front_members_can_be_named_by_run_and_name(run, searched):
     rows = json.loads(run("front", "r", "--format", "json").out)
     assert rows[0].keys() >= {"name", "latency_ms", "score", "params", "macs", "arch", "certified"}
     assert find_arch(f"r/{rows[0]['name']}").key == rows[0]["key"]
     assert run("describe", f"r/{rows[0]['name']}").code == 0
 
 
-def test_nested_values_in_csv_are_json(run):
-    run(*SEARCH, "--out", "r")
+def test_nested_values_in_csv_are_json(run, searched):
     for row in csv.DictReader(run("front", "r", "--format", "csv").out.splitlines()):
         assert ArchConfig.model_validate_json(row["arch"]).key == row["key"]
 
 
-def test_a_front_file_says_what_it_is_and_how_it_was_made(run, tmp_path):
-    run(*SEARCH, "--out", "r")
-    head = next((tmp_path / "r" / "front").glob("*.yaml")).read_text().split("image_size")[0]
+def test_a_front_file_says_what_it_is_and_how_it_was_made(run, searched):
+    head = next((searched / "front").glob("*.yaml")).read_text().split("image_size")[0]
     for word in ("ms ±", "params", "not an accuracy", "evit-nas search --device fake", "seed 0", "key:"):
         assert word in head
 
@@ -332,9 +344,8 @@ def test_front_says_why_a_search_ended_before_its_total(run):
     assert "evit-nas resume" not in words
 
 
-def test_front_of_a_damaged_record_is_one_message(run, tmp_path):
-    run(*SEARCH, "--out", "r")
-    (tmp_path / "r" / "study.db").write_bytes(b"no database" * 100)
+def test_front_of_a_damaged_record_is_one_message(run, searched):
+    (searched / "study.db").write_bytes(b"no database" * 100)
     result = run("front", "r")
     assert result.code == 2
     assert "evit-nas resume r" in " ".join(result.err.split())
@@ -354,8 +365,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(run, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_score_with_a_run_ranks_against_its_pool(run):
-    run(*SEARCH, "--out", "r")
+def test_score_with_a_run_ranks_against_its_pool(run, searched):
     (row,) = json.loads(run("score", "m0", "--run", "r", "--format", "json").out)
     assert row.keys() == {"arch", "score", *fake_proxies(tiny_arch())}
 
@@ -384,8 +394,7 @@ def test_score_with_a_run_gives_the_score_of_its_members_to_the_digit(run):
         (["--run", "r", "--images", "5k"], "a run has its own score"),
     ],
 )
-def test_a_score_is_for_one_thing_at_a_time(run, options, words):
-    run(*SEARCH, "--out", "r")
+def test_a_score_is_for_one_thing_at_a_time(run, searched, options, words):
     refused = run("score", "m0", *options)
     assert (refused.code, words in refused.err) == (2, True)
 

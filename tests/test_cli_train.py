@@ -19,15 +19,20 @@ from evit_nas.network.saved import open_saved
 from evit_nas.shipping.package import ship
 from evit_nas.trained import Trained
 from evit_nas.training.recipe import RECIPES
+from tests.fakes import FakeDevice
 from tests.networks import tiny_arch
 from tests.trainings import FILES, FileDevice, finished, write_shades
 
+CPU = DEVICES["cpu"]
 QUICK = ("--data", "shades", "--recipe", "tiny", "--set", "epochs=1", "--set", "warmup_epochs=0", "--workers", "0")
 
 
 @pytest.fixture
-def tiny(call):
-    """A YAML file in the folder that commands run in, beside images for QUICK trainings."""
+def tiny(call, monkeypatch):
+    """A YAML file in the folder that commands run in, beside images for QUICK trainings; what they made is measured at
+    once.
+    """
+    monkeypatch.setitem(DEVICES, "cpu", FakeDevice)
     write_shades(Path("shades"))
     Path("tiny.yaml").write_text(tiny_arch().to_yaml())
     return "tiny.yaml"
@@ -85,12 +90,14 @@ def test_wrong_use_says_the_rule_and_exits_with_2(call, arguments, words):
     assert not result.out
 
 
-def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny):
+def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny, monkeypatch):
+    monkeypatch.setitem(DEVICES, "cpu", CPU)  # once in earnest
     result = call("train", tiny, *QUICK, "--no-ship", "--format", "json")
     assert result.code == 0, result.err
     (row,) = json.loads(result.out)
     trained = Trained.load(Path("runs/train/tiny-shades-tiny-s0"))
     assert (row["name"], row["top1"]) == ("tiny", trained.top1)
+    assert row["latency_ms"] > 0
     assert trained.command.startswith("evit-nas train tiny.yaml --data shades")
 
 

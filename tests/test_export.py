@@ -99,12 +99,13 @@ def test_a_full_disk_is_an_error_of_the_system_in_every_format(to: str, tmp_path
 @pytest.mark.parametrize("to", EXPORTERS)
 def test_what_cannot_be_written_is_the_same_sentence_in_every_format(to: str, call, full_disk) -> None:
     Path("file").write_text("")
+    Path("tiny.yaml").write_text(tiny_arch().to_yaml())
     name = f"net{SUFFIXES[to]}"
-    refused = call("export", "m0", "--to", to, "--out", f"file/in/{name}")
+    refused = call("export", "tiny.yaml", "--to", to, "--out", f"file/in/{name}")
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == f"evit-nas: cannot write file/in/{name}: Not a directory. Give another file with --out.\n"
     with full_disk():
-        full = call("export", "m0", "--to", to, "--out", name)
+        full = call("export", "tiny.yaml", "--to", to, "--out", name)
     assert full.code == 2
     assert full.err == f"evit-nas: cannot write {name}: File too large. Give another file with --out.\n"
 

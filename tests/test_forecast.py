@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from evit_nas.searching.storage import for_samplers, open_study
 from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
+from tests.searches import Died, Silent
 
 SPACE = SearchSpace.load("efficientvit-tiny")
 BUDGET_MS = 0.6  # some of what the sampler proposes misses it, some is beaten within it
@@ -205,22 +206,6 @@ def test_a_resumed_forecast_predicts_as_one_that_was_never_interrupted(device, t
 
 
 # in a search
-
-
-@dataclass
-class Silent:
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def step(self, what, done, total): ...
-
-    def update(self, status): ...
-
-
-class Died(BaseException):
-    """Stands for a process that ends here and now: nothing may catch it."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from evit_nas.searching.replay import replay
 from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import Search
 from tests.fakes import FakeDevice
-from tests.test_resume import SPACE, Died, Silent, known_device, new_run, outcome, search
+from tests.searches import SPACE, Died, Silent, known_device, new_run, outcome, search
 
 WISH = {"method": "short", "data": "digits", "scheduler": "asha", "recipe": {"images": 20, "cycles": [1, 2, 6]}}
 

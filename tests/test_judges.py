@@ -17,17 +17,9 @@ from evit_nas.searching.rounds import pool_of
 from evit_nas.searching.storage import open_study
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
-from tests.test_resume import Silent, label_table
+from tests.searches import Silent, label_table
 
 SPACE = SearchSpace.load("efficientvit-tiny")
-
-
-class Notes(Silent):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, message):
-        self.notes.append(message)
 
 
 @pytest.fixture
@@ -94,7 +86,7 @@ def test_the_rank_of_a_network_does_not_depend_on_what_was_scored_since(new_run,
 
 
 def test_what_cannot_be_scored_is_left_out_of_the_pool_and_noted(new_run, monkeypatch):
-    run, watch = new_run(method="zero-cost"), Notes()
+    run, watch = new_run(method="zero-cost"), Silent()
     first = pool_of(run.settings)[0][0]
 
     def picky(arch, *, seed=0, names=None):
@@ -124,7 +116,7 @@ def test_the_proxies_that_count_are_all_asked_for(new_run, monkeypatch):
 
 def test_a_table_predicts_with_an_interval_and_says_from_what(new_run, tmp_path):
     run = new_run(method="table", table=str(label_table(tmp_path / "table.json")))
-    watch = Notes()
+    watch = Silent()
     one = judge(run, watch)
     small, large = one.estimate(SPACE.smallest()), one.estimate(SPACE.largest())
     assert small.low < small.value < small.high
@@ -140,7 +132,7 @@ def test_a_run_keeps_its_judge(new_run, tmp_path, monkeypatch):
     from evit_nas.accuracy.table import LabelTable
 
     path = label_table(tmp_path / "table.json")
-    run, watch = new_run(method="table", table=str(path)), Notes()
+    run, watch = new_run(method="table", table=str(path)), Silent()
     judge(run)
     judge(run, watch)
     assert watch.notes == []

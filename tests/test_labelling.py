@@ -22,26 +22,12 @@ from evit_nas.searching.labelling.labels import Label
 from evit_nas.searching.labelling.slices import slice_of
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice
+from tests.searches import Died, Silent
 
 SPACE = SearchSpace.load("efficientvit-tiny")
 BUDGET_MS = 1.2
 DATA = SimpleNamespace(name="none", digest="0", classes=range(10), train=range(20_000), val=range(5000))
 LABELS = 18
-
-
-class Died(BaseException):
-    """Stands for a process that ends here and now: nothing may catch it."""
-
-
-class Notes:
-    def __init__(self):
-        self.notes, self.steps = [], []
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def step(self, what, done, total):
-        self.steps.append((what, done, total))
 
 
 class Trainer:
@@ -80,19 +66,19 @@ def trainer(monkeypatch):
     return trainer
 
 
-def collected(folder: Path, watch: Notes | None = None, budget_ms: float = BUDGET_MS, **wish):
+def collected(folder: Path, watch: Silent | None = None, budget_ms: float = BUDGET_MS, **wish):
     """The table of trained networks, and their keys in its order."""
     accuracy = {"method": "predictor", "data": "none", "labels": LABELS} | wish
     target = {"conditions": {"device": "fake"}, "budget_ms": budget_ms}
     fields = {"space_name": "x", "space": SPACE, "targets": [target], "accuracy": accuracy}
     device = FakeDevice(Conditions(device="fake"))
-    table = collect_labels(folder / "labels", SearchSettings.model_validate(fields), device, watch or Notes())
+    table = collect_labels(folder / "labels", SearchSettings.model_validate(fields), device, watch or Silent())
     return table, [arch.key for arch in table.archs]
 
 
 def test_a_budget_just_above_the_fastest_network_is_sliced_where_there_are_networks(trainer, tmp_path):
     fastest_ms = cost(SPACE.smallest()).macs / 1e6
-    watch = Notes()
+    watch = Silent()
     table, keys = collected(tmp_path, watch, budget_ms=1.8 * fastest_ms, labels=10)
     assert len(keys) >= 8
     assert (table.latency_ms >= fastest_ms).all()
@@ -110,7 +96,7 @@ def test_slices_that_cannot_be_filled_do_not_end_the_search(trainer, tmp_path, m
         raise slices.TooFew("found 8")
 
     monkeypatch.setattr(adaptive, "sliced_pool", few)
-    watch = Notes()
+    watch = Silent()
     _, keys = collected(tmp_path, watch, labels=20)
     assert len(keys) > 8
     assert "the space has few architectures of these latencies: 8 were found" in watch.notes
@@ -123,7 +109,7 @@ def restless(monkeypatch):
 
 
 def test_as_many_as_asked_for_are_trained_once_each_and_lie_below_the_budget(trainer, restless, tmp_path):
-    watch = Notes()
+    watch = Silent()
     table, keys = collected(tmp_path, watch)
     assert len(keys) == LABELS
     assert sorted(trainer.trained) == sorted(set(keys))
@@ -147,7 +133,7 @@ def test_later_ones_are_better_than_those_it_begins_with(trainer, restless, tmp_
 def test_it_ends_when_the_best_few_stand(trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(adaptive, "TOP", 1)
     monkeypatch.setattr(adaptive, "STANDS", 1)
-    watch = Notes()
+    watch = Silent()
     _, keys = collected(tmp_path, watch, labels=60)
     assert len(keys) < 60
     assert f"the best 1 stand after {len(keys)} trained networks" in watch.notes
@@ -191,7 +177,7 @@ def test_a_finished_table_is_taken_as_it_is(trainer, tmp_path):
 def test_networks_that_another_run_trained_count_and_are_not_trained_again(trainer, restless, tmp_path):
     _, before = collected(tmp_path / "other", labels=12)
     trainer.trained.clear()
-    watch = Notes()
+    watch = Silent()
     _, keys = collected(tmp_path / "run", watch, labels=LABELS, labels_from=[str(tmp_path / "other")])
     assert set(before) < set(keys)
     assert not set(trainer.trained) & set(before)
@@ -235,7 +221,7 @@ def first_two_diverge(trainer, monkeypatch) -> list[str]:
 
 def test_what_cannot_be_trained_is_left_out_and_others_come_instead(trainer, restless, tmp_path, monkeypatch):
     failing = first_two_diverge(trainer, monkeypatch)
-    watch = Notes()
+    watch = Silent()
     _, keys = collected(tmp_path, watch)
     assert len(keys) == LABELS
     assert not set(keys) & set(failing)
@@ -247,7 +233,7 @@ def test_what_cannot_be_trained_is_left_out_and_others_come_instead(trainer, res
 )
 def test_where_latencies_cannot_be_predicted_as_many_are_trained(trainer, restless, tmp_path, monkeypatch, predictor):
     monkeypatch.setattr(adaptive, "fit", lambda samples: predictor)
-    watch = Notes()
+    watch = Silent()
     table, keys = collected(tmp_path, watch, labels=10)
     assert len(keys) == len(trainer.trained) == 10
     assert any("cannot be predicted well" in note for note in watch.notes)
@@ -266,7 +252,7 @@ def test_what_was_measured_while_the_start_was_looked_for_makes_predictions_on_a
         return latency.model_copy(update={"noise": "others at work"}), samples
 
     monkeypatch.setattr(FakeDevice, "measure", noisy)
-    watch = Notes()
+    watch = Silent()
     collected(tmp_path, watch, labels=10)
     assert not any("cannot be predicted well" in note for note in watch.notes)
     assert len(json.loads((tmp_path / "labels" / "candidates.json").read_text())["candidates"]) == 60
@@ -281,7 +267,7 @@ def test_a_small_run_replaces_what_diverges_and_a_resume_does_not_train_it_again
     monkeypatch.setattr(labels_module, "_train", lambda *args: trainer(*args))
     (tmp_path / "labels" / "table.json").unlink()
     trainer.trained.clear()
-    watch = Notes()
+    watch = Silent()
     assert collected(tmp_path, watch, labels=8)[0] == table
     assert trainer.trained == []
     assert {f"left out: {key}: the loss is not finite" for key in failing} <= set(watch.notes)
@@ -298,7 +284,7 @@ def test_a_candidate_that_cannot_be_measured_is_replaced(trainer, tmp_path, monk
         return real(self, subject, protocol)
 
     monkeypatch.setattr(FakeDevice, "measure", picky)
-    watch = Notes()
+    watch = Silent()
     _, keys = collected(tmp_path, watch, labels=9)
     assert len(keys) == 9
     assert refused

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,6 +26,7 @@ from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from tests.networks import tiny_arch
+from tests.processes import children_of, wait_until
 
 RECIPE = ShortRecipe(images=20, cycles=(1, 2), batch_size=10)
 ONE, OTHER, THIRD = tiny_arch(mixer="none"), tiny_arch(mixer="none", ffn_ratio=1.0), tiny_arch(mixer="none", depth=2)
@@ -235,13 +235,6 @@ def test_the_format_of_a_label_is_that_of_earlier_runs(tmp_path):
     assert kept(tmp_path).known() == {(ONE.key, 3): label_of(Job(ONE, 3, 1))}
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
-
-
 LONG = RECIPE.model_copy(update={"cycles": (8,)})
 
 
@@ -312,8 +305,3 @@ if __name__ == "__main__":
     for arch in (ONE, OTHER):
         assert found.known()[arch.key, 0].score == trained_here(digits, arch)
     assert not list(tmp_path.glob("checkpoints/*"))
-
-
-def children_of(parent: int) -> list[int]:
-    tasks = Path(f"/proc/{parent}/task").glob("*/children")
-    return [int(pid) for task in tasks for pid in task.read_text().split()]

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from evit_nas.api import Result
 from evit_nas.cli import app
 from evit_nas.errors import Interrupted
 from evit_nas.latency import DEVICES
+from evit_nas.searching import evaluate
 from evit_nas.searching.study import Search
 from evit_nas.shipped import Shipped
 from evit_nas.shipping import answer, package
@@ -33,6 +35,8 @@ def photographs(call, monkeypatch):
     write_shades(Path("shades"))
     monkeypatch.setattr(making, "SEARCH_S", (600.0, 600.0))  # a machine's speed must not choose the front
     monkeypatch.setattr(making, "settings_from", partial(settings_from, trials=12))
+    monkeypatch.setattr(evaluate, "worker_pool", lambda count, avoid: ThreadPoolExecutor(count))
+    monkeypatch.setattr(evaluate, "end", lambda pool: pool.shutdown(cancel_futures=True))
     monkeypatch.setitem(DEVICES, "cpu", FileDevice)
     monkeypatch.setattr(pace, "pace_of", lambda *asked: Pace(steps=4, step_s=2.0, validation_s=2.0))
 
@@ -193,6 +197,6 @@ def test_python_makes_the_same(call, photographs, learned, capsys):
 def test_shades_are_learned_in_earnest(call, monkeypatch):
     write_shades(Path("shades"))
     monkeypatch.setattr(making, "SEARCH_S", (2.0, 2.0))
-    result = call(*MAKE)
+    result = call(*MAKE[:-1], "40s")
     assert result.code == 0, result.err
     assert Shipped.load(OUT / "shipped").top1 > 90

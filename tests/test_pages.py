@@ -13,6 +13,7 @@ import yaml
 from typer.core import TyperGroup
 from typer.main import get_command
 
+import evit_nas
 from evit_nas.arch import ArchConfig
 from evit_nas.cli import app
 
@@ -130,6 +131,9 @@ def test_the_example_of_a_network_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_quickstart_goes_from_a_budget_to_a_file(tmp_path, monkeypatch, capsys):
+    """In earnest, but for the number of networks."""
+    search = evit_nas.search
+    monkeypatch.setattr(evit_nas, "search", lambda **words: search(**words | {"trials": 6, "pool": 4}))
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
     assert Path("runs/quickstart/best.onnx").exists()

@@ -1,6 +1,6 @@
 """A search on a cluster: the same trials, values and front as on one machine, whatever dies on the way.
 
-All tests here share one Ray on this machine; the last one starts some of its own, to end them.
+All tests here share one Ray on this machine; the last two start three more, of which two are ended by force.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,8 @@ from evit_nas.errors import LostLink, MeasurementError, UsageError
 from evit_nas.latency import DEVICES, STRICT, Protocol
 from evit_nas.searching import study
 from tests.fakes import FakeDevice, fake_proxies, latency_of
-from tests.test_resume import new_run, outcome, search
+from tests.processes import family, lives, wait_until
+from tests.searches import new_run, search
 
 pytest.importorskip("ray")
 
@@ -201,13 +201,6 @@ def open_files(pid: int) -> Iterator[str]:
                 yield os.readlink(link)
 
 
-def family(pid: int) -> list[int]:
-    """A process and everything that descends from it."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
-    return [pid, *(found for child in children for found in family(child))]
-
-
 SEARCH = """
 import sys
 from pathlib import Path
@@ -215,7 +208,7 @@ from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Run
 from tests.fakes import FakeDevice, fake_proxies, latency_of
-from tests.test_resume import search
+from tests.searches import search
 DEVICES["fake"], zero_cost.score_all = FakeDevice, fake_proxies
 if __name__ == "__main__":
     search(Run.open(Path(sys.argv[1])))
@@ -261,43 +254,31 @@ def measured(run: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def test_a_driver_that_is_interrupted_and_then_killed_leaves_nothing_behind_and_its_run_comes_to_the_same(
-    tmp_path, scratch
+def test_a_driver_that_is_killed_and_then_interrupted_leaves_nothing_behind_and_its_run_comes_to_the_same(
+    on_cluster, tmp_path, scratch
 ):
+    """The last part of it on the cluster of this module."""
     whole = search(new_run(tmp_path / "whole"))
     run = new_run(tmp_path / "run", engine="ray", cluster={"concurrent": 2})
 
-    interrupted = begun(run.path, tmp_path, scratch)
-    wait_until(lambda: measured(run.path) >= 5)  # of some sixty: it must be far from its end twice
-    started = family(interrupted.pid)
-    interrupted.send_signal(signal.SIGINT)
-    interrupted.wait()
-    wait_until(lambda: not any(map(lives, started)))
-    assert not list(scratch.glob("evit-nas-ray-*"))
-
-    before = measured(run.path)
     killed = begun(run.path, tmp_path, scratch)
-    wait_until(lambda: measured(run.path) > before + 1)  # it is at work, and far from its end
-    started = [pid for pid in family(killed.pid) if b"Agent" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    wait_until(lambda: measured(run.path) >= 5)  # of some sixty: it must be far from its end twice
+    left = [pid for pid in family(killed.pid) if b"Agent" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
     killed.kill()  # Ray's two agents for each node take a minute to see it, and do nothing meanwhile
     killed.wait()
     assert list(scratch.glob("evit-nas-ray-*"))  # which the next one clears away
 
-    assert begun(run.path, tmp_path, scratch).wait() == 0
-    wait_until(lambda: not any(map(lives, started)))
+    before = measured(run.path)
+    interrupted = begun(run.path, tmp_path, scratch)
+    wait_until(lambda: measured(run.path) > before + 1)  # it is at work, and far from its end
+    started = family(interrupted.pid)
+    interrupted.send_signal(signal.SIGINT)
+    interrupted.wait()
+    wait_until(lambda: not any(map(lives, [*left, *started])))
     assert not list(scratch.glob("evit-nas-ray-*"))
-    found = outcome(run)
+
+    assert measured(run.path) < len(whole.measured)
+    found = search(run)
     assert found.trials == whole.trials
     assert found.front == whole.front
     assert sorted(found.measured) == sorted(whole.measured)
-
-
-def lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)

@@ -18,16 +18,9 @@ from evit_nas.searching.storage import SEAL, open_study
 from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies, latency_of
+from tests.searches import Silent
 
 TRIALS = 14
-
-
-class Silent:
-    def note(self, message): ...
-
-    def step(self, what, done, total): ...
-
-    def update(self, status): ...
 
 
 def picky(arch, *, seed=0, names=None):

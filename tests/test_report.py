@@ -38,7 +38,7 @@ from evit_nas.report.repeat import repeat
 from evit_nas.runs import Run
 from evit_nas.searching import findings
 from evit_nas.searching import score_card as cards
-from evit_nas.searching.findings import find, sketch
+from evit_nas.searching.findings import Findings, find, sketch
 from evit_nas.searching.front import Candidate, score_text
 from evit_nas.searching.judges import JUDGES
 from evit_nas.searching.record import give_up, load_front, readmit
@@ -138,9 +138,15 @@ def page_of(run: Run) -> str:
     return write_report(run).read_text()
 
 
+@cache
+def found_in(run: Run) -> Findings:
+    """For tests that change nothing of the run."""
+    return find(run)
+
+
 def series(run: Run, place="pareto-0") -> dict:
     """What stands in a chart, by its name in the legend."""
-    return {one.name: one for one in figures(find(run))[place].series if one.name}
+    return {one.name: one for one in figures(found_in(run))[place].series if one.name}
 
 
 def xs(one) -> list[float]:
@@ -180,7 +186,7 @@ def text(page: str) -> str:
 
 
 def test_the_first_lines_say_what_was_searched_and_by_what_score(finished):
-    found, shown = find(finished), text(page_of(finished))
+    found, shown = found_in(finished), text(page_of(finished))
     assert f"{len(found.front.members)} networks within 1.2 ms on fake" in shown
     assert (
         "budget 1.2 ms for the median of one inference on fake, 1 thread, batch 1, fp32 (imaginary, none 1.0)" in shown
@@ -194,7 +200,7 @@ def test_the_first_lines_say_what_was_searched_and_by_what_score(finished):
 
 
 def test_the_first_card_is_the_best_beside_the_papers_nearest_network_with_what_to_do_next(finished):
-    found, page = find(finished), page_of(finished)
+    found, page = found_in(finished), page_of(finished)
     best = max(found.front.members, key=lambda member: member.score)
     own = best.latency.median_ms
     nearest = min(found.front.references, key=lambda one: abs(one.latency.median_ms / own - 1))
@@ -212,7 +218,7 @@ def test_the_first_card_is_the_best_beside_the_papers_nearest_network_with_what_
 
 
 def test_every_member_and_every_network_of_the_paper_is_in_sight_fastest_first(finished):
-    front, page = find(finished).front, page_of(finished)
+    front, page = found_in(finished).front, page_of(finished)
     rows = sorted([*front.members, *front.references], key=lambda one: one.latency.median_ms)
     assert shown_rows(page) == [one.name for one in rows]
     assert not re.search(r"max-height|overflow-y", page)
@@ -225,23 +231,23 @@ def test_every_member_and_every_network_of_the_paper_is_in_sight_fastest_first(f
 
 def test_each_member_has_commands_that_the_command_line_takes(searched):
     run = searched(name="it's mine", trials=6, accuracy={"data": "my photos"})
-    for member in find(run).front.members:
+    for member in found_in(run).front.members:
         for line in commands(page_of(run)):
             if member.name in line:
                 verb, named, *rest = shlex.split(line)[1:]
                 assert find_arch(named) == member.arch
                 assert (verb, rest) in [("train", ["--data", "my photos"]), ("export", ["--to", "onnx"])]
                 get_command(app).commands[verb].make_context(verb, [named, *rest])
-    assert all(one.name in " ".join(commands(page_of(run))) for one in find(run).front.members)
+    assert all(one.name in " ".join(commands(page_of(run))) for one in found_in(run).front.members)
 
 
 def test_there_is_no_command_for_a_member_before_its_file_is_there(unfinished):
-    assert find(unfinished).front.members
+    assert found_in(unfinished).front.members
     assert not [line for line in commands(page_of(unfinished)) if "train" in line or "export" in line]
 
 
 def test_every_network_is_one_point_and_what_was_only_predicted_is_a_kind_of_its_own(finished):
-    found, drawn = find(finished), series(finished)
+    found, drawn = found_in(finished), series(finished)
     assert found.predicted  # else there is nothing to keep apart
     assert xs(drawn["predicted only"]) == [one.predicted_ms[0] for one in found.predicted]
     assert drawn["predicted only"].symbol == "ring"
@@ -262,7 +268,7 @@ def test_every_evaluated_network_is_counted_once(finished):
 
 
 def test_the_front_carries_its_error_bars(finished):
-    front, drawn = find(finished).front.members, series(finished)["front"]
+    front, drawn = found_in(finished).front.members, series(finished)["front"]
     assert xs(drawn) == [member.latency.median_ms for member in front]
     assert [point.y for point in drawn.points] == [member.score for member in front]
     for point in drawn.points:
@@ -271,14 +277,14 @@ def test_the_front_carries_its_error_bars(finished):
 
 
 def test_a_point_of_the_front_leads_to_its_row(finished):
-    members, rows = find(finished).front.members, shown_rows(page_of(finished))
+    members, rows = found_in(finished).front.members, shown_rows(page_of(finished))
     assert [point.to for point in series(finished)["front"].points] == [member.name for member in members]
     assert {f'href="#{member.name}"' for member in members} <= set(re.findall(r'href="#[^"]*"', page_of(finished)))
     assert {member.name for member in members} <= set(rows)
 
 
 def test_scores_carry_their_intervals_where_those_are_known(finished):
-    found = find(finished)
+    found = found_in(finished)
     assert not any(point.y_bar for one in pareto(found, 0).series for point in one.points)
     members = [replace(m, interval=(m.score - 0.2, m.score + 0.1)) for m in found.front.members]
     drawn = pareto(replace(found, front=replace(found.front, members=members)), 0)
@@ -305,7 +311,7 @@ def test_a_staircase_leaves_out_what_is_beaten_on_that_device():
 
 
 def test_convergence_is_the_hypervolume_of_what_was_measured_within_the_budget(finished):
-    found = find(finished)
+    found = found_in(finished)
     in_order = sorted((c for c in found.measured if c.latency.median_ms <= 1.2), key=lambda c: c.trial)
     lowest = min(candidate.score for candidate in in_order)
 
@@ -325,7 +331,7 @@ def test_convergence_is_the_hypervolume_of_what_was_measured_within_the_budget(f
 
 
 def test_predictions_are_compared_with_what_was_measured_after_them(finished):
-    found, page = find(finished), page_of(finished)
+    found, page = found_in(finished), page_of(finished)
     one = found.forecasts[0]
     assert one.names
     assert f"fake: {compare(one.predicted_ms, one.measured_ms)}." in text(page)
@@ -335,14 +341,14 @@ def test_predictions_are_compared_with_what_was_measured_after_them(finished):
 
 
 def test_importances_need_networks_enough(finished, unfinished):
-    assert sum(find(finished).importance.values()) == pytest.approx(1)
-    assert len(figures(find(finished))["importance"].series[0].boxes) == 12
-    assert find(unfinished).importance == {}
+    assert sum(found_in(finished).importance.values()) == pytest.approx(1)
+    assert len(figures(found_in(finished))["importance"].series[0].boxes) == 12
+    assert found_in(unfinished).importance == {}
     assert "too few networks within the budget to say which parameters matter" in text(page_of(unfinished))
 
 
 def test_the_choices_that_tell_the_members_apart_are_followed_along_the_front(finished):
-    found = find(finished)
+    found = found_in(finished)
     drawn = [one for place, one in figures(found).items() if place.startswith("choice-")]
     chosen = [found.params[member.arch.key] for member in found.front.members]
     assert len(drawn) == CHOICES
@@ -356,7 +362,7 @@ def test_the_choices_that_tell_the_members_apart_are_followed_along_the_front(fi
 
 def test_each_member_has_its_yaml_which_loads_to_the_same_architecture(finished, tmp_path):
     listed = re.findall(r"<pre>(.*?)</pre>", page_of(finished), re.DOTALL)
-    for member, yaml in zip(find(finished).front.members, listed, strict=True):
+    for member, yaml in zip(found_in(finished).front.members, listed, strict=True):
         (tmp_path / "arch.yaml").write_text(unescape(yaml))
         assert ArchConfig.load(tmp_path / "arch.yaml") == member.arch
         assert f"# {member.name}\n" in yaml
@@ -369,7 +375,7 @@ def test_what_a_user_wrote_is_shown_and_never_run(searched):
 
 
 def test_a_device_may_be_called_anything(finished, monkeypatch):
-    found = find(finished)
+    found = found_in(finished)
     target = found.settings.targets[0]
     named = target.model_copy(update={"conditions": target.conditions.model_copy(update={"device": NASTY})})
     odd = replace(found, settings=found.settings.model_copy(update={"targets": (named,)}))
@@ -392,7 +398,7 @@ def test_the_same_record_gives_the_same_bytes(finished):
 
 
 def test_a_search_that_goes_on_says_how_far_it_is_and_what_is_not_certified(unfinished):
-    page, front = page_of(unfinished), find(unfinished).front.members
+    page, front = page_of(unfinished), found_in(unfinished).front.members
     assert "The search is at 9 of 40 networks" in text(page)
     assert f"evit-nas resume {unfinished.path}" in commands(page)
     assert "certified no member so far" in text(page)
@@ -401,7 +407,7 @@ def test_a_search_that_goes_on_says_how_far_it_is_and_what_is_not_certified(unfi
 
 
 def test_a_search_that_ended_before_its_total_says_why(finished, monkeypatch):
-    found = find(finished)
+    found = found_in(finished)
     early = replace(found, front=replace(found.front, total=999, ended="the time is over"))
     monkeypatch.setattr("evit_nas.report.page.find", lambda run: early)
     page = text(write_report(finished).read_text())
@@ -410,7 +416,7 @@ def test_a_search_that_ended_before_its_total_says_why(finished, monkeypatch):
 
 
 def test_a_front_with_a_noisy_figure_is_not_called_certified(finished, monkeypatch):
-    found = find(finished)
+    found = found_in(finished)
     first, *others = found.front.members
     noisy = replace(first, latencies=(first.latency.model_copy(update={"noise": "others were at work"}),))
     unsure = replace(found, front=replace(found.front, members=[noisy, *others]))
@@ -433,7 +439,7 @@ def test_a_given_up_member_still_tells_how_good_predictions_were(finished):
 
 
 def test_nothing_within_the_budget_is_said_with_the_nearest_figure(infeasible):
-    page, found = page_of(infeasible), find(infeasible)
+    page, found = page_of(infeasible), found_in(infeasible)
     nearest_ms = min(candidate.latency.median_ms for candidate in found.measured)
     assert "Nothing within 0.33 ms on fake" in text(page)
     assert f"The fastest one measured takes {nearest_ms:.2f} ms ± 1.0 % on fake" in text(page)
@@ -445,7 +451,7 @@ def test_nothing_within_the_budget_is_said_with_the_nearest_figure(infeasible):
 
 
 def test_a_front_of_one_member_is_best_knee_and_fastest(unfinished, monkeypatch):
-    found = find(unfinished)
+    found = found_in(unfinished)
     one = replace(found, front=replace(found.front, members=found.front.members[:1]))
     monkeypatch.setattr("evit_nas.report.page.find", lambda run: one)
     page = write_report(unfinished).read_text()
@@ -455,16 +461,16 @@ def test_a_front_of_one_member_is_best_knee_and_fastest(unfinished, monkeypatch)
 
 
 def test_several_devices_have_a_chart_and_columns_each(two_devices):
-    page, front = page_of(two_devices), find(two_devices).front.members
+    page, front = page_of(two_devices), found_in(two_devices).front.members
     assert "within 1.2 ms on fake and 1.8 ms on fake:2" in text(page)
     assert "fake ms spread typical ms fake:2 ms spread typical ms score" in text(page)
     for index, budget_ms in enumerate((1.2, 1.8)):
         assert xs(series(two_devices, f"pareto-{index}")["front"]) == [m.latencies[index].median_ms for m in front]
-        assert [rule.x for rule in figures(find(two_devices))[f"pareto-{index}"].rules] == [budget_ms]
+        assert [rule.x for rule in figures(found_in(two_devices))[f"pareto-{index}"].rules] == [budget_ms]
 
 
 def test_a_budget_on_the_90th_percentile_is_drawn_on_it(tail):
-    page, front = page_of(tail), find(tail).front.members
+    page, front = page_of(tail), found_in(tail).front.members
     assert "within 1.2 ms (p90) on fake" in text(page)
     assert xs(series(tail)["front"]) == [member.latency.p90_ms for member in front]
     best = max(front, key=lambda member: member.score)
@@ -474,7 +480,7 @@ def test_a_budget_on_the_90th_percentile_is_drawn_on_it(tail):
 
 
 def test_what_the_score_is_worth_is_said_with_the_kind_of_evidence(finished):
-    assert f"The score is {find(finished).front.origin}. {EVIDENCE['zero-cost']}" in text(page_of(finished))
+    assert f"The score is {found_in(finished).front.origin}. {EVIDENCE['zero-cost']}" in text(page_of(finished))
     assert set(JUDGES) == set(EVIDENCE)
     assert "tau at equal latency" not in page_of(finished)  # of this space no networks were trained
 
@@ -541,7 +547,7 @@ def test_a_score_for_imagenet_is_judged_by_what_is_published(for_imagenet):
 
 
 def test_on_imagenet_published_and_expected_accuracies_stand_on_one_scale(for_imagenet):
-    page, found = text(page_of(for_imagenet)), find(for_imagenet)
+    page, found = text(page_of(for_imagenet)), found_in(for_imagenet)
     papers = {one.name: one for one in found.front.references}
     assert set(papers) == set(PRESETS)
     for name, one in papers.items():
@@ -613,7 +619,7 @@ def test_the_measured_networks_of_a_run_make_another_front_under_another_regime(
         assert (one.score, *one.interval) == pytest.approx((value, low, high))
     scores = [member.score for member in found.members]  # fastest first: slower ones are there because they are better
     assert scores == sorted(scores)
-    assert load_front(for_imagenet) == find(for_imagenet).front
+    assert load_front(for_imagenet) == found_in(for_imagenet).front
 
 
 def test_a_zero_cost_score_is_judged_where_networks_of_its_space_were_trained(searched):
@@ -622,7 +628,7 @@ def test_a_zero_cost_score_is_judged_where_networks_of_its_space_were_trained(se
 
 
 def test_popular_networks_stand_beside_with_their_latency_and_in_no_chart(finished, monkeypatch):
-    reference, without, front = REFERENCES[3], page_of(finished), find(finished).front.members
+    reference, without, front = REFERENCES[3], page_of(finished), found_in(finished).front.members
     assert "evit-nas measure --references --device fake" in commands(without)
     ours = front[len(front) // 2]  # faster members score less
     known = MeasuredReference(reference, latency_of(ours.latency.median_ms))
@@ -666,7 +672,7 @@ ASKED = {
 def test_the_command_that_repeats_a_run_has_its_settings(words, command, finished, tmp_path):
     settings = settings_from(**{"budget": "5ms", "workers": 3, "seed": 7} | words)
     run = Run.create(tmp_path / "my runs" / "r", settings, {}, command)
-    found = find(finished)
+    found = found_in(finished)
     again = repeat(run, replace(found, settings=settings, front=replace(found.front, members=[])))
     assert again.replay == ""
     assert settings_of(again.search) == settings
@@ -684,7 +690,7 @@ def test_what_was_called_in_python_is_not_said_to_be_typed(searched):
 
 
 def test_the_best_member_is_evaluated_again_by_the_command_for_it(finished):
-    best = max(find(finished).front.members, key=lambda member: member.score)
+    best = max(found_in(finished).front.members, key=lambda member: member.score)
     line = next(line for line in commands(page_of(finished)) if " replay " in line)
     _, _, path, number = shlex.split(line)
     again = replay(Run.open(type(finished.path)(path)), int(number), Silent())
@@ -722,7 +728,7 @@ class TestPlot:
         run = request.getfixturevalue(state)
         write_plot(run, tmp_path / "front.svg")
         drawn = (tmp_path / "front.svg").read_text()
-        for target in find(run).settings.targets:
+        for target in found_in(run).settings.targets:
             assert f"latency on {target.device} (ms) -->" in drawn
 
     def test_it_shows_what_the_page_shows_and_is_the_same_each_time(self, finished, tmp_path):
@@ -807,7 +813,7 @@ class TestInABrowser:
         assert page.wrong == []
 
     def test_a_point_says_what_it_is_and_a_kind_of_them_can_be_hidden(self, finished, opened):
-        page, member = opened(finished), find(finished).front.members[0]
+        page, member = opened(finished), found_in(finished).front.members[0]
         page.locator(f'#pareto-0 a[href="#{member.name}"] circle').hover()
         assert page.locator(".tip").inner_text().startswith(f"{member.name}, certified")
         assert page.locator("#pareto-0 title").count() == 0  # else the browser shows it once more
@@ -834,7 +840,7 @@ class TestInABrowser:
         page.locator("details[open] pre + button").click()
         page.wait_for_function("document.querySelector('details[open] pre + button').textContent === 'copied'")
         copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied.startswith(f"# {find(finished).front.members[0].name}\n")
+        assert copied.startswith(f"# {found_in(finished).front.members[0].name}\n")
 
     def test_without_scripts_all_of_it_is_there_and_no_dead_button(self, finished, opened):
         page = opened(finished, java_script_enabled=False)

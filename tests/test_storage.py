@@ -26,11 +26,11 @@ def storage(request, tmp_path):
     return f"sqlite:///{tmp_path / 'shared.db'}" if request.param == "database" else str(tmp_path / "shared.log")
 
 
-def test_a_search_is_the_same_wherever_its_study_lies(new_run, storage):
-    here, there = new_run(), new_run(storage=storage)
-    fronts = [Search(run, Silent()).run() for run in (here, there)]
+def test_a_search_is_the_same_wherever_its_study_lies(new_run, finished_run, storage):
+    here, there = finished_run(), new_run(storage=storage)
+    front = Search(there, Silent()).run()
     assert keys(here) == keys(there)
-    assert [m.arch.key for m in fronts[0].members] == [m.arch.key for m in fronts[1].members]
+    assert [m.arch.key for m in load_front(here).members] == [m.arch.key for m in front.members]
     assert [set(trial.constraints) for trial in trials(there)] == [{"latency_ms"}] * len(trials(here))
     assert not there.database.exists()
 
@@ -58,10 +58,8 @@ def test_runs_share_a_storage_without_mixing(new_run, storage):
     assert len({run.study for run in runs}) == 2
 
 
-def test_a_killed_search_goes_on_from_the_storage_it_names(new_run, storage, monkeypatch):
-    whole = new_run(storage=storage)
-    Search(whole, Silent()).run()
-    cut, left = new_run(storage=storage), [9]
+def test_a_killed_search_goes_on_from_the_storage_it_names(new_run, finished_run, storage):
+    whole, cut, left = finished_run(), new_run(storage=storage), [9]
 
     class Dying(Silent):
         def update(self, status):
@@ -166,9 +164,8 @@ def damaged(run, change, journal=None):
         "update study_user_attributes set value_json = '[1, 2]' where key = 'references'",
     ],
 )
-def test_a_changed_byte_in_the_database_is_found_and_said_with_the_way_out(new_run, change):
-    run = new_run(trials=10)
-    Search(run, Silent()).run()
+def test_a_changed_byte_in_the_database_is_found_and_said_with_the_way_out(finished_run, change):
+    run = finished_run(trials=10)
     message = damaged(run, change)
     assert message.startswith(f"{run.database}: what it holds of the run is damaged")
     assert message.count("\n") == 0
@@ -195,9 +192,8 @@ def test_so_is_one_in_a_journal(new_run, tmp_path, change):
     assert message.endswith(f"evit-nas resume {run.path}")
 
 
-def test_so_is_one_in_what_the_tables_are_called(new_run):
-    run = new_run(trials=10)
-    Search(run, Silent()).run()
+def test_so_is_one_in_what_the_tables_are_called(finished_run):
+    run = finished_run(trials=10)
     run.database.write_bytes(
         run.database.read_bytes().replace(b"CREATE TABLE trial_values", b"CREATE TABLE trial_v\xaelues")
     )
@@ -218,9 +214,9 @@ def test_a_journal_whose_last_line_has_changed_loses_that_line(new_run, tmp_path
     assert journal.with_suffix(".torn").read_bytes() == changed
 
 
-def test_trials_without_a_seal_are_of_an_older_version_and_taken_as_they_are(new_run):
-    run = new_run(trials=10)
-    front = Search(run, Silent()).run()
+def test_trials_without_a_seal_are_of_an_older_version_and_taken_as_they_are(finished_run):
+    run = finished_run(trials=10)
+    front = load_front(run)
     with sqlite3.connect(run.database) as database:
         assert database.execute(f"delete from trial_system_attributes where key = '{SEAL}'").rowcount == 10
     assert load_front(run) == front
@@ -310,9 +306,8 @@ def test_a_journal_is_found_from_other_folders(tmp_path, monkeypatch):
     assert settings_from(budget="5ms", storage="redis://host").storage == "redis://host"
 
 
-def test_the_study_in_the_run_folder_is_called_evit_nas(new_run):
-    run = new_run(trials=8)
-    Search(run, Silent()).run()
+def test_the_study_in_the_run_folder_is_called_evit_nas(finished_run):
+    run = finished_run(trials=10)
     with open_study(run) as study:
         assert study.study_name == "evit-nas"
 

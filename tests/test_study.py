@@ -65,9 +65,8 @@ def test_after_every_trial_the_status_is_that_of_the_record(new_run):
         assert status.best_score == max((member.score for member in front), default=None)
 
 
-def test_every_trial_carries_its_constraint_and_its_architecture(new_run):
-    run = new_run()
-    Search(run, Silent()).run()
+def test_every_trial_carries_its_constraint_and_its_architecture(finished_run):
+    run = finished_run()
     for trial in trials(run):
         assert trial.constraints == {"latency_ms": pytest.approx(trial.values[1] / 1.2 - 1)}
         assert run.settings.space.suggest(_fixed(trial.params)).key == trial.user_attrs["key"]
@@ -79,9 +78,8 @@ def _fixed(params):
     return FixedTrial(params)
 
 
-def test_the_front_is_feasible_certified_and_not_beaten(new_run):
-    run = new_run()
-    front = Search(run, Silent()).run()
+def test_the_front_is_feasible_certified_and_not_beaten(finished_run):
+    front = load_front(finished_run())
     assert front.members
     for member in front.members:
         assert member.certified
@@ -91,16 +89,16 @@ def test_the_front_is_feasible_certified_and_not_beaten(new_run):
     assert [m.latency.median_ms for m in front.members] == sorted(m.latency.median_ms for m in front.members)
 
 
-def test_the_front_is_written_as_yaml_that_loads_to_its_members(new_run):
-    run = new_run()
-    front = Search(run, Silent()).run()
+def test_the_front_is_written_as_yaml_that_loads_to_its_members(finished_run):
+    run = finished_run()
+    front = load_front(run)
     written = {path.stem: ArchConfig.load(path) for path in run.front_folder.glob("*.yaml")}
     assert written == {member.name: member.arch for member in front.members}
     assert (run.path / "front.csv").read_text().count("\n") == len(front.members) + 1
 
 
-def test_the_papers_networks_are_references_scored_and_measured_in_the_same_run(new_run):
-    front = Search(new_run(trials=8, pool=4), Silent()).run()
+def test_the_papers_networks_are_references_scored_and_measured_in_the_same_run(finished_run):
+    front = load_front(finished_run())
     scores = [c.score for c in front.references]
     assert scores == sorted(scores)
     assert scores[0] > min(member.score for member in front.members)
@@ -133,10 +131,9 @@ def test_a_long_front_is_thinned_out_and_all_that_is_left_is_certified(new_run, 
         assert not (a.score >= b.score and a.latency.median_ms <= b.latency.median_ms)
 
 
-def test_a_member_that_cannot_be_measured_strictly_makes_room_for_others_for_good(new_run, monkeypatch):
+def test_a_member_that_cannot_be_measured_strictly_makes_room_for_others_for_good(new_run, finished_run, monkeypatch):
     run, watcher = new_run(), Silent()
-    hasty = new_run()
-    best = max(Search(hasty, Silent()).run().members, key=lambda member: member.score).arch.key
+    best = max(load_front(finished_run()).members, key=lambda member: member.score).arch.key
     real = FakeDevice.measure
 
     def picky(self, arch, protocol):
@@ -172,10 +169,10 @@ def test_a_paper_network_that_cannot_be_measured_is_missing_beside_the_front(new
 
 
 @pytest.mark.parametrize("visits", [1, 2])
-def test_a_lost_link_ends_the_search_and_is_nobodys_fault(new_run, monkeypatch, visits):
+def test_a_lost_link_ends_the_search_and_is_nobodys_fault(new_run, finished_run, monkeypatch, visits):
     """However often it is lost: what was being measured is not given up."""
-    whole, run, real = new_run(), new_run(), FakeDevice.measure
-    expected = Search(whole, Silent()).run()
+    run, real = new_run(), FakeDevice.measure
+    expected = load_front(finished_run())
     victim = expected.members[-1].arch.key
 
     def lost(self, arch, protocol):
@@ -191,10 +188,10 @@ def test_a_lost_link_ends_the_search_and_is_nobodys_fault(new_run, monkeypatch, 
     assert Search(run, Silent()).run() == expected
 
 
-def test_a_device_that_refuses_ends_the_search_and_no_trial_fails(new_run, monkeypatch):
+def test_a_device_that_refuses_ends_the_search_and_no_trial_fails(new_run, finished_run, monkeypatch):
     """As a board does that was restarted with another runtime, or another token."""
-    whole, run, real = new_run(), new_run(), FakeDevice.measure
-    expected = Search(whole, Silent()).run()
+    run, real = new_run(), FakeDevice.measure
+    expected = load_front(finished_run())
     calls = itertools.count()
 
     def refusing(self, arch, protocol):
@@ -213,9 +210,8 @@ def test_a_device_that_refuses_ends_the_search_and_no_trial_fails(new_run, monke
 
 
 @pytest.mark.parametrize("error", [Interrupted(), KeyboardInterrupt(), OSError(errno.ENOSPC, "no space left")])
-def test_what_ends_the_search_without_a_death_is_nobodys_fault(new_run, monkeypatch, error):
-    whole, run = new_run(trials=10), new_run(trials=10)
-    Search(whole, Silent()).run()
+def test_what_ends_the_search_without_a_death_is_nobodys_fault(new_run, finished_run, monkeypatch, error):
+    whole, run = finished_run(trials=10), new_run(trials=10)
     victim = keys(whole)[8]
 
     def ends(arch, *, seed=0, names=None):
@@ -248,9 +244,9 @@ def test_what_is_too_big_for_the_device_is_noted_and_the_search_goes_on(new_run,
     assert any("to what cannot be measured on fake; of the paper's networks" in note for note in watcher.notes)
 
 
-def test_when_every_strict_measurement_takes_too_long_nothing_is_given_up(new_run, monkeypatch):
-    run, whole, real = new_run(), new_run(), FakeDevice.measure
-    expected = Search(whole, Silent()).run()
+def test_when_every_strict_measurement_takes_too_long_nothing_is_given_up(new_run, finished_run, monkeypatch):
+    run, real = new_run(), FakeDevice.measure
+    expected = load_front(finished_run())
 
     def slow(self, arch, protocol):
         if protocol.visits > 1:
@@ -324,17 +320,16 @@ def test_an_interrupted_search_has_not_ended(new_run):
     assert Search(run, Silent()).run().ended == "all 24 trials are done"
 
 
-def test_same_seed_same_search_other_seed_other_search(new_run):
-    runs = [new_run(seed=1), new_run(seed=1), new_run(seed=2)]
-    for run in runs:
+def test_same_seed_same_search_other_seed_other_search(new_run, finished_run):
+    first, same, other = finished_run(), new_run(), new_run(seed=2)
+    for run in (same, other):
         Search(run, Silent()).run()
-    assert keys(runs[0]) == keys(runs[1])
-    assert keys(runs[0]) != keys(runs[2])
+    assert keys(first) == keys(same)
+    assert keys(first) != keys(other)
 
 
-def test_a_resumed_finished_search_computes_nothing(new_run):
-    run = new_run()
-    Search(run, Silent()).run()
+def test_a_resumed_finished_search_computes_nothing(finished_run):
+    run = finished_run()
     FakeDevice.calls.clear()
     Search(run, Silent()).run()
     assert FakeDevice.calls == []
@@ -357,10 +352,9 @@ def test_a_trial_that_raises_is_a_failed_trial_with_its_reason(new_run, monkeypa
     assert all(member.arch.stages[0].mixer != "linear" for member in front.members)
 
 
-def test_an_architecture_that_keeps_killing_the_process_is_given_up(new_run, monkeypatch):
+def test_an_architecture_that_keeps_killing_the_process_is_given_up(new_run, finished_run, monkeypatch):
     """One architecture ends the process whenever it is evaluated."""
-    whole = new_run()
-    Search(whole, Silent()).run()
+    whole = finished_run()
     deadly = keys(whole)[12]
 
     def kill(arch, *, seed=0, names=None):
@@ -402,9 +396,8 @@ def test_a_space_that_is_used_up_ends_the_search(new_run):
     assert any("used up" in note for note in watcher.notes)
 
 
-def test_a_run_is_not_continued_under_other_conditions(new_run, monkeypatch):
-    run = new_run()
-    Search(run, Silent()).run()
+def test_a_run_is_not_continued_under_other_conditions(finished_run, monkeypatch):
+    run = finished_run()
     monkeypatch.setitem(FakeDevice.machine, "processor", "another")
     with pytest.raises(RunError, match="processor was imaginary, here it is another"):
         Search(run, Silent()).run()
@@ -425,9 +418,8 @@ def test_a_member_that_misses_the_budget_when_measured_strictly_makes_room_for_o
     assert select(front.members, run.settings) == front.members
 
 
-def test_the_storage_is_a_plain_optuna_study(new_run):
-    run = new_run(trials=10, pool=4)
-    Search(run, Silent()).run()
+def test_the_storage_is_a_plain_optuna_study(finished_run):
+    run = finished_run(trials=10)
     with sqlite3.connect(run.path / "study.db") as database:
         assert database.execute("select count(*) from trials").fetchone()[0] >= 10
     with open_study(run) as study:
@@ -452,10 +444,10 @@ def test_several_devices_are_objectives_with_a_budget_each(new_run):
     assert "on fake:2, 1 thread" in written
 
 
-def test_a_budget_on_the_90th_percentile_holds_for_it(new_run):
+def test_a_budget_on_the_90th_percentile_holds_for_it(new_run, finished_run):
     """FakeDevice's 90th percentile lies a tenth above the median."""
     pool = {"pool": 16, "trials": 16}  # no sampler: all searches see the same architectures
-    edge = Search(new_run(**pool), Silent()).run().members[-1]
+    edge = load_front(finished_run(**pool)).members[-1]
     budget_ms = high_ms(edge) * 1.001
     fronts = {
         stat: Search(new_run(**pool, budget_ms=budget_ms, budget_stat=stat), Silent()).run().members
@@ -528,10 +520,10 @@ def test_the_budget_that_is_too_small_is_named_with_its_device(new_run):
         Search(new_run(devices=("fake", "fake:100")), Silent()).run()
 
 
-def test_what_missed_the_budget_by_a_hair_gets_a_second_visit(new_run, monkeypatch):
+def test_what_missed_the_budget_by_a_hair_gets_a_second_visit(new_run, finished_run, monkeypatch):
     """A hurried measurement that comes out 3 % too slow costs an architecture nothing."""
-    run = new_run(pool=16, trials=16)  # no sampler: both searches see the same architectures
-    edge = Search(run, Silent()).run().members[-1]
+    run = finished_run(pool=16, trials=16)  # no sampler: both searches see the same architectures
+    edge = load_front(run).members[-1]
     real = FakeDevice.measure
 
     def slow_when_hurried(self, arch, protocol):
@@ -594,7 +586,6 @@ def test_numbers_in_messages_are_as_options_take_them(value, metric, text):
     assert plainly(value, metric) == text
 
 
-def test_auto_is_tpe_where_scores_are_dear(new_run):
-    run = new_run(trials=10)
-    Search(run, Silent()).run()
+def test_auto_is_tpe_where_scores_are_dear(finished_run):
+    run = finished_run(trials=10)
     assert proposed(run) == {"tpe"}

@@ -19,7 +19,8 @@ from evit_nas.searching.labelling import pool
 from evit_nas.searching.labelling.pool import PoolSettings, TrainedPool
 from evit_nas.space import SearchSpace
 from tests.fakes import FakeDevice, fake_proxies
-from tests.test_labelling import DATA, Notes, Trainer
+from tests.searches import Silent
+from tests.test_labelling import DATA, Trainer
 
 ARCHS = 16
 
@@ -51,7 +52,7 @@ def trainer(monkeypatch):
 
 def train(folder, watch=None, seeds=1, workers=1, **changes) -> LabelTable:
     settings = settings_of(**changes)
-    return TrainedPool(folder, settings).train(FakeDevice(settings.conditions), workers, watch or Notes(), seeds)
+    return TrainedPool(folder, settings).train(FakeDevice(settings.conditions), workers, watch or Silent(), seeds)
 
 
 def test_the_table_holds_the_pool_with_latency_proxies_and_labels(tmp_path):
@@ -138,7 +139,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path, workers):
 
 
 def test_judged_so_far_it_says_nothing_of_trainings(tmp_path):
-    whole, watch = train(tmp_path), Notes()
+    whole, watch = train(tmp_path), Silent()
     assert train(tmp_path, watch, workers=0) == whole
     assert watch.notes == []
 
@@ -146,7 +147,7 @@ def test_judged_so_far_it_says_nothing_of_trainings(tmp_path):
 def test_only_trainings_that_are_asked_for_count_as_done(tmp_path):
     train(tmp_path, seeds=3)
     (tmp_path / "labels.jsonl").write_text("".join((tmp_path / "labels.jsonl").read_text().splitlines(True)[1:]))
-    watch = Notes()
+    watch = Silent()
     train(tmp_path, watch)
     assert ("training", ARCHS + 4, ARCHS + 4) in watch.steps
 
@@ -185,7 +186,7 @@ def test_a_network_without_finite_proxies_stays_in_the_table_without_them(tmp_pa
         return fake_proxies(arch)
 
     monkeypatch.setattr(zero_cost, "score_all", picky)
-    watch = Notes()
+    watch = Silent()
     table = train(tmp_path, watch)
     without = [network for network in table.networks if not network.proxies]
     assert without
@@ -205,7 +206,7 @@ def test_a_paper_network_that_cannot_be_measured_costs_nobody_the_pool(tmp_path,
         return real(self, subject, protocol)
 
     monkeypatch.setattr(FakeDevice, "measure", picky)
-    watch = Notes()
+    watch = Silent()
     assert len(train(tmp_path, watch).networks) == ARCHS
     assert "left out: m0: took too long" in watch.notes
 

@@ -69,11 +69,9 @@ def searched(run):
 
 
 class TestSearch:
-    def test_on_a_machine_that_is_slow_at_first_comes_to_the_quiet_machines_figures(self, settling, new_run):
+    def test_on_a_machine_that_is_slow_at_first_comes_to_the_quiet_machines_figures(self, settling, finished_run):
         settling(slow_first)
-        run = new_run(budget_ms=BUDGET_MS)
-        searched(run)
-        front = load_front(run)
+        front = load_front(finished_run("slow first", budget_ms=BUDGET_MS))
         for one in [*front.members, *front.references]:
             assert one.latency.median_ms == pytest.approx(cost(one.arch).macs / 1e6)
             assert one.latency.unit == Unit(QUIET_MS, 0.005)
@@ -98,10 +96,11 @@ class TestSearch:
         assert found[0] == [(name, pytest.approx(ms)) for name, ms in found[1]]
 
     @pytest.mark.parametrize("killed_after", [12, 17, 22])
-    def test_goes_on_after_a_crash_as_if_there_had_been_none(self, settling, new_run, killed_after, monkeypatch):
+    def test_goes_on_after_a_crash_as_if_there_had_been_none(
+        self, settling, new_run, finished_run, killed_after, monkeypatch
+    ):
         settling(slow_first)
-        whole = new_run(budget_ms=BUDGET_MS)
-        searched(whole)
+        whole = finished_run("slow first", budget_ms=BUDGET_MS)
         settling(slow_first)
         run = new_run(budget_ms=BUDGET_MS)
         measure = Settling.measure
@@ -121,15 +120,15 @@ class TestSearch:
         assert all(one.values == other.values and one.constraints == other.constraints for one, other in pairs)
         assert [one.name for one in load_front(run).members] == [one.name for one in load_front(whole).members]
 
-    def test_every_trial_says_by_what_it_was_told(self, settling, new_run):
+    def test_every_trial_says_by_what_it_was_told(self, settling, finished_run):
         settling(slow_first)
-        run = new_run(budget_ms=BUDGET_MS)
-        searched(run)
+        run = finished_run("slow first", budget_ms=BUDGET_MS)
         told = [TrialAttributes(trial).units["fake"].ms for trial in trials(run)]
         assert told == sorted(told, reverse=True)
         assert set(told) == {1.25 * QUIET_MS, QUIET_MS}
+        quiet = _quiet_ms(run)
         for trial, ms in zip(trials(run), told, strict=True):
-            quiet_ms = _quiet_ms(run)[trial.user_attrs["key"]]
+            quiet_ms = quiet[trial.user_attrs["key"]]
             assert trial.values[1] == pytest.approx(quiet_ms * ms / QUIET_MS)
 
     def test_keeps_a_typical_budget_by_the_wall_clock(self, settling, new_run):
@@ -154,11 +153,9 @@ def _quiet_ms(run):
 
 class TestAfterwards:
     @pytest.fixture
-    def run(self, settling, new_run):
+    def run(self, settling, finished_run):
         settling(lambda measured: QUIET_MS)
-        run = new_run(budget_ms=BUDGET_MS)
-        searched(run)
-        return run
+        return finished_run("quiet", budget_ms=BUDGET_MS)
 
     def learn(self, ms):
         """Another command of this machine meets quieter moments."""
