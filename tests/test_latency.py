@@ -37,6 +37,7 @@ from evit_nas.network.cost import cost
 from evit_nas.network.onnx_graph import build_onnx
 from tests.fakes import FakeDevice, latency_of
 from tests.networks import tiny_arch
+from tests.processes import lives
 
 QUICK = Protocol(min_rounds=4, max_rounds=6, warmup_ms=5)
 SMALL, LARGE = tiny_arch(), tiny_arch(depth=4, ffn_count=2)
@@ -264,14 +265,6 @@ ANSWERS = 'while read -r request; do printf "%s\\n" "$request" >> requests; cat 
 
 def started(folder):
     return [int(line) for line in (folder / "pids").read_text().split()]
-
-
-def lives(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture

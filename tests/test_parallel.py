@@ -202,16 +202,23 @@ def open_files(pid: int) -> Iterator[str]:
 
 
 SEARCH = """
-import sys
+import sys, time
 from pathlib import Path
 from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
 from evit_nas.runs import Run
-from tests.fakes import FakeDevice, fake_proxies, latency_of
-from tests.searches import search
+from evit_nas.searching.study import Search
+from tests.fakes import FakeDevice, fake_proxies
+from tests.searches import Silent
 DEVICES["fake"], zero_cost.score_all = FakeDevice, fake_proxies
+
+class Slow(Silent):
+    "So slow that a search is ended long before its end."
+    def update(self, status):
+        time.sleep(1)
+
 if __name__ == "__main__":
-    search(Run.open(Path(sys.argv[1])))
+    Search(Run.open(Path(sys.argv[1])), Slow()).run()
 """
 
 
