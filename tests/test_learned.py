@@ -11,7 +11,7 @@ from evit_nas.accuracy import ShortScore, evidence
 from evit_nas.accuracy.evidence import without_cascade
 from evit_nas.accuracy.imagenet import imagenet_card
 from evit_nas.accuracy.learned import LearnedAccuracy
-from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
+from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training, shipped_tables
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.published import IMAGENET_1K, IMAGENET_100, REGIMES, TOP1
@@ -97,7 +97,9 @@ def test_what_all_networks_share_is_no_part_of_an_interval():
 
 def test_the_origin_names_the_regime_and_what_was_learned_from(on_imagenet):
     assert on_imagenet.origin.startswith("top-1 in percent on ImageNet after the paper's 300 epochs, predicted from")
-    assert "77 networks trained on fashion-mnist (10k images of 10 classes)" in on_imagenet.origin
+    trained = sum(len(LabelTable.load(name).networks) for name in shipped_tables())
+    data = "fashion-mnist (10k images of 10 classes) and photos-101 (24.2k images of 101 classes)"
+    assert f"{trained} networks trained on {data}" in on_imagenet.origin
     assert "top-1 in percent on 300 images of 3 classes" in LearnedAccuracy.under(FAR).origin
 
 
