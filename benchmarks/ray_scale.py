@@ -32,7 +32,8 @@ from evit_nas.latency import DEVICES
 from evit_nas.latency.machine import probe
 from evit_nas.searching import study
 from tests.fakes import FakeDevice, fake_proxies
-from tests.test_resume import Silent, new_run
+from tests.searches import Silent
+from tests.test_resume import new_run
 
 SPREAD = 0.3  # of the logarithm of a score's time
 

@@ -92,7 +92,7 @@ def trials(run: Run) -> list:
 
 def label_table(path: Path) -> Path:
     """Networks whose accuracy follows from what they are."""
-    rng, networks = random.Random(5), {}
+    rng, networks = random.Random(5), dict[str, TrainedNetwork]()
     while len(networks) < 16:
         arch = SPACE.sample(rng)
         loss = 3 - 0.1 * cost(arch).params ** 0.2 - 0.02 * sum(stage.mixer == "softmax" for stage in arch.stages)

@@ -64,7 +64,7 @@ def test_killed_before_or_after_any_write_a_search_goes_on_to_the_same(tmp_path,
     begun = new_run(now / "run", trials=7, pool=4, budget_ms=1.5)  # with a round that a sampler proposes
     (now / "cache").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(now / "cache"))
-    left, copies = [on_disk(now)], []
+    left, copies = [on_disk(now)], list[Path]()
 
     def copied() -> None:
         if (found := on_disk(now)) != left[-1]:

@@ -197,7 +197,7 @@ class Requests:
     def bodies(self) -> bytes:
         """Bodies that are no job."""
         rng, text = self._rng, json.dumps(self.job).encode()
-        values = [None, [], {}, -1, 1e400, "", "x" * 300, True, [[]], float("nan"), "\ud800", 10**400]
+        values: list[Any] = [None, [], {}, -1, 1e400, "", "x" * 300, True, [[]], float("nan"), "\ud800", 10**400]
         changed = json.loads(text)
         part = rng.choice([changed, changed["arch"], changed["protocol"], rng.choice(changed["arch"]["stages"])])
         part[rng.choice([*part, "unknown"])] = rng.choice(values)

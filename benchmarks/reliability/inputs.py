@@ -45,7 +45,8 @@ from evit_nas.words import settings_from
 from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies
 from tests.networks import tiny_arch
-from tests.test_resume import Died, label_table, new_run, search
+from tests.searches import Died, label_table
+from tests.test_resume import new_run, search
 from tests.test_train import Stopped, Watch, begun
 from tests.test_wrong_input import _mutated
 from tests.trainings import FILES, FileDevice, finished, write_shades
@@ -203,7 +204,8 @@ def make(folder: Path) -> int:
     with suppress(BaseException):
         train(begun(folder / "training", folder / "shades"), Stopped(5))
     search(new_run(folder / "run"))
-    for name, more in (("half", {}), ("stored", {"storage": "studies.log"})):
+    stored: dict[str, Any] = {"storage": "studies.log"}
+    for name, more in (("half", {}), ("stored", stored)):
         (folder / name).mkdir()
         os.chdir(folder / name)
         run, measure, calls = new_run(Path(), **more), FakeDevice.measure, itertools.count()
@@ -378,7 +380,7 @@ def _latency_table(path: Path, back: bool = False) -> None:
     """Measurements of the fake device, which a command finds in the cache folder; `back` puts them there."""
     from evit_nas.config import Conditions
     from evit_nas.latency.predictor import Table
-    from tests.test_resume import SPACE, known_device
+    from tests.searches import SPACE, known_device
 
     table = Table(FakeDevice(Conditions(device="fake")).context(), SPACE)._journal.path
     if back:

@@ -27,7 +27,8 @@ from evit_nas.runs import Run
 from evit_nas.searching import screening
 from evit_nas.searching.record import journal_of
 from tests.fakes import FakeDevice, fake_proxies
-from tests.test_resume import known_device, label_table, new_run, outcome
+from tests.searches import known_device, label_table
+from tests.test_resume import new_run, outcome
 
 TURN = {"local": 10, "ray": 5}  # kills of one run
 TRIALS = 24
