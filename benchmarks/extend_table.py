@@ -20,7 +20,7 @@ import numpy as np
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.accuracy.zero_cost import score_all
 from evit_nas.arch import ArchConfig
-from evit_nas.data import load_dataset
+from evit_nas.data.cache import load_dataset
 from evit_nas.latency import STRICT, open_device, parse_conditions
 from evit_nas.latency.machine import probe
 from evit_nas.searching.labelling.labels import Label, Labels

@@ -19,7 +19,7 @@ import numpy as np
 
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import SHIPPED
-from evit_nas.data import load_dataset
+from evit_nas.data.cache import load_dataset
 from evit_nas.latency.machine import probe
 from evit_nas.runs import Run
 from evit_nas.searching.findings import find

@@ -19,7 +19,7 @@ import numpy as np
 from evit_nas.analysis import analyze
 from evit_nas.analysis.pruning import write_start
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.data import open_source
+from evit_nas.data.sources import open_source
 from evit_nas.evaluation import evaluate
 from evit_nas.latency.machine import probe
 from evit_nas.network.cost import cost

@@ -19,7 +19,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster as Nodes
 
 from evit_nas.config import SearchSettings, ShortRecipe
-from evit_nas.data import load_dataset
+from evit_nas.data.cache import load_dataset
 from evit_nas.latency.machine import probe
 from evit_nas.searching.labelling.labels import Job, Labels
 from evit_nas.searching.parallel import Cluster

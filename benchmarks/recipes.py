@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evit_nas.arch import ArchConfig
-from evit_nas.data import open_source
+from evit_nas.data.sources import open_source
 from evit_nas.latency.machine import probe
 from evit_nas.stats import binomial_error
 from evit_nas.training.hardware import Hardware

@@ -27,7 +27,8 @@ from evit_nas.accuracy.predictor import cross_validated
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SHIPPED, ShortRecipe
-from evit_nas.data import Dataset, load_dataset
+from evit_nas.data.cache import load_dataset
+from evit_nas.data.dataset import Dataset
 from evit_nas.latency.machine import probe
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.stats import bootstrap, kendall_tau, rivals, spread

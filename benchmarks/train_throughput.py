@@ -23,7 +23,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import dispatch_clip_grad
 
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.data import open_source
+from evit_nas.data.sources import open_source
 from evit_nas.latency.machine import probe
 from evit_nas.network.model import build
 from evit_nas.training.folder import create

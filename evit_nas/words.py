@@ -240,7 +240,7 @@ def regime_from(given: Mapping[str, Any], num_classes: int) -> Regime | None:
         UsageError: no such regime, or data that cannot be read.
     """
     if "data" in given and not {"images", "classes"} & given.keys():
-        from evit_nas.data import open_source
+        from evit_nas.data.sources import open_source
 
         source = open_source(given["data"], seed=0)
         return Regime(images=len(source.train.labels), classes=len(source.classes))

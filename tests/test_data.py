@@ -21,9 +21,12 @@ import pytest
 import torch
 from PIL import Image, features
 
-from evit_nas.data import Split, cache, copies, images, load_dataset, open_source, tasks
+from evit_nas.data import cache, copies, images, tasks
+from evit_nas.data.cache import load_dataset
+from evit_nas.data.dataset import Split
 from evit_nas.data.images import Images, plain
 from evit_nas.data.preprocessing import Preprocessing
+from evit_nas.data.sources import open_source
 from evit_nas.errors import UsageError
 
 SIDE = 16
@@ -738,7 +741,8 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen:
 
 KILLED = """
 import os, signal, sys
-from evit_nas.data import cache, load_dataset
+from evit_nas.data import cache
+from evit_nas.data.cache import load_dataset
 decode, calls = cache.to_square, []
 def to_square(*arguments):
     calls.append(None)
@@ -775,7 +779,7 @@ def test_an_entry_half_removed_is_not_believed(tmp_path):
 
 def test_of_two_processes_one_decodes_and_both_get_the_same(tmp_path):
     folder = str(class_folders(tmp_path / "mine", 40))
-    code = "import sys; from evit_nas.data import load_dataset; print(load_dataset(sys.argv[1], 16, note=print).digest)"
+    code = "import sys; from evit_nas.data.cache import load_dataset; print(load_dataset(sys.argv[1], 16, note=print).digest)"
     both = [run_python(code, folder) for _ in range(2)]
     printed = [process.communicate()[0].splitlines() for process in both]
     assert printed[0][-1] == printed[1][-1] == load_dataset(folder, SIDE).digest

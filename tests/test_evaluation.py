@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
-from evit_nas.data import open_source
+from evit_nas.data.sources import open_source
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.evaluation import class_cells, confusion_cells, evaluate, rows, summary_cells
 from evit_nas.evaluation.figures import Answers, calibration_error, figures

@@ -21,7 +21,8 @@ from evit_nas.accuracy import ShortScore
 from evit_nas.accuracy.short import ShortTraining
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
-from evit_nas.data import Dataset, load_dataset
+from evit_nas.data.cache import load_dataset
+from evit_nas.data.dataset import Dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Label, Labels

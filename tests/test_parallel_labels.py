@@ -6,7 +6,7 @@ from concurrent.futures import Executor, Future
 
 import pytest
 
-from evit_nas.data import load_dataset
+from evit_nas.data.cache import load_dataset
 from evit_nas.errors import LostLink, MeasurementError
 from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Labels

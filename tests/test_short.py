@@ -15,7 +15,7 @@ from evit_nas.accuracy import TSE_DECAY, ShortScore, short
 from evit_nas.accuracy.short import Batches, ShortTraining, _groups, shifted
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
-from evit_nas.data import Dataset, Split
+from evit_nas.data.dataset import Dataset, Split
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.network.model import build
 from tests.networks import tiny_arch

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from evit_nas.data import load_dataset, tasks
+from evit_nas.data import tasks
+from evit_nas.data.cache import load_dataset
 from evit_nas.data.tasks import CLASSES, COUNTS, SIDE, TASKS, open_procedural, render
 
 HALF = SIDE // 2

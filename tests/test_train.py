@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evit_nas.data import open_source
 from evit_nas.data.folder import FolderImages
 from evit_nas.data.images import Images
+from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError
 from evit_nas.files import lock
 from evit_nas.network.model import build

@@ -31,7 +31,7 @@ from evit_nas.files import serialised
 from evit_nas.network.model import EfficientViT, build
 
 if TYPE_CHECKING:
-    from evit_nas.data import Dataset, Split
+    from evit_nas.data.dataset import Dataset, Split
 
 EVAL_BATCH = 250
 CPU = torch.device("cpu")

@@ -67,7 +67,7 @@ def analyze(
     from evit_nas.analysis.heads import head_similarity
     from evit_nas.analysis.sample import sample
     from evit_nas.analysis.taylor import importance
-    from evit_nas.data import open_source
+    from evit_nas.data.sources import open_source
     from evit_nas.latency.profile import profile
     from evit_nas.network.model import EfficientViT
     from evit_nas.network.saved import open_saved

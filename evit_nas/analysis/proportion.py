@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from evit_nas.arch import ArchConfig, round_to
 from evit_nas.config import ShortRecipe
-from evit_nas.data import load_dataset
+from evit_nas.data.cache import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import work_folder, write_atomically
 from evit_nas.latency import Device, Latency, Protocol

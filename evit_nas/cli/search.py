@@ -220,8 +220,8 @@ def resume(
 
 def _look_at(data: str, settings: SearchSettings) -> None:
     """What the images are, and a word where networks of another size would fit them."""
-    from evit_nas.data import open_source
     from evit_nas.data.look import FEW_IMAGES, few, look
+    from evit_nas.data.sources import open_source
     from evit_nas.training.auto import auto_size
 
     seen, own = look(open_source(data, seed=0)), settings.space.image_size

@@ -52,8 +52,8 @@ def evaluate(
         UsageError: a network or the data cannot be used, or their classes differ.
         MeasurementError: a network's outputs are not finite.
     """
-    from evit_nas.data import open_source
     from evit_nas.data.cache import why_unreadable
+    from evit_nas.data.sources import open_source
     from evit_nas.evaluation.classifiers import open_classifiers
     from evit_nas.evaluation.unseen import SPLIT_SEED, unseen
     from evit_nas.training.batches import plain_batches

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 
 from evit_nas.accuracy import RungEstimate
 from evit_nas.arch import ArchConfig
-from evit_nas.data import load_dataset
+from evit_nas.data.cache import load_dataset
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.front import NEAR
 from evit_nas.searching.judge import Judge, JudgeContext

@@ -155,7 +155,7 @@ def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], 
 
         Supernet.load(Path(wish.supernet)).check_covers(settings.space)
     if wish.method in ("predictor", "short"):
-        from evit_nas.data import load_dataset
+        from evit_nas.data.cache import load_dataset
         from evit_nas.searching.labelling.adaptive import PLAN, TABLE, labels_of
 
         if not (labels / PLAN).exists():

@@ -19,10 +19,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from evit_nas.data import open_source
 from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images, Source
+from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, UsageError, out_of_memory
 from evit_nas.files import lock
 from evit_nas.latency.machine import usable_cores

@@ -124,7 +124,7 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
     Raises:
         UsageError: the data cannot be used, a network does not take the image size, or two have one name.
     """
-    from evit_nas.data import open_source
+    from evit_nas.data.sources import open_source
 
     source = open_source(how.data, seed=0)
     parent = how.out or next((each.run / "train" for each in chosen if each.run), Path("runs") / "train")

@@ -26,7 +26,7 @@ from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
-from evit_nas.data import load_dataset
+from evit_nas.data.cache import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
 from evit_nas.latency import Device, Latency, Protocol, Steady

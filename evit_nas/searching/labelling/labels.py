@@ -32,7 +32,7 @@ from evit_nas.workers import end, worker_pool
 
 if TYPE_CHECKING:
     from evit_nas.accuracy.short import ShortTraining
-    from evit_nas.data import Dataset
+    from evit_nas.data.dataset import Dataset
 
 
 class Label(BaseModel):
@@ -247,7 +247,7 @@ class Labels:
 def _training(data: str, digest: str, recipe: ShortRecipe) -> ShortTraining:
     """With the images in the memory of this worker process."""
     from evit_nas.accuracy.short import ShortTraining
-    from evit_nas.data import load_dataset
+    from evit_nas.data.cache import load_dataset
 
     dataset = load_dataset(data, recipe.image_size)
     if dataset.digest != digest:

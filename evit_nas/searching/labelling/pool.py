@@ -17,7 +17,8 @@ from evit_nas import __version__
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions, ShortRecipe
-from evit_nas.data import Dataset, load_dataset
+from evit_nas.data.cache import load_dataset
+from evit_nas.data.dataset import Dataset
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.files import Journal, work_folder, write_atomically
 from evit_nas.latency import STRICT, Device, Latency
