@@ -779,7 +779,8 @@ def test_an_entry_half_removed_is_not_believed(tmp_path):
 
 def test_of_two_processes_one_decodes_and_both_get_the_same(tmp_path):
     folder = str(class_folders(tmp_path / "mine", 40))
-    code = "import sys; from evit_nas.data.cache import load_dataset; print(load_dataset(sys.argv[1], 16, note=print).digest)"
+    load = "load_dataset(sys.argv[1], 16, note=print)"
+    code = f"import sys; from evit_nas.data.cache import load_dataset; print({load}.digest)"
     both = [run_python(code, folder) for _ in range(2)]
     printed = [process.communicate()[0].splitlines() for process in both]
     assert printed[0][-1] == printed[1][-1] == load_dataset(folder, SIDE).digest
