@@ -41,6 +41,12 @@ class Work(NamedTuple):
     function: Callable[[], Callable[[], dict[str, float]]]
     """Gives the function to call, with all that it must import; not asked where the numbers are remembered."""
 
+    @property
+    def name(self) -> str:
+        """For people, for example proxies of 0f3a5b6c7d8e."""
+        kind, key, _ = self.memo_id.split(":")
+        return f"{kind} of {key}"
+
 
 class Evaluator:
     """Measures on `devices` and scores with `seed`, remembering everything in `journal`.
@@ -162,12 +168,12 @@ class Evaluator:
     def begin_once(self, work: Work) -> None:
         """Begins it in a worker process or on the cluster, if there are any, unless its outcome is known."""
         if work.memo_id not in self._memo:
-            self.begin(work.memo_id, work.function())
+            self.begin(work.name, work.function())
 
     def computed(self, arch: ArchConfig, work: Work) -> dict[str, float]:
         """The numbers of a network; raises what its function and `result` do."""
         if work.memo_id not in self._memo:
-            self._remember(work.memo_id, arch, self.result(work.memo_id, work.function()))
+            self._remember(work.memo_id, arch, self.result(work.name, work.function()))
         return self._memo[work.memo_id]
 
     def begin(self, name: str, function: Callable[..., Any], *args: Any) -> None:

@@ -111,7 +111,7 @@ class SharedWeights(Judge):
         from evit_nas.accuracy.supernet import inherited
 
         context = {"weights": self._weights, "evit_nas": __version__}
-        return Work(memo_id_of("inherited", arch, context), lambda: partial(inherited, self._folder, arch))
+        return Work(memo_id_of("judgement", arch, context), lambda: partial(inherited, self._folder, arch))
 
 
 def to_judge(space: SearchSpace, supernet: Supernet, seed: int) -> list[ArchConfig]:
