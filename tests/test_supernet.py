@@ -29,6 +29,7 @@ from evit_nas.runs import Run
 from evit_nas.searching import evaluate, shared_weights, study
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.judges import check_sources
+from evit_nas.searching.record import evaluated
 from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
@@ -375,6 +376,12 @@ class TestPredictions:
         assert again.predicts
         assert len(asked) == 40
         assert first.values([space().smallest()]) == again.values([space().smallest()])
+
+    def test_are_not_lost_where_a_search_ends_before_its_first_trial(self, new_run, asked):
+        run = new_run()
+        assert not evaluated(run)
+        assert judge(run).predicts
+        assert evaluated(run)
 
     def test_are_refused_where_they_tell_nothing(self, new_run, asked, monkeypatch):
         rng = random.Random(0)

@@ -128,7 +128,7 @@ def journal_of(run: Run) -> Journal:
 
 
 def evaluated(run: Run) -> bool:
-    """Whether a search has something to go on from: a trial, the proxies of a network, or one that is being trained.
+    """Whether a search has something to go on from: a trial, what a network was scored by, or one that is being trained.
 
     What it measures to know whether anything keeps the limits is not enough.
     """
@@ -136,7 +136,7 @@ def evaluated(run: Run) -> bool:
         return True
     if not journal_of(run).path.exists():
         return False
-    if recorded(journal_of(run), "proxies"):
+    if any(recorded(journal_of(run), kind) for kind in ("proxies", "judgement")):
         return True
     try:
         with open_study(run) as study:
