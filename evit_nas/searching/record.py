@@ -128,7 +128,7 @@ def journal_of(run: Run) -> Journal:
 
 
 def evaluated(run: Run) -> bool:
-    """Whether a search has something to go on from: a trial, what networks were scored by, or one that is being trained.
+    """Whether a search has something to go on from: a trial, scores of networks, or one that is being trained.
 
     What it measures to know whether anything keeps the limits is not enough.
     """
