@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from evit_nas.stats import kendall_tau
-from evit_nas.trained import WEIGHTS, Trained, parted
+from evit_nas.trained import SUPERNET_RECORD, WEIGHTS, Trained, parted
 from evit_nas.training.folder import CHECKPOINT, create
 from evit_nas.training.hardware import Hardware
 from evit_nas.training.inherit import inherit
@@ -144,6 +145,12 @@ def test_it_learns_and_says_what_its_ends_reach(finished):
     assert supernet.classes == SHADES
 
 
+def assert_same_weights(folder: Path, other: Path) -> None:
+    one, two = (read_weights(path / WEIGHTS) for path in (folder, other))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize("after", [1, 4])
 def test_an_interrupted_training_comes_to_the_same_weights(tmp_path, images, finished, after, monkeypatch):
     monkeypatch.setattr("evit_nas.training.loop.CHECKPOINT_EVERY_S", 0.0)
@@ -152,9 +159,35 @@ def test_an_interrupted_training_comes_to_the_same_weights(tmp_path, images, fin
         carry_on(SupernetRun, folder, Stopped(after))
     assert (folder / CHECKPOINT).exists() == (after > 1)
     carry_on(SupernetRun, folder, Watch())
-    whole, resumed = (read_weights(path / WEIGHTS) for path in (finished[0], folder))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert_same_weights(folder, finished[0])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from evit_nas.training import loop
+from evit_nas.training.supernet import SupernetRun
+from tests.test_train import Watch
+class Killed(Watch):
+    def trained(self, status):
+        super().trained(status)
+        if len(self.statuses) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+loop.CHECKPOINT_EVERY_S = 0.0
+loop.carry_on(SupernetRun, Path(sys.argv[1]), Killed())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_training_comes_to_the_same_weights(tmp_path, images, finished):
+    folder = begun(tmp_path / "b", images)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, folder], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / SUPERNET_RECORD).exists()
+    carry_on(SupernetRun, folder, Watch())
+    assert_same_weights(folder, finished[0])
 
 
 @pytest.mark.slow
