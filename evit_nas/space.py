@@ -347,6 +347,8 @@ class SearchSpace(BaseModel):
                     used = stage.used_q_kernels
                     same = [c for c in choices if space.kernels(c)[: len(used)] == used]
                     value = same[0] if same else value
+                elif name == "width" and value not in choices:
+                    value = next((c for c in choices if space.snapped(c, stage.heads) == value), value)
                 elif is_unused(stage, name, index) and value not in choices:
                     value = choices[0]
                 fields.append((f"stage{index}.{name}", value, choices))

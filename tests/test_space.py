@@ -138,6 +138,22 @@ def test_a_shipped_space_is_known_by_the_end_of_its_name_unless_that_is_a_file(t
     assert [resolved_space(name) for name in ("iny", "mine.yaml", "")] == ["iny", "mine.yaml", ""]
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"width": [32, 64, 128], "heads": [2, 3], "q_kernels": 3},
+        {"width": [40, 80], "heads": [2], "q_kernels": 3},
+        {"width": [40, 80], "mixer": "none"},
+    ],
+)
+def test_a_network_whose_width_was_snapped_is_in_its_space(choices):
+    plain = {"width": 32, "depth": 1}
+    space = SearchSpace.model_validate({"stages": [plain, plain | choices, plain]})
+    rng = random.Random(0)
+    for arch in [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(50))]:
+        assert space.suggest(FixedTrial(space.params(arch))).key == arch.key
+
+
 def test_widths_snap_to_sixteen_and_heads_within_the_range():
     stage = space_of().stages[0]
     assert [stage.snapped(w, 1) for w in (32, 48, 96)] == [32, 48, 96]
