@@ -82,6 +82,8 @@ def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **w
     """
     command = f"evit_nas.search({', '.join(f'{word}={value!r}' for word, value in words.items())})"
     with said_in_python(), onlooker() as watch:
+        if out is not None:
+            Run.check_new(Path(out))  # before hours of a supernet
         settings = settings_from(**with_supernet(words, watch, command))
     with said_in_python(), new_run(settings, out, command) as run:
         return _searched(run, watcher)

@@ -48,6 +48,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def located(text: str | Path) -> str:
+    """What `text` is called in a record that is read from other folders: the absolute path, where it names a folder."""
+    path = os.path.expanduser(text)
+    return os.path.abspath(path) if os.path.isdir(path) else str(text)
+
+
 def serialised(save: Callable[[BinaryIO], object]) -> memoryview:
     """What `save` writes into a file. For torch, which is not to write files itself: it makes an error of its own of
     what the system has against one, and on a full disk `torch.jit.save` ends the process.

@@ -15,7 +15,7 @@ _UNIT_MJ = {"uJ": 1e-3, "µJ": 1e-3, "μJ": 1e-3, "mJ": 1.0, "J": 1e3}
 
 def _measured(text: str, units: Mapping[str, float], named: str, option: str, example: str) -> float:
     """A number with one of the units, in the unit whose factor is 1; `named` is what people may write."""
-    match = _MEASURED.fullmatch(text)
+    match = _MEASURED.fullmatch(str(text))  # from Python a number may come, which has no unit
     value = float(match["number"]) * units.get(match["unit"], 0.0) if match else 0.0  # an unknown unit makes 0
     if not value:
         raise UsageError(f"{option} must be a positive number with a unit ({named}), got '{text}'; try {example}.")
@@ -48,7 +48,7 @@ def parse_budgets(text: str, devices: Sequence[str]) -> list[float]:
     Raises:
         UsageError: a device without a budget, a budget without a device, or not a positive number with a unit.
     """
-    if "=" not in text:
+    if "=" not in str(text):
         if len(devices) > 1:
             example = ",".join(f"{name}=5ms" for name in devices)
             raise UsageError(f"--budget needs one limit for each of the {len(devices)} devices: {example}.")
@@ -79,7 +79,7 @@ def parse_duration(text: str) -> float:
     Raises:
         UsageError: not a positive length of time.
     """
-    match = _DURATION.fullmatch(text)
+    match = _DURATION.fullmatch(str(text))
     hours, minutes, seconds = (int(match[unit] or 0) for unit in "hms") if match else (0, 0, 0)
     total = 3600 * hours + 60 * minutes + seconds
     if not total:
@@ -102,7 +102,7 @@ def parse_span(text: str, option: str) -> tuple[int, int]:
     Raises:
         UsageError: not two positive numbers with .. between.
     """
-    least, dots, most = text.partition("..")
+    least, dots, most = str(text).partition("..")
     if not dots:
         raise UsageError(f"{option} takes a range, got '{text}'; try 100M..300M.")
     return round(parse_quantity(least, option)), round(parse_quantity(most, option))
@@ -118,7 +118,7 @@ def parse_quantity(text: str, option: str) -> float:
     Raises:
         UsageError: not a positive number with k, M or G.
     """
-    match = _QUANTITY.fullmatch(text)
+    match = _QUANTITY.fullmatch(str(text))
     value = float(match["number"]) * _UNIT[match["unit"]] if match else 0.0
     if not value:
         raise UsageError(f"{option} must be a positive number, with k, M or G if you like, got '{text}'; try 10M.")

@@ -63,11 +63,7 @@ class Run:
         Raises:
             RunError: there is a run already, or the folder cannot be written.
         """
-        if (path / "run.yaml").exists():
-            raise RunError(
-                f"{path} holds a run already: choose another folder with --out. "
-                f"Continue it with: {command_line('resume', path)}"
-            )
+        cls.check_new(path)
         record = RunRecord(
             evit_nas=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -89,6 +85,18 @@ class Run:
         run = cls(path, record)
         run._before = before
         return run
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """
+        Raises:
+            RunError: there is a run already.
+        """
+        if (path / "run.yaml").exists():
+            raise RunError(
+                f"{path} holds a run already: choose another folder with --out. "
+                f"Continue it with: {command_line('resume', path)}"
+            )
 
     @classmethod
     def open(cls, path: Path) -> Run:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
-from evit_nas.config import Conditions, SearchSettings, ShortRecipe, Target
+from evit_nas.config import AccuracySettings, Conditions, SearchSettings, ShortRecipe, Target
 from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.files import located
 from evit_nas.latency.machine import usable_cores
 from evit_nas.quantities import parse_budgets, parse_duration, parse_quantity, resolved_device
 from evit_nas.regime import Regime, default_regime
@@ -21,6 +22,8 @@ RUNGS = (1, 2, 6)  # epochs of the cycles of `--scheduler asha`: three times as 
 _as_they_are = (
     *("budget_stat", "sampler", "workers", "trials", "patience", "front_size", "pool", "seed", "engine", "together"),
 )
+_MEANT = {"table": "table", "supernet": "supernet"}  # words that mean a method where none is named
+_ONLY = {"labels": "predictor", "labels_from": "predictor", "scheduler": "short"}  # words that one method alone heeds
 _of_cluster = ("address", "cpus_per_trial", "gpus_per_trial", "concurrent", "max_failures", "storage_path")
 
 
@@ -87,6 +90,7 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
     if base is None or "space" in given:
         name = resolved_space(str(given.get("space", DEFAULT_SPACE)))
         fields |= {"space_name": name, "space": SearchSpace.load(name)}
+    method = _method(given, fields)  # by the space as it is: scores hold for images, not for the size they are taken at
     if "image_size" in given:
         resized = fields["space"].model_dump(mode="json") | {"image_size": given["image_size"]}
         fields["space"] = validate(SearchSpace, resized, "--image-size")
@@ -98,8 +102,8 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
         fields["objectives"] = [given["objective"]] if isinstance(given["objective"], str) else given["objective"]
     fields["targets"] = _targets(given, base.targets if base else ())
     fields["limits"] = _limits(given, dict(base.limits) if base else {})
-    fields["accuracy"] = _accuracy(given, dict(base.accuracy) if base else {}, fields["space"])
-    fields["cluster"] = _cluster(given, dict(base.cluster) if base else {})
+    fields["accuracy"] = _accuracy(given, dict(base.accuracy) if base else {}, method, fields["space"].num_classes)
+    fields["cluster"] = _cluster(given, base)
     settings = validate(SearchSettings, fields, "search")
     from evit_nas.searching.samplers import check_sampler
 
@@ -114,7 +118,7 @@ def elsewhere(run: Run, **words: Unpack[Words]) -> None:
         UsageError: a wrong value.
     """
     given: dict[str, Any] = {word: value for word, value in words.items() if value is not None}
-    fields = dict(run.settings) | {"cluster": _cluster(given, dict(run.settings.cluster))}
+    fields = dict(run.settings) | {"cluster": _cluster(given, run.settings)}
     fields |= {word: given[word] for word in ("engine", "workers") if word in given}
     run.settings = validate(SearchSettings, fields, "resume")
 
@@ -130,23 +134,30 @@ def with_supernet(words: Words, watch: Any, command: str) -> Words:
     Raises:
         UsageError: a wrong word, or space or data cannot be used.
     """
-    if words.get("accuracy") != "supernet" or words.get("supernet") is not None or words.get("data") is None:
+    others = without_supernet(words)
+    if others == words:
         return words
     from evit_nas.training.hardware import Hardware, loaders
     from evit_nas.training.supernet_session import SupernetAsked, supernet_for
 
-    others: dict[str, Any] = {word: value for word, value in words.items() if word not in ("accuracy", "data")}
     settings = settings_from(**others)
     first = settings.targets[0]
     asked = SupernetAsked(
         space=settings.space_name,
-        data=words["data"],
+        data=cast("str", words.get("data")),
         budget_ms=first.budget_ms,
         conditions=first.conditions,
         seed=settings.seed,
     )
     folder = supernet_for(asked, watch, Hardware(workers=loaders(None)), command)
-    return cast("Words", others | {"accuracy": "supernet", "supernet": folder})
+    return cast("Words", dict(others) | {"accuracy": "supernet", "supernet": folder})
+
+
+def without_supernet(words: Words) -> Words:
+    """The words of a search less those of a supernet that has to be trained for it first, if it has to be."""
+    if words.get("accuracy") != "supernet" or words.get("supernet") is not None or words.get("data") is None:
+        return words
+    return cast("Words", {word: value for word, value in words.items() if word not in ("accuracy", "data")})
 
 
 def load_settings(path: Path) -> SearchSettings:
@@ -201,31 +212,51 @@ def _limits(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return before | found
 
 
-def _accuracy(given: dict[str, Any], before: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+def _method(given: dict[str, Any], before: dict[str, Any]) -> str:
+    """The accuracy method that the words name or mean, or that was before them; with neither what suits the space.
+
+    Raises:
+        UsageError: a word has no effect on that method.
+    """
     from evit_nas.accuracy.coverage import default_method
 
-    before |= {word: given[word] for word in ("table", "data", "labels", "scheduler") if word in given}
+    meant = next((method for word, method in _MEANT.items() if word in given), None)
+    known = before["accuracy"].method if "accuracy" in before else None
+    method: str = given.get("accuracy") or meant or known or default_method(before["space"], given.get("data"))
+    for word, only in _MEANT.items() | _ONLY.items():
+        default = AccuracySettings.model_fields[word].default  # which has no effect anywhere
+        if given.get(word, default) != default and method != only:
+            option = f"--{word.replace('_', '-')}"
+            raise UsageError(
+                f"{option} is for --accuracy {only}, and this search has {method}: add the one or leave out the other."
+            )
+    return method
+
+
+def _accuracy(given: dict[str, Any], before: dict[str, Any], method: str, num_classes: int) -> dict[str, Any]:
+    before |= {word: given[word] for word in ("labels", "scheduler") if word in given} | {"method": method}
+    if "data" in given:
+        before["data"] = located(given["data"])
     if "table" in given:
-        before["method"], before["regime"] = "table", None
-    if "supernet" in given:  # which must be found from other folders as well
-        before["supernet"] = str(Path(given["supernet"]).expanduser().absolute())
-        before["method"] = "supernet"
+        table = Path(given["table"])
+        before["table"], before["regime"] = str(table.absolute() if table.is_file() else table), None
+    if "supernet" in given:
+        before["supernet"] = located(given["supernet"])
     recipe = before.get("recipe", ShortRecipe())
     if given.get("scheduler") == "asha" and recipe.last_rung == 0:
         before["recipe"] = recipe.model_copy(update={"cycles": RUNGS})
     if "labels_from" in given:
-        before["labels_from"] = [str(run) for run in given["labels_from"]]
-    if "accuracy" in given or "method" not in before:
-        before["method"] = given.get("accuracy") or default_method(space, before.get("data"))
-    if {"images", "classes"} & given.keys() and (before["method"] != "table" or before.get("table")):
+        runs = given["labels_from"]
+        before["labels_from"] = [located(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if {"images", "classes"} & given.keys() and (method != "table" or before.get("table")):
         raise UsageError(
             "--images and --classes say what --accuracy table scores for where no --table is named; "
             "every other score has its own images."
         )
     asked = before.get("regime")
     before["regime"] = None  # which every other score has of its own
-    if before["method"] == "table" and not before.get("table"):
-        before["regime"] = regime_from(given, space.num_classes) or asked or default_regime(space.num_classes)
+    if method == "table" and not before.get("table"):
+        before["regime"] = regime_from(given, num_classes) or asked or default_regime(num_classes)
     return before
 
 
@@ -252,5 +283,13 @@ def regime_from(given: Mapping[str, Any], num_classes: int) -> Regime | None:
     return validate(Regime, {"images": count, "classes": fallback.classes}, "--images and --classes")
 
 
-def _cluster(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    return before | {word: given[word] for word in _of_cluster if word in given}
+def _cluster(given: dict[str, Any], before: SearchSettings | None) -> dict[str, Any]:
+    """
+    Raises:
+        UsageError: words of a cluster for a search that takes none.
+    """
+    found = {word: given[word] for word in _of_cluster if word in given}
+    if found and given.get("engine", before.engine if before else "local") != "ray":
+        option = f"--{next(iter(found)).replace('_', '-')}"
+        raise UsageError(f"{option} is for a cluster, and this search runs on this machine alone: add --engine ray.")
+    return (dict(before.cluster) if before else {}) | found

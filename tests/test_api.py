@@ -12,6 +12,7 @@ from typer.main import get_command
 import evit_nas
 from evit_nas import __version__
 from evit_nas.accuracy import zero_cost
+from evit_nas.accuracy.table import shipped_tables
 from evit_nas.api import Result
 from evit_nas.cli import app
 from evit_nas.config import Limits
@@ -20,7 +21,7 @@ from evit_nas.latency import DEVICES
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run
-from evit_nas.words import Words, load_settings, settings_from
+from evit_nas.words import Words, elsewhere, load_settings, settings_from
 from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies
 
@@ -93,7 +94,8 @@ def test_words_become_settings():
         image_size=96,
         batch=4,
         time="10m",
-        accuracy="zero-cost",
+        accuracy="predictor",
+        data="digits",
         labels_from=[Path("runs/a")],
         **plain,
     )
@@ -104,8 +106,9 @@ def test_words_become_settings():
     assert (settings.budget_stat, settings.time_s) == ("p90", 600.0)
     assert settings.model_dump(include=set(plain)) == plain
     assert settings.limits == Limits(params=10_000_000, memory_mb=64.0)
+    assert settings_from(budget="5ms", max_params=10_000_000).limits == Limits(params=10_000_000)
     assert settings.space.image_size == 96
-    assert settings.accuracy.method == "zero-cost"
+    assert settings.accuracy.method == "predictor"
     assert settings.accuracy.labels_from == ("runs/a",)
 
 
@@ -120,6 +123,8 @@ def test_words_become_settings():
         ({"data": "digits"}, Regime(images=1621, classes=10)),  # a tenth of 1,797 is held out
         ({"data": "digits", "images": "5k", "classes": 10}, Regime(images=5000, classes=10)),
         ({"table": "fashion-mnist-64"}, None),
+        ({"images": "5k", "classes": 10, "image_size": 112}, Regime(images=5000, classes=10)),
+        ({"data": "digits", "image_size": 64}, Regime(images=1621, classes=10)),
     ],
 )
 def test_the_score_is_for_the_images_that_the_words_name(words, regime):
@@ -161,6 +166,14 @@ def test_short_names_are_recorded_in_full(tmp_path):
         ({"budget": "5ms", "trails": 3}, "no option 'trails'. Did you mean 'trials'"),
         ({}, "--budget 5ms"),
         ({"budget": "5"}, "'5'"),
+        ({"budget": 5}, "got '5'; try 5ms"),
+        ({"budget": "5ms", "time": 600}, "got '600'; try 10m"),
+        ({"budget": "5ms", "labels": 60}, "--labels is for --accuracy predictor, and this search has table"),
+        ({"budget": "5ms", "labels_from": ["runs/a"]}, "--labels-from is for --accuracy predictor"),
+        ({"budget": "5ms", "scheduler": "asha"}, "--scheduler is for --accuracy short"),
+        ({"budget": "5ms", "table": "fashion-mnist-64", "accuracy": "zero-cost"}, "--table is for --accuracy table"),
+        ({"budget": "5ms", "supernet": "x", "table": "fashion-mnist-64"}, "--supernet is for --accuracy supernet"),
+        ({"budget": "5ms", "concurrent": 8}, "--concurrent is for a cluster"),
         ({"budget": "5ms", "trials": 0}, "trials"),
         ({"budget": "5ms", "trials": "many"}, "trials: input should be a valid integer"),
         ({"budget": "5ms", "device": "gpu9"}, "'gpu9'"),
@@ -174,6 +187,25 @@ def test_a_wrong_word_is_named_with_the_way_out(words, message):
     with pytest.raises(UsageError) as error:
         settings_from(**words)
     assert message in str(error.value)
+
+
+def test_what_a_run_needs_is_found_from_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos", "run"):
+        Path(folder).mkdir()
+    Path("mine.json").write_bytes(shipped_tables()["fashion-mnist-64"].read_bytes())
+    accuracy = settings_from(budget="5ms", accuracy="predictor", data="photos", labels_from="run").accuracy
+    assert (accuracy.data, accuracy.labels_from) == (str(tmp_path / "photos"), (str(tmp_path / "run"),))
+    assert settings_from(budget="5ms", table="mine.json").accuracy.table == str(tmp_path / "mine.json")
+    assert settings_from(budget="5ms", table="fashion-mnist-64").accuracy.table == "fashion-mnist-64"
+
+
+def test_a_cluster_is_refused_by_a_run_that_goes_on_without(result):
+    run = Run.open(result.path)
+    with pytest.raises(UsageError, match="--address is for a cluster"):
+        elsewhere(run, address="auto")
+    elsewhere(run, engine="ray", address="auto")
+    assert run.settings.cluster.address == "auto"
 
 
 def test_settings_kept_in_a_file_hold_where_no_word_says_otherwise(tmp_path):

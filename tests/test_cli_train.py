@@ -99,6 +99,7 @@ def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny, monkeypa
     assert (row["name"], row["top1"]) == ("tiny", trained.top1)
     assert row["latency_ms"] > 0
     assert trained.command.startswith("evit-nas train tiny.yaml --data shades")
+    assert trained.data == str(Path("shades").absolute())  # to be found from other folders
 
 
 def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):

@@ -87,6 +87,16 @@ def test_an_extracted_member_computes_what_it_did_with_shared_weights(shipped):
 
 def test_every_member_finds_all_its_tensors(shipped):
     _, space, elastic = shipped
+    assert_covers(elastic, space)
+
+
+def test_a_stem_of_a_lower_ratio_finds_its_tensors_where_it_is_wider():
+    """An eighth of 48 is 6 channels; of a half of that it would be 3, which are rounded to 8."""
+    space = space_of(width=[32, 48])
+    assert_covers(Elastic(space), space)
+
+
+def assert_covers(elastic: Elastic, space: SearchSpace) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in elastic.shared.items()}
     rng = random.Random(0)
     for arch in (space.sample(rng) for _ in range(200)):

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,10 +38,12 @@ from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from evit_nas.stats import kendall_tau
 from evit_nas.trained import SUPERNET_RECORD, WEIGHTS, Trained, parted
+from evit_nas.training import supernet_session
 from evit_nas.training.folder import CHECKPOINT, create
 from evit_nas.training.hardware import Hardware
 from evit_nas.training.inherit import inherit
 from evit_nas.training.loop import carry_on
+from evit_nas.training.plan import begin
 from evit_nas.training.recipe import load_recipe
 from evit_nas.training.settings import SupernetSettings
 from evit_nas.training.supernet import BETWEEN, Band, SupernetRun
@@ -537,9 +541,61 @@ def test_a_search_from_the_command_line_ends_with_the_training_that_goes_on(call
     assert call("report", "run").code == 0
 
 
+def test_a_search_goes_on_with_the_supernet_of_its_own_images_space_and_budget_only(tmp_path, monkeypatch):
+    """Whatever they are called: a folder of images is often called train, a space mine.yaml."""
+    trained = []
+
+    def begin_only(folder, settings, *rest, **how):
+        trained.append(folder)
+        begin([(folder, settings)], "evit-nas search", resume=True)
+
+    monkeypatch.setattr(supernet_session, "train_supernet", begin_only)
+    monkeypatch.setattr(supernet_session, "pace_of", lambda *rest: SimpleNamespace(steps=1, epoch_s=1.0))
+    monkeypatch.chdir(tmp_path)
+    Path("space.yaml").write_text(to_yaml(space()))
+    one = SupernetAsked("space.yaml", data=str(write_shades(tmp_path / "a" / "shades")), macs=MACS)
+    asked = [
+        one,
+        replace(one, data=str(write_shades(tmp_path / "b" / "shades"))),
+        one,
+        replace(one, data="a/shades"),  # the first by another name
+        replace(one, space=str(tmp_path / "other" / "space.yaml")),
+    ]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "space.yaml").write_text(
+        to_yaml(space_of(width={"from": 32, "to": 48, "step": 16}).model_copy(update={"num_classes": 3}))
+    )
+    for each in asked:
+        supernet_session.supernet_for(each, Watch(), Hardware(workers=0), "evit-nas search")
+    assert [folder.name for folder in trained] == [f"space-shades-s0{end}" for end in ("", "-2", "", "", "-3")]
+
+
+def test_a_training_that_goes_on_is_not_changed_by_options(call, finished):
+    refused = call("supernet", "train", str(finished[0]), "--resume", "--epochs", "400", "--macs", "1M..3M")
+    assert refused.code == 2
+    assert "--macs, --epochs cannot change" in refused.err
+
+
+def test_a_folder_with_the_training_of_one_network_is_refused(tmp_path, images):
+    create(tmp_path / "one", network_settings(images), "evit-nas train")
+    (tmp_path / "one" / CHECKPOINT).write_bytes(b"something")
+    with pytest.raises(UsageError, match=r"was begun with another .*space"):
+        begin([(tmp_path / "one", settings(images))], "evit-nas supernet train", resume=True)
+
+
+def test_a_dry_run_trains_no_supernet(call, images, monkeypatch):
+    monkeypatch.setattr("evit_nas.words.with_supernet", lambda *rest: pytest.fail("it was trained"))
+    Path("space.yaml").write_text(to_yaml(space()))
+    options = ("--space", "space.yaml", "--accuracy", "supernet", "--data", str(images), "--device", "fake")
+    said = call("search", *options, "--budget", "2ms", "--trials", "6", "--workers", "0", "--dry-run")
+    assert said.code == 0, said.err
+    assert "a supernet is trained for it first" in said.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--macs", "1M..3M", "--budget", "5ms"), "--macs and --budget both say"),
         (("--macs", "5M"), "takes a range, got '5M'; try 100M..300M"),
         (("--macs", "1M..9M"), "at most 3 times the least MACs"),
         ((), "at most 3 times the least MACs"),

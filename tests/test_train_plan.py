@@ -9,11 +9,12 @@ from evit_nas.files import lock
 from evit_nas.searching import record
 from evit_nas.searching.front import Candidate
 from evit_nas.trained import WEIGHTS
-from evit_nas.training.folder import BEST, CHECKPOINT, METRICS, read_record
+from evit_nas.training.folder import BEST, CHECKPOINT, METRICS, create, read_record
 from evit_nas.training.plan import Chosen, How, baselines, begin, plan
 from evit_nas.training.recipe import Recipe, load_recipe
 from tests.fakes import latency_of
 from tests.networks import tiny_arch
+from tests.trainings import write_shades
 
 QUICK = load_recipe("tiny", {})
 
@@ -51,6 +52,16 @@ def test_channels_that_no_image_has_are_refused_before_anything_starts(tmp_path,
 
 
 # --- beginning ---
+
+
+def test_older_records_name_a_folder_of_images_as_it_was_typed_and_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_shades(tmp_path / "shades")
+    (folder, settings), *_ = plan([Chosen("a", tiny_arch())], How("shades", "tiny", QUICK, out=tmp_path))
+    assert settings.data == str(tmp_path / "shades")
+    create(folder, settings.model_copy(update={"data": "shades"}), "evit-nas train a")
+    (folder / CHECKPOINT).write_bytes(b"something")
+    begin([(folder, settings)], "evit-nas train a", resume=True)
 
 
 @pytest.fixture

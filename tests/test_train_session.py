@@ -184,7 +184,7 @@ def test_what_learned_nothing_is_not_shipped_unasked(shades, paced, monkeypatch)
     assert outcome.doubts() == {"top-1 33.0 % is no better": ["tiny"]}
     assert "--anyway" in watch.notes[-1]
     assert outcome.next_command().startswith(
-        "evit-nas train runs/train/tiny-shades-auto-s0/arch.yaml --data shades --epochs"
+        f"evit-nas train runs/train/tiny-shades-auto-s0/arch.yaml --data {Path('shades').absolute()} --epochs"
     )
 
 

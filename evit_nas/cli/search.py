@@ -111,7 +111,10 @@ def search(
     session: SessionOption = None,
     accuracy: Annotated[
         Method | None,
-        typer.Option(help="Where the score comes from.", show_default="table if it covers the space, else zero-cost"),
+        typer.Option(
+            help="Where the score comes from.",
+            show_default="table if it covers the space, else predictor with --data and zero-cost without",
+        ),
     ] = None,
     images: ImagesOption = None,
     classes: ClassesOption = None,
@@ -173,16 +176,20 @@ def search(
 ) -> None:
     """Find the architectures that score best within a latency budget."""
     from evit_nas.api import new_run
-    from evit_nas.words import settings_from, with_supernet
+    from evit_nas.runs import Run
+    from evit_nas.words import settings_from, with_supernet, without_supernet
 
     words = given(context)
-    if not dry_run:
-        with progress_view() as view:
-            words = with_supernet(words, view, typed())
-    settings = settings_from(**words)
     if dry_run:
-        _dry_run(settings)
+        if without_supernet(words) != words:
+            say("a supernet is trained for it first, which takes hours on a processor")
+        _dry_run(settings_from(**without_supernet(words)))
         return
+    if out is not None:
+        Run.check_new(out)  # before hours of a supernet
+    with progress_view() as view:
+        words = with_supernet(words, view, typed())
+    settings = settings_from(**words)
     if settings.accuracy.data is not None:
         _look_at(settings.accuracy.data, settings)
     elif settings.accuracy.regime is not None and (images, classes) == (None, None):

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from evit_nas.cli.app import ImageSizeOption, SeedOption, app
-from evit_nas.cli.train import LoadersOption, Silence, parse_changes
+from evit_nas.cli.train import LoadersOption, Silence, parse_changes, refuse_changes
 from evit_nas.commands import command_line, typed
 from evit_nas.console import say
+from evit_nas.errors import UsageError
 from evit_nas.views import progress_view
 
 supernet = typer.Typer(help="One training for all networks of a space.", no_args_is_help=True)
@@ -25,6 +26,7 @@ def _supernet() -> None:
 
 @supernet.command()
 def train(
+    context: typer.Context,
     space: Annotated[
         str, typer.Argument(metavar="SPACE|FOLDER", help="A shipped space, a YAML file, or a training to go on with.")
     ],
@@ -50,7 +52,8 @@ def train(
     image_size: ImageSizeOption = None,
     seed: SeedOption = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the training.", show_default="runs/supernet/SPACE-DATA")
+        Path | None,
+        typer.Option(help="Folder of the training.", show_default="runs/supernet/, by space, data and budget"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     workers: LoadersOption = None,
@@ -63,6 +66,10 @@ def train(
     from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.supernet_session import SupernetAsked, plan_supernet, train_supernet
 
+    if (Path(space) / "train.yaml").is_file():
+        refuse_changes(context, space)
+    if macs is not None and budget is not None:
+        raise UsageError("--macs and --budget both say which networks are trained: leave one of them out.")
     direct = {"epochs": epochs, "batch_size": batch_size}
     asked = SupernetAsked(
         space=space,

@@ -36,7 +36,7 @@ FROM = "A training or shipped folder, weights of m0..m5, ARCH=FILE, timm:NAME[@F
 OF_NEW_TRAININGS = frozenset(  # what a training that was begun has in its train.yaml
     {
         *("data", "recipe", "epochs", "time", "batch_size", "lr", "changes", "image_size", "init", "teacher"),
-        *("front", "top", "seed", "seeds", "out"),
+        *("front", "top", "seed", "seeds", "out", "macs", "budget"),
     }
 )
 LoadersOption = Annotated[
@@ -101,7 +101,8 @@ def train(
     from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 
-    _check_options(context, what)
+    if baseline is None and all((Path(text) / "train.yaml").is_file() for text in what):
+        refuse_changes(context, what[0])
     for model in (init, teacher or "") if download else ():
         fetch(model, say)
     direct = {"epochs": epochs, "batch_size": batch_size}
@@ -141,12 +142,11 @@ def train(
         raise EvitNasError("not everything could be trained and shipped, see above; --resume does the rest")
 
 
-def _check_options(context: typer.Context, what: Sequence[str]) -> None:
+def refuse_changes(context: typer.Context, folder: str) -> None:
     """
     Raises:
-        UsageError: there are training folders only, and options that only new trainings have.
+        UsageError: options that only new trainings have are on the command line of one that goes on in `folder`.
     """
-    begun = [text for text in what if (Path(text) / "train.yaml").is_file()]
     idle = [
         max(option.opts, key=len)
         for option in context.command.params
@@ -154,10 +154,10 @@ def _check_options(context: typer.Context, what: Sequence[str]) -> None:
         and (source := context.get_parameter_source(option.name)) is not None
         and source.name == "COMMANDLINE"
     ]
-    if idle and len(begun) == len(what) and context.params["baseline"] is None:
+    if idle:
         raise UsageError(
-            f"a training goes on as its train.yaml says, {', '.join(idle)} cannot change {begun[0]}. For another "
-            "training name the network (m0..m5, a YAML file, RUN/NAME) instead of the folder."
+            f"a training goes on as its train.yaml says, {', '.join(idle)} cannot change {folder}. For another "
+            "training name what is to be trained instead of the folder."
         )
 
 

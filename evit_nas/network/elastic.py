@@ -191,6 +191,8 @@ def corners_of(space: SearchSpace) -> Iterator[ArchConfig]:
     for chosen in itertools.zip_longest(*stages):
         together = [stage or own[0] for stage, own in zip(chosen, stages, strict=True)]
         yield ArchConfig.model_validate(largest.model_dump() | {"stages": together})
+    for ratio in space.stem_ratio:  # a stem with a lower ratio may be wider at first: it is rounded to multiples of 8
+        yield largest.model_copy(update={"stem_ratio": ratio})
 
 
 def _tensors(stage: StageConfig) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.data.look import Look
 from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.files import located
 from evit_nas.network.cost import cost
 from evit_nas.trained import WEIGHTS
 from evit_nas.training.auto import auto_size
@@ -140,7 +141,7 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
                 "name": each.trained_name(arch),
                 "origin": each.origin,
                 "arch": arch,
-                "data": how.data,
+                "data": located(how.data),
                 "recipe_name": how.recipe_name,
                 "recipe": how.recipe,
                 "init": how.init,
@@ -172,8 +173,9 @@ def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: boo
             wanted.append((folder, settings))
             continue
         before, now = read_record(folder).settings.model_dump(), settings.model_dump()
+        before["data"] = located(before["data"])  # older records have it as it was typed
         # what a network is called moves no number
-        changed = [name for name in now if now[name] != before[name] and name not in ("name", "origin")]
+        changed = [name for name in now if now[name] != before.get(name) and name not in ("name", "origin")]
         begun, finished = holds_weights(folder), (folder / WEIGHTS).exists()
         if begun and not (resume or finished):
             check_untrained(folder)  # raises, and names --resume

@@ -26,7 +26,7 @@ class TrainSettings(BaseModel):
     arch: ArchConfig
     """The network, at the image size it is trained at; its classes are those of the data."""
     data: str
-    """Images, as given to --data."""
+    """Images, as given to --data; a folder by its absolute path."""
     recipe_name: str
     """What the recipe was called."""
     recipe: Recipe
@@ -71,6 +71,8 @@ class SupernetSettings(TrainSettings):
     """Least and most multiply-accumulates of the networks that are trained, at the space's own image size."""
     smallest: ArchConfig
     """The least of them."""
+    within: str = ""
+    """The latency that they were to keep, for example 5 ms on cpu, 1 thread, batch 1, fp32; empty if MACs were said."""
     held_out: Annotated[int, Field(ge=1)]
     """Training images that are left out, to judge networks on."""
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from evit_nas.console import duration, millions
 from evit_nas.data.look import look
 from evit_nas.data.sources import open_source
 from evit_nas.errors import Interrupted, MeasurementError, UsageError
+from evit_nas.files import located
 from evit_nas.network.cost import cost
 from evit_nas.network.supernet import Supernet, held_out_of
 from evit_nas.space import SearchSpace, resolved_space
@@ -55,6 +57,11 @@ class SupernetAsked:
     image_size: int | None = None
     seed: int = 0
     out: Path | None = None
+
+    @property
+    def within(self) -> str:
+        """The latency that its networks are to keep, and where; empty if MACs are said."""
+        return "" if self.budget_ms is None else f"{self.budget_ms:g} ms on {self.conditions}"
 
     @property
     def folder(self) -> Path:
@@ -130,12 +137,25 @@ def supernet_for(asked: SupernetAsked, watch: TrainWatcher, hardware: Hardware, 
     Args:
         command: what its record says was typed.
     """
-    begun = asked.folder
-    if (begun / RECORD).is_file():  # which networks it is for was measured then
-        asked = replace(asked, space=str(begun))
+    others = (asked.folder.with_name(f"{asked.folder.name}-{number}") for number in count(2))
+    begun = next(
+        path for path in chain([asked.folder], others) if not (path / RECORD).is_file() or _is_for(asked, path)
+    )
+    # what was begun goes on as it is: which networks keep the budget was measured then
+    asked = replace(asked, space=str(begun)) if (begun / RECORD).is_file() else replace(asked, out=begun)
     folder, settings = plan_supernet(asked, hardware, watch.note)
     train_supernet(folder, settings, watch, hardware, command=command, resume=True)
     return folder
+
+
+def _is_for(asked: SupernetAsked, folder: Path) -> bool:
+    """Whether what was begun in `folder` is what is asked for: names of spaces and of folders of images repeat."""
+    before = read_record(folder).settings
+    if not isinstance(before, SupernetSettings):
+        return False
+    space = SearchSpace.load(resolved_space(asked.space))
+    same_space = space.model_copy(update={"num_classes": before.space.num_classes}).hash == before.space.hash
+    return same_space and located(before.data) == located(asked.data or "") and before.within == asked.within
 
 
 def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, SupernetSettings]:
@@ -167,7 +187,8 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
         "space": space,
         "macs": band.macs,
         "held_out": held_out,
-        "data": asked.data,
+        "data": located(asked.data),
+        "within": asked.within,
         "recipe_name": Path(asked.recipe).stem,
         "recipe": recipe,
         "seed": asked.seed,
