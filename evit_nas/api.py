@@ -145,10 +145,12 @@ class Result:
         from evit_nas.searching.attributes import TrialAttributes
         from evit_nas.searching.objectives import metric_names
         from evit_nas.searching.record import Known
-        from evit_nas.searching.storage import open_study
+        from evit_nas.searching.storage import begun, open_study
 
-        with explained(self.path), open_study(self.run) as study:
-            trials = list(Known(study).by_key.values())
+        trials = []
+        if begun(self.run):
+            with explained(self.path), open_study(self.run) as study:
+                trials = list(Known(study).by_key.values())
         names = metric_names(self.run.settings)
         return pd.DataFrame(
             {
@@ -169,9 +171,8 @@ class Result:
         """ "running", "done" or "interrupted"."""
         if self.run.owner():
             return "running"
-        certified = self.found.references and all(member.certified for member in self.found.members)
         nothing_fits = (self.found.ended or self.found.done >= self.found.total) and not self.found.members
-        return "done" if certified or nothing_fits else "interrupted"
+        return "done" if self.found.whole or nothing_fits else "interrupted"
 
     @property
     def best(self) -> Candidate:

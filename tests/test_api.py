@@ -21,6 +21,7 @@ from evit_nas.latency import DEVICES
 from evit_nas.latency.machine import usable_cores
 from evit_nas.regime import IMAGENET, Regime
 from evit_nas.runs import Run
+from evit_nas.searching.record import load_aggregate
 from evit_nas.words import Words, elsewhere, load_settings, settings_from
 from evit_nas.yamlio import to_yaml
 from tests.fakes import FakeDevice, fake_proxies
@@ -256,7 +257,11 @@ def test_a_run_without_trials_is_an_empty_result(result, tmp_path):
     Run.create(tmp_path / "new", result.run.settings, {}, "")
     new = Result(tmp_path / "new")
     assert new.front.empty
+    assert new.trials.empty
     assert new.state == "interrupted"
+    with pytest.raises(UsageError, match="has not scored its pool yet"):
+        load_aggregate(new.run)
+    assert [path.name for path in new.path.iterdir()] == ["run.yaml"]  # reading makes no study
     with pytest.raises(Infeasible):
         _ = new.best
 

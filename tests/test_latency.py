@@ -25,6 +25,7 @@ from evit_nas.latency import (
     Protocol,
     Steady,
     TimmModel,
+    Unit,
     child,
     machine,
     open_device,
@@ -222,6 +223,8 @@ def test_a_steady_device_says_all_figures_by_the_yardstick_of_the_first():
     assert [(one.median_ms, one.canary_ms) for one in figures] == [(6, 2), (pytest.approx(6), 2), (3, 2)]
     assert device.conditions == Conditions(device="fake")
     assert device.context()["processor"] == "imaginary"
+    Settling.found = iter([latency_of(6.0)])
+    assert Steady(device, Unit(1.0, 0.01)).measure(SMALL, QUICK)[0].median_ms == pytest.approx(3.0)  # of earlier ones
 
 
 def test_a_latency_reads_with_its_spread_and_its_doubt():
@@ -231,6 +234,8 @@ def test_a_latency_reads_with_its_spread_and_its_doubt():
     assert str(latency_of(4.3149, noise="others were busy")) == "4.31 ms ± 1.1% (noisy)"
     assert latency_of(4.0).stat_ms("median") == 4.0
     assert latency_of(4.0).stat_ms("p90") == 4.4
+    assert latency_of(4.0).said("median") == str(latency_of(4.0))
+    assert latency_of(4.0).said("p90") == "4.40 ms (p90)"
 
 
 def test_strict_is_stricter():

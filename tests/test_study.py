@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evit_nas.accuracy import zero_cost
+from evit_nas.api import Result
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import Infeasible, Interrupted, LostLink, MeasurementError, RunError, UsageError
@@ -18,7 +19,7 @@ from evit_nas.latency import Protocol
 from evit_nas.network.cost import cost
 from evit_nas.quantities import parse_budgets
 from evit_nas.runs import Run
-from evit_nas.searching import forecast, progress
+from evit_nas.searching import forecast, progress, study
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.feasibility import feasibility, plainly
 from evit_nas.searching.front import REPEATS, Candidate, select
@@ -304,6 +305,30 @@ def test_patience_begins_with_the_first_network_within_the_limits_if_the_pool_ha
     for done, one in enumerate(found, start=1):
         stall.add(done, one)
     assert stall.grew_at == 9
+
+
+def test_while_the_score_alone_counts_the_best_within_the_budget_is_the_front(new_run, finished_run, monkeypatch):
+    """What is better and near the budget may keep it when it is measured strictly; until then it hides nothing."""
+    best = max(load_front(finished_run(objectives=["score"], trials=6)).members, key=lambda member: member.score)
+    run = new_run(objectives=["score"], trials=6, budget_ms=best.latency.median_ms / 1.03)
+
+    def killed(*rest):
+        raise Died
+
+    monkeypatch.setattr(study, "certify", killed)
+    with pytest.raises(Died):
+        Search(run, Silent()).run()
+    (member,) = load_front(run).members
+    assert (member.certified, member.score < best.score) == (False, True)
+    assert Result(run.path).state == "interrupted"
+
+
+def test_with_a_budget_on_the_90th_percentile_that_is_the_figure_in_messages(new_run):
+    with pytest.raises(Infeasible, match=r"budget of 0.01 ms \(p90\).* takes \d+\.\d+ ms \(p90\)\. Try"):
+        Search(new_run(budget_ms=0.01, budget_stat="p90"), Silent()).run()
+    watcher = Silent()
+    Search(new_run(budget_ms=9.0, budget_stat="p90", trials=6), watcher).run()
+    assert any("ms (p90) to " in note for note in watcher.notes)
 
 
 def test_an_interrupted_search_has_not_ended(new_run):

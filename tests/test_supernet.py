@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from evit_nas.accuracy.supernet import Inherited, SupernetScore
+from evit_nas.api import Result
 from evit_nas.arch import ArchConfig
 from evit_nas.config import AccuracySettings, SearchSettings
 from evit_nas.data.sources import open_source
@@ -539,6 +540,9 @@ def test_a_search_from_the_command_line_ends_with_the_training_that_goes_on(call
     assert "without m0 beside the front: the supernet has no weights for it" in found.err
     assert f"--data PATH --init {finished[0]}" in found.err
     assert call("report", "run").code == 0
+    assert Result("run").state == "done"  # though the paper's networks are not beside it
+    refused = call("train", "run", "--data", "digits", "--front", "--baseline", "nearest")
+    assert (refused.code, "name m0..m5 as the baseline instead" in refused.err) == (2, True)
 
 
 def test_a_search_goes_on_with_the_supernet_of_its_own_images_space_and_budget_only(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from evit_nas.accuracy.table import LabelTable
 from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.errors import EvitNasError, LostLink, MeasurementError, RunError
 from evit_nas.files import lock
+from evit_nas.latency import Unit
 from evit_nas.network.cost import cost
 from evit_nas.searching.labelling import labels as labels_module
 from evit_nas.searching.labelling import pool
@@ -124,8 +125,16 @@ def test_architectures_that_were_found_survive_an_interruption(tmp_path, monkeyp
             train(tmp_path)
     found = [json.loads(line)["arch"] for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert 0 < len(found) < ARCHS
+
+    def quieter(self, subject, protocol):
+        latency, samples = real(self, subject, protocol)
+        return latency.by(Unit(latency.canary_ms / 2, 0.005)), samples
+
+    monkeypatch.setattr(FakeDevice, "measure", quieter)
     table = train(tmp_path)
     assert len(table.networks) == ARCHS
+    for network in table.networks:  # a better yardstick divides no pool
+        assert network.latency_ms == pytest.approx(cost(network.arch).macs / 1e6)
     kept = [arch.model_dump(mode="json") for arch in table.archs]
     assert all(arch in kept for arch in found)
 

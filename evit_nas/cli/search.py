@@ -385,11 +385,12 @@ def _dry_run(settings: SearchSettings) -> None:
             evaluator.latencies(arch)
         pace_s = (time.monotonic() - start) / 5
     measured = {"smallest": found.smallest, **found.presets} | ({"largest": found.largest} if found.largest else {})
+    stat = settings.budget_stat
     for index, target in enumerate(settings.targets):
         cells = []
         for name, latencies in measured.items():
-            within = latencies[index].stat_ms(settings.budget_stat) <= target.budget_ms
-            cells.append([name, str(latencies[index]), "yes" if within else "no"])
+            within = latencies[index].stat_ms(stat) <= target.budget_ms
+            cells.append([name, latencies[index].said(stat), "yes" if within else "no"])
         title = f"budget {target.budget_ms:g} ms on {target.conditions}"
         emit([], Format.table, make_table(title, ["", "latency", "within"], cells))
     takes_s = min(settings.trials * pace_s, settings.time_s or math.inf) + CERTIFYING_S

@@ -23,6 +23,7 @@ class Device(ABC):
 
         Raises:
             MeasurementError: the runtime rejected the network, died or ran out of time; the device stays usable.
+            LostLink: the device is out of reach.
         """
 
     @abstractmethod
@@ -41,11 +42,15 @@ class Device(ABC):
 
 
 class Steady(Device):
-    """A device all of whose figures are by the yardstick of its first one: they are compared in milliseconds."""
+    """A device all of whose figures are by one yardstick, as they are compared in milliseconds.
 
-    def __init__(self, device: Device) -> None:
-        self.conditions, self._device = device.conditions, device
-        self._unit: Unit | None = None
+    Args:
+        device: measures.
+        unit: of figures that there are already; by default that of the first one.
+    """
+
+    def __init__(self, device: Device, unit: Unit | None = None) -> None:
+        self.conditions, self._device, self._unit = device.conditions, device, unit
 
     def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         latency, samples = self._device.measure(network, protocol)

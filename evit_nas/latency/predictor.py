@@ -382,7 +382,7 @@ def measure_unseen(
         note: told what was left out and why.
 
     Raises:
-        MeasurementError: the link to the device was lost.
+        LostLink: the link to the device was lost.
     """
     known = {sample.arch.key for sample in table.samples()}
     fresh: list[Sample] = []

@@ -85,7 +85,7 @@ def measure_references(
 
     Raises:
         UsageError: a name is not in REFERENCES.
-        MeasurementError: the link to the device was lost.
+        LostLink: the link to the device was lost.
     """
     known = {reference.name: reference for reference in REFERENCES}
     for name in names or ():

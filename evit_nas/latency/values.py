@@ -123,6 +123,14 @@ class Latency(BaseModel):
             return self.median_ms if self.wall_ms is None else self.wall_ms
         return self.p90_ms if stat == "p90" else self.median_ms
 
+    def error_of(self, stat: str) -> float:
+        """Relative uncertainty of `stat_ms`: no yardstick stands behind the milliseconds of the wall clock."""
+        return self.rel_error if stat == "typical" else self.ms_error
+
+    def said(self, stat: str) -> str:
+        """`stat_ms` for people, by its name where it is not the median."""
+        return str(self) if stat == "median" else f"{self.stat_ms(stat):.2f} ms ({stat})"
+
 
 def about_ms(latencies: Iterable[Latency]) -> str:
     """What there is to know about the milliseconds of a table, in a line or two."""

@@ -80,7 +80,7 @@ class StudyAttributes(Attributes):
     """Key of a network that cannot be measured strictly -> why."""
     judge = Attribute(str, "")
     """What the scores are and where they come from."""
-    references = Attribute(dict[str, Estimate], {})
+    references = Attribute(dict[str, Estimate], None)
     """Name of a network of the paper -> its estimate, once the front is certified."""
     units = Attribute(dict[str, Unit], {})
     """Device -> what milliseconds are said by; empty up to version 0.3."""

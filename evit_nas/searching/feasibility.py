@@ -96,7 +96,7 @@ def nothing_fits(settings: SearchSettings, nearest: Sequence[Latency] | None, wh
     for latency, target in zip(nearest, settings.targets, strict=True):
         on = f" on {target.device}" if len(settings.targets) > 1 else ""
         budgets.append(f"{target.budget_ms:g} ms{on}")
-        found.append(f"{latency}{on}")
+        found.append(f"{latency.said(settings.budget_stat)}{on}")
     return (
         f"nothing keeps the budget of {' and '.join(budgets)} ({settings.budget_stat}): "
         f"the fastest architecture {which} takes {' and '.join(found)}. "
@@ -108,7 +108,8 @@ def enough(settings: SearchSettings, latencies: Sequence[Latency]) -> str:
     """The smallest budgets that a network of these latencies keeps, as --budget takes them."""
     needed = []
     for latency, target in zip(latencies, settings.targets, strict=True):
-        ms = max(target.budget_ms, latency.stat_ms(settings.budget_stat) * (1 + latency.ms_error) * 1.05)
+        stat = settings.budget_stat
+        ms = max(target.budget_ms, latency.stat_ms(stat) * (1 + latency.error_of(stat)) * 1.05)
         on = f"{target.device}=" if len(settings.targets) > 1 else ""
         needed.append(f"{on}{plainly(ms, 'latency_ms')}")
     return ",".join(needed)

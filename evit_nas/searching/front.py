@@ -71,8 +71,7 @@ def excess(latency: Latency, certified: bool, target: Target, stat: str) -> floa
     A certified latency keeps the budget with the uncertainty of its milliseconds, so that the network still does when
     measured again.
     """
-    error = latency.rel_error if stat == "typical" else latency.ms_error
-    ms = latency.stat_ms(stat) * (1 + max(error, REPEATS) if certified else 1)
+    ms = latency.stat_ms(stat) * (1 + max(latency.error_of(stat), REPEATS) if certified else 1)
     return ms / target.budget_ms - 1
 
 

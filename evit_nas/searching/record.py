@@ -44,6 +44,8 @@ class Front:
     """What the scores are and where they come from."""
     ended: str = ""
     """Why nothing more was evaluated; empty while the search goes on, or where it was interrupted."""
+    whole: bool = False
+    """Whether the search has come to its end, with everything here measured strictly."""
 
 
 def load_front(run: Run, regime: Regime | None = None) -> Front:
@@ -67,10 +69,11 @@ def load_front(run: Run, regime: Regime | None = None) -> Front:
     candidates = certified(known.candidates, strict, run.settings)
     if regime is not None:
         candidates, origin = rescored(candidates, regime)
-    hopeful = standing(candidates, run.settings)
-    members = [member for member in hopeful if keeps_limits(member, run.settings)]
+    members = standing(candidates, run.settings)
+    if not all(keeps_limits(member, run.settings) for member in members):  # some hope to keep them when measured again
+        members = standing([one for one in candidates if keeps_limits(one, run.settings)], run.settings)
     references = []
-    for name, estimate in estimates.items():
+    for name, estimate in (estimates or {}).items():
         arch = run.settings.space.adapted(ArchConfig.preset(name))
         latencies = on_all(strict.get(arch.key, {}), run.settings)
         if latencies:
@@ -78,7 +81,13 @@ def load_front(run: Run, regime: Regime | None = None) -> Front:
     if regime is not None:
         references, _ = rescored(references, regime)
     return Front(
-        named(members, run.settings.budget_stat), references, len(known.by_key), run.settings.trials, origin, ended
+        members=named(members, run.settings.budget_stat),
+        references=references,
+        done=len(known.by_key),
+        total=run.settings.trials,
+        origin=origin,
+        ended=ended,
+        whole=estimates is not None and all(member.certified for member in members),
     )
 
 
@@ -113,8 +122,10 @@ def load_aggregate(run: Run) -> RankAggregate:
     Raises:
         UsageError: the run has not scored its pool yet.
     """
-    with open_study(run) as study:
-        stored = StudyAttributes(study).aggregate
+    stored = None
+    if begun(run):
+        with open_study(run) as study:
+            stored = StudyAttributes(study).aggregate
     if stored is None:
         raise UsageError(
             f"{run.path} has not scored its pool yet. Continue it with: {command_line('resume', run.path)}"

@@ -46,7 +46,7 @@ def pick(members: Sequence[Candidate], what: str, settings: SearchSettings) -> C
         if not members:
             raise Infeasible(
                 f"no member keeps {limit} by {REPEATS:.0%} or its uncertainty: the fastest one, {fastest.name}, takes "
-                f"{fastest.latency}."
+                f"{fastest.latency.said(stat)}."
             )
     return max(members, key=lambda member: member.score)
 

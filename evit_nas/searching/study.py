@@ -83,18 +83,17 @@ class Search:
         return load_front(self._run)
 
     def _announce(self, found: Feasibility) -> None:
+        stat = self._settings.budget_stat
         for index, target in enumerate(self._settings.targets):
-            ms = {
-                name: latencies[index].stat_ms(self._settings.budget_stat) for name, latencies in found.presets.items()
-            }
+            ms = {name: latencies[index].stat_ms(stat) for name, latencies in found.presets.items()}
             within = [name for name in ms if ms[name] <= target.budget_ms]
             keep = "keep" if len(within) > 1 else "keeps"
-            end = found.largest[index] if found.largest else "what cannot be measured"
+            end = found.largest[index].said(stat) if found.largest else "what cannot be measured"
             self._watch.note(
-                f"the space spans {found.smallest[index]} to {end} on {target.device}; "
+                f"the space spans {found.smallest[index].said(stat)} to {end} on {target.device}; "
                 f"of the paper's networks {', '.join(within) or 'none'} {keep} {target.budget_ms:g} ms"
             )
-            if found.largest and found.largest[index].stat_ms(self._settings.budget_stat) <= target.budget_ms:
+            if found.largest and found.largest[index].stat_ms(stat) <= target.budget_ms:
                 self._watch.note(
                     f"even the largest network keeps the budget on {target.device}: "
                     "a smaller budget or a larger space says more"

@@ -62,7 +62,7 @@ class Trials:
         values once more, so that the sampler moves on.
 
         Raises:
-            MeasurementError: the link to a device was lost.
+            LostLink: the link to a device was lost.
             UsageError: a device or a node of the cluster refuses: it is set up in another way than before.
         """
         on_record = TrialAttributes(trial)

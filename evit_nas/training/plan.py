@@ -112,9 +112,8 @@ def _nearest(arch: ArchConfig, run: Path) -> Chosen:
     front, stat = load_front(opened), opened.settings.budget_stat
     own = next((member.latency.stat_ms(stat) for member in front.members if member.arch.key == arch.key), None)
     if own is None or not front.references:
-        raise UsageError(
-            f"{run} has no latency of this network beside the paper's; finish it: {command_line('resume', run)}"
-        )
+        way_out = "name m0..m5 as the baseline instead" if front.whole else f"finish it: {command_line('resume', run)}"
+        raise UsageError(f"{run} has no latency of this network beside the paper's; {way_out}.")
     nearest = min(front.references, key=lambda reference: abs(reference.latency.stat_ms(stat) / own - 1))
     return Chosen(nearest.name, nearest.arch)
 

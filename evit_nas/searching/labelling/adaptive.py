@@ -29,7 +29,7 @@ from evit_nas.config import SearchSettings
 from evit_nas.data.cache import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
-from evit_nas.latency import Device, Latency, Protocol, Steady
+from evit_nas.latency import Device, Latency, Protocol, Steady, Unit
 from evit_nas.latency.predictor import Sample, Table, fit, merged
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.searching.labelling.slices import Sliced, TooFew, slice_of, sliced_pool
@@ -142,12 +142,15 @@ class _Stopwatch:
     """Measures networks on the device, each once: the folder remembers what was measured for it."""
 
     def __init__(self, folder: Path, device: Device, settings: SearchSettings, watch: Watcher) -> None:
-        self.device, self._watch = Steady(device), watch
+        self._watch = watch
         self.samples: list[Sample] = Table(device.context(), settings.space).samples()
         """All that is known of the device's latencies."""
         self._journal = Journal(folder / "latencies.jsonl")
         self._journal.repair()
-        self._known: dict[str, float] = {record["key"]: record["ms"] for record in self._journal.read()}
+        records = [*self._journal.read()]
+        self._known: dict[str, float] = {record["key"]: record["ms"] for record in records}
+        unit = next((Unit(*record["unit"]) for record in records if record.get("unit")), None)
+        self.device = Steady(device, unit)
 
     def median_ms(self, arch: ArchConfig) -> float | None:
         """Measured median in milliseconds; None if it cannot be measured, which is noted.
@@ -169,7 +172,7 @@ class _Stopwatch:
     def keep(self, arch: ArchConfig, latency: Latency) -> None:
         """Remembers what has been measured."""
         self._known[arch.key] = latency.median_ms
-        self._journal.append({"key": arch.key, "ms": latency.median_ms})
+        self._journal.append({"key": arch.key, "ms": latency.median_ms, "unit": latency.unit})
 
 
 def _chosen(draws: np.ndarray, untried: np.ndarray) -> list[int]:

@@ -21,7 +21,7 @@ from evit_nas.data.cache import load_dataset
 from evit_nas.data.dataset import Dataset
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.files import Journal, work_folder, write_atomically
-from evit_nas.latency import STRICT, Device, Latency
+from evit_nas.latency import STRICT, Device, Latency, Steady
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.searching.labelling.slices import Sliced, sliced_pool
 from evit_nas.searching.status import Watcher
@@ -151,6 +151,8 @@ class TrainedPool:
         if not path.exists():
             journal = Journal(self._folder / "found.jsonl")
             journal.repair()
+            before = [_sliced(record) for record in journal.read()]
+            device = Steady(device, before[0].latency.unit if before else None)
             pool = sliced_pool(
                 device,
                 settings.space,
@@ -159,7 +161,7 @@ class TrainedPool:
                 settings.seed,
                 lambda done: watch.step("architectures in the slices", done, settings.archs),
                 watch.note,
-                before=[_sliced(record) for record in journal.read()],
+                before=before,
                 keep=lambda sliced: journal.append(_record(sliced)),
             )
             found = {sliced.arch.key: (sliced.arch, sliced.latency.median_ms) for sliced in pool}

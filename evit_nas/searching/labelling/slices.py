@@ -72,7 +72,7 @@ def sliced_pool(
 
     Raises:
         TooFew: the space has not enough architectures in a slice.
-        MeasurementError: the link to the device was lost.
+        LostLink: the link to the device was lost.
     """
     rng = random.Random(f"{seed} {len(before)}" if before else seed)
     table = Table(device.context(), space)
