@@ -34,9 +34,12 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"must be a number, got {shown(value)}")
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         raise ValueError(f"must be a number of ordinary size, got {shown(value)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, got {shown(value)}")
+    return number
 
 
 def _kernels(value: Any) -> Any:
@@ -45,7 +48,7 @@ def _kernels(value: Any) -> Any:
     return tuple(value)
 
 
-Ratio = Annotated[float, BeforeValidator(_number)]
+NUMBER = BeforeValidator(_number)
 Kernel = Annotated[StrictInt, Field(ge=1, le=15)]
 
 
@@ -98,9 +101,9 @@ class StageConfig(BaseModel):
     # ONNX Runtime is ten times slower at depthwise convolutions, here on the queries, of other than multiples of 4
     qk_dim: Annotated[StrictInt, Field(ge=4, le=128, multiple_of=4)] = 16
     """Query and key channels per head."""
-    v_ratio: Annotated[Ratio, Field(ge=0.25, le=4)] = 1.0
+    v_ratio: Annotated[float, Field(ge=0.25, le=4), NUMBER] = 1.0
     """Value channels per head as a multiple of width / heads (rounded to a multiple of 8 unless 1)."""
-    ffn_ratio: Annotated[Ratio, Field(ge=0.5, le=8)] = 2.0
+    ffn_ratio: Annotated[float, Field(ge=0.5, le=8), NUMBER] = 2.0
     """Hidden width of the FFNs as a multiple of `width` (rounded to a multiple of 8)."""
     cascade: StrictBool = True
     """Feed each head's output into the next head's input; off: all heads are computed together."""
@@ -114,7 +117,7 @@ class StageConfig(BaseModel):
     """softmax: (cascaded) group attention; linear: ReLU linear attention (arXiv 2205.14756); none."""
     ffn_count: Annotated[StrictInt, Field(ge=0, le=4)] = 1
     """The paper's sandwich N: pairs of depthwise convolution and FFN before, and again after, the mixer."""
-    merge_ratio: Annotated[Ratio, Field(ge=1, le=8)] = 4.0
+    merge_ratio: Annotated[float, Field(ge=1, le=8), NUMBER] = 4.0
     """Hidden width of the downsampling into this stage as a multiple of the previous stage's width."""
 
     @model_validator(mode="after")
@@ -180,7 +183,7 @@ class ArchConfig(BaseModel):
     """Channels of the input image."""
     num_classes: Annotated[StrictInt, Field(ge=0, le=100_000)] = 1000
     """Outputs of the classifier; 0 leaves it out."""
-    stem_ratio: Annotated[Ratio, Field(ge=0.25, le=2)] = 1.0
+    stem_ratio: Annotated[float, Field(ge=0.25, le=2), NUMBER] = 1.0
     """Widths of the first three stem convolutions as a multiple of the paper's 1/8, 1/4, 1/2 of stage 1."""
     stages: Annotated[tuple[StageConfig, ...], BeforeValidator(parse_stages)]
     """The three stages, at 1/16, 1/32 and 1/64 of the input size."""
