@@ -177,7 +177,7 @@ WRONG = {
     "infinite": (
         "ffn_ratio: 2.0",
         "ffn_ratio: .inf",
-        "stages[0].ffn_ratio: input should be less than or equal to 8, got inf.",
+        "stages[0].ffn_ratio: must be a finite number, got inf.",
     ),
     "astronomic number": (
         "ffn_ratio: 2.0",
