@@ -25,7 +25,7 @@ from PIL import Image
 from evit_nas.caches import cache_folder
 from evit_nas.data.copies import said_copies
 from evit_nas.data.dataset import Dataset, Split, check_channels
-from evit_nas.data.images import GRAY_MODES, Images, Source, plain, reason
+from evit_nas.data.images import GRAY_MODES, Images, Source, in_mode, plain, reason
 from evit_nas.data.sources import open_source
 from evit_nas.errors import UsageError
 
@@ -183,7 +183,7 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 def to_square(image: Image.Image, side: int, mode: str) -> np.ndarray:
     """The centre of `image`, resized and antialiased: (side, side, C) uint8 with C = 1 for mode L, 3 for RGB."""
     image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded no finer than that; no effect on others
-    image = plain(image).convert(mode)
+    image = in_mode(plain(image), mode)
     width, height = image.size
     short = min(width, height)
     left, top = (width - short) / 2, (height - short) / 2

@@ -7,12 +7,12 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from evit_nas.errors import UsageError
 
@@ -58,7 +58,7 @@ class Images(ABC):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         with self.opened(index) as image:
-            return plain(image).convert("RGB"), int(self.labels[index])
+            return in_mode(plain(image), "RGB"), int(self.labels[index])
 
 
 class ArrayImages(Images):
@@ -137,6 +137,8 @@ def hold_out(
 def plain(image: Image.Image) -> Image.Image:
     """`image` decoded and upright (EXIF), with 8 bits a channel and without alpha: mode L or RGB.
 
+    It is `image` itself where that is so already: a copy of a photograph takes a third of the time of its decoding.
+
     Raises:
         ValueError: the pixels are floating-point numbers, whose range nobody knows.
     """
@@ -147,15 +149,20 @@ def plain(image: Image.Image) -> Image.Image:
         return Image.fromarray(_eight_bits(np.asarray(image)))
     if image.mode == "P" and "transparency" in image.info:  # Pillow warns of the direct way
         image = image.convert("RGBA")
-    return image.convert("L" if image.mode in GRAY_MODES else "RGB")
+    return in_mode(image, "L" if image.mode in GRAY_MODES else "RGB")
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` itself, if it has this mode: Pillow's own conversion copies it."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # whatever Pillow raises on damaged EXIF; the pixels have been read
-        return image.copy()
+    with suppress(Exception):  # whatever Pillow raises on damaged EXIF; the pixels have been read
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # Pillow copies what stands upright, too
+            return ImageOps.exif_transpose(image)
+    return image
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
