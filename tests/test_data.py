@@ -746,6 +746,43 @@ def test_a_changed_folder_is_decoded_anew(how, tmp_path):
     assert len(after.train) - len(before.train) == {"added": 1, "removed": -1}.get(how, 0)
 
 
+def test_of_each_picture_size_and_time_are_asked_for_once_and_by_who_decodes_alone(tmp_path, monkeypatch):
+    """Millions of them may lie on a network drive, and trainings never ask."""
+    folder, asked = split_folder(tmp_path / "mine"), []
+    load_dataset(str(folder), SIDE)
+    stat = os.stat
+
+    def counted(path, **options):
+        if str(path).endswith(".png"):
+            asked.append(str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    open_source(str(folder), 0)
+    assert not asked
+    load_dataset(str(folder), SIDE)
+    assert len(asked) == len(set(asked)) == 24
+
+
+def test_a_picture_that_has_gone_since_its_folder_was_read_is_named(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    source = open_source(str(folder), 0)
+    (folder / "val" / "car" / "01.png").unlink()
+    with pytest.raises(UsageError, match=r"val/car/01\.png cannot be read: No such file"):
+        source.stamp()
+
+
+def test_what_lies_beside_a_set_of_torchvisions_is_none_of_its_data(tmp_path):
+    text, notes = SOURCES["torch"](tmp_path), []
+    first = load_dataset(text, SIDE, note=notes.append)
+    (tmp_path / "mine" / "notes.txt").write_text("bought milk")
+    load_dataset(text, SIDE, note=notes.append)
+    assert sum("decoding" in note for note in notes) == 1
+    shutil.rmtree(tmp_path / "mine" / "MNIST")
+    idx_folder(tmp_path / "mine" / "MNIST" / "raw", train=70)
+    assert len(load_dataset(text, SIDE).train) == len(first.train) + 10
+
+
 def test_who_still_reads_the_old_data_is_not_disturbed(tmp_path):
     folder = split_folder(tmp_path / "mine")
     old = load_dataset(str(folder), SIDE).train.images

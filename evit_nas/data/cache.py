@@ -57,7 +57,7 @@ def load_dataset(
     if image_size < 1:
         raise UsageError(f"image_size must be at least 1 pixel, got {image_size}.")
     opened = open_source(source, seed)
-    stamp = f"{_VERSION} {opened.stamp}"
+    stamp = f"{_VERSION} {opened.stamp()}"
     entry = _entry(opened, image_size)
     try:
         with _locked(entry, lambda: note(f"waiting for another process that decodes {opened.name}")):

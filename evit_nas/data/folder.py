@@ -112,8 +112,11 @@ def _open_whole(root: Path, folder: Path, seed: int, remarks: Sequence[str] = ()
 
     # by their names: of images that a network was trained on, few are held out when others come or go
     train, val = hold_out(images, classes, lambda members: np.array(sorted(members.tolist(), key=place)))
-    stamp = f"{_VERSION} {stamp_of(images.paths)}"
     remarks = (*remarks, *_left_out(files.values()))
+
+    def stamp() -> str:
+        return f"{_VERSION} {stamp_of(images.paths)}"
+
     return Source(root.name, f"{folder} seed {seed}", stamp, classes, train, val, whole=images, remarks=remarks)
 
 
@@ -125,10 +128,12 @@ def _open_split(root: Path, training: Path, validation: Path) -> Source:
             "only."
         )
     train, val = _images(root, files), _images(root, val_files)
-    remarks = _left_out([*files.values(), *val_files.values()])
-    return Source(
-        root.name, str(root), stamp_of(train.paths + val.paths), tuple(files), train, val, remarks=tuple(remarks)
-    )
+    remarks = tuple(_left_out([*files.values(), *val_files.values()]))
+
+    def stamp() -> str:
+        return stamp_of(train.paths + val.paths)
+
+    return Source(root.name, str(root), stamp, tuple(files), train, val, remarks=remarks)
 
 
 def _check_classes(root: Path, files: Mapping[str, _Class]) -> None:

@@ -99,8 +99,8 @@ class Source:
     name: str
     location: str
     """Where it is and how it was split: two sources with the same location are versions of one data set."""
-    stamp: str
-    """Changes when the data do."""
+    stamp: Callable[[], str]
+    """What it returns changes when the data do; it asks the system about every file, and raises as `stamp_of` does."""
     classes: tuple[str, ...]
     train: Images
     val: Images
@@ -193,9 +193,23 @@ def reason(error: Exception) -> str:
 
 
 def stamp_of(files: Iterable[Path]) -> str:
-    """Changes when a file is added, removed, renamed or written (names, sizes and times; contents are not read)."""
+    """Changes when a file is added, removed, renamed or written (names, sizes and times; contents are not read).
+
+    Raises:
+        UsageError: one has gone since it was found.
+    """
     stamp = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
-        stat = path.stat() if path.exists() else path.lstat()  # a link that leads nowhere is a file too
+        try:
+            stat = _stat(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
         stamp.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return stamp.hexdigest()
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError:
+        return path.lstat()  # a link that leads nowhere is a file too

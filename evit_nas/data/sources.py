@@ -61,7 +61,7 @@ def _open_digits(seed: int) -> Source:
     pixels = (bundled.images * (255 / 16)).astype("uint8")  # 16 is white
     images = ArrayImages(pixels, bundled.target)
     train, val = hold_out(images, classes, np.random.default_rng(seed).permutation)
-    return Source("digits", f"digits seed {seed}", sklearn.__version__, classes, train, val)
+    return Source("digits", f"digits seed {seed}", lambda: sklearn.__version__, classes, train, val)
 
 
 BUILT_IN: dict[str, Callable[[int], Source]] = {"digits": _open_digits, "procedural": lambda seed: open_procedural()}
