@@ -26,6 +26,7 @@ from evit_nas.data.cache import load_dataset
 from evit_nas.data.dataset import Split
 from evit_nas.data.folder import FolderImages
 from evit_nas.data.images import Images, plain
+from evit_nas.data.once import opened_once
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.data.sources import open_source
 from evit_nas.errors import UsageError
@@ -241,6 +242,37 @@ def test_an_image_that_is_removed_moves_at_most_one_other(tmp_path):
     (folder / "bus" / "11.png").unlink()
     after = open_source(str(folder), 0)
     assert len(names_of(before.train) & names_of(after.val)) <= 1
+
+
+# ---- once for a command
+
+
+def test_within_a_command_a_folder_is_looked_through_once_for_each_split(tmp_path, walks):
+    folder = str(class_folders(tmp_path / "mine", 12))
+    with opened_once():
+        first, again, other = (open_source(folder, seed) for seed in (0, 0, 1))
+    assert first is again
+    assert first is not other
+    assert walks == ["mine", "mine"]
+
+
+def test_the_next_command_sees_what_has_come_since(tmp_path):
+    folder = class_folders(tmp_path / "mine", 12)
+    counts = []
+    for number in range(2):
+        with opened_once():
+            counts.append(len(open_source(str(folder), 0).whole))
+        picture(number).save(folder / "bus" / f"new-{number}.png")
+    assert counts == [36, 37]
+
+
+def test_a_command_within_a_command_sees_what_that_has_seen(tmp_path, walks):
+    folder = str(class_folders(tmp_path / "mine", 12))
+    with opened_once():
+        with opened_once():
+            open_source(folder, 0)
+        open_source(folder, 0)
+    assert walks == ["mine"]
 
 
 # ---- odd pictures
