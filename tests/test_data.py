@@ -22,7 +22,7 @@ import torch
 from PIL import Image, features
 
 from evit_nas.data import cache, copies, images, tasks
-from evit_nas.data.cache import load_dataset
+from evit_nas.data.cache import kept_dataset, load_dataset
 from evit_nas.data.dataset import Split
 from evit_nas.data.folder import FolderImages
 from evit_nas.data.images import Images, plain
@@ -813,6 +813,43 @@ def test_what_lies_beside_a_set_of_torchvisions_is_none_of_its_data(tmp_path):
     shutil.rmtree(tmp_path / "mine" / "MNIST")
     idx_folder(tmp_path / "mine" / "MNIST" / "raw", train=70)
     assert len(load_dataset(text, SIDE).train) == len(first.train) + 10
+
+
+def test_what_was_decoded_is_found_by_its_digest_without_a_look_at_where_it_came_from(tmp_path, walks):
+    folder = split_folder(tmp_path / "mine")
+    whole, other = load_dataset(str(folder), SIDE), load_dataset("digits", SIDE)
+    shutil.rmtree(folder)
+    kept = kept_dataset(whole.digest, SIDE)
+    assert (kept.name, kept.classes, kept.digest) == (whole.name, whole.classes, whole.digest)
+    for split in ("train", "val"):
+        assert np.array_equal(getattr(kept, split).images, getattr(whole, split).images)
+        assert np.array_equal(getattr(kept, split).labels, getattr(whole, split).labels)
+    assert kept_dataset(other.digest, SIDE).name == "digits"
+    assert kept_dataset(whole.digest, 2 * SIDE) is None
+    assert walks == ["mine"]
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut off", "noise", "other"])
+@pytest.mark.parametrize("name", ["meta.json", "train-images.npy", "val-labels.npy"])
+def test_what_is_damaged_is_not_found_by_its_digest(name, how, tmp_path):
+    whole = load_dataset(str(idx_folder(tmp_path / "mine")), SIDE)
+    damaged(Path(whole.train.images.filename).with_name(name), how)
+    assert kept_dataset(whole.digest, SIDE) is None
+
+
+def test_what_another_process_is_replacing_is_not_found_by_its_digest(tmp_path, monkeypatch):
+    """Or images of the one data set would get labels of the other."""
+    folder = split_folder(tmp_path / "mine")
+    whole, map_split = load_dataset(str(folder), SIDE), cache._map
+
+    def replaced(*arguments):
+        monkeypatch.setattr(cache, "_map", map_split)
+        change(folder, "written over")
+        load_dataset(str(folder), SIDE)
+        return map_split(*arguments)
+
+    monkeypatch.setattr(cache, "_map", replaced)
+    assert kept_dataset(whole.digest, SIDE) is None
 
 
 def test_who_still_reads_the_old_data_is_not_disturbed(tmp_path):

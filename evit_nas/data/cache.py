@@ -14,10 +14,10 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -85,6 +85,23 @@ def load_dataset(
     return dataset
 
 
+def kept_dataset(digest: str, image_size: int) -> Dataset | None:
+    """The data set of this digest and size, mapped, if its images lie decoded in the user's cache folder; else None.
+
+    Where they came from is not looked at, which takes minutes for millions of files: it is for the workers of a command
+    that has just done it.
+    """
+    for path in sorted((cache_folder() / "data").glob(f"*-{image_size}-*/meta.json")):
+        with suppress(Exception):  # damaged, or of an earlier version, which wrote no names
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            if meta["digest"] != digest:
+                continue
+            dataset = _mapped(path.parent, image_size, meta, meta["name"], tuple(meta["classes"]))
+            if json.loads(path.read_text(encoding="utf-8")) == meta:  # no other process has replaced it meanwhile
+                return dataset
+    return None
+
+
 def _entry(source: Source, image_size: int) -> Path:
     location = hashlib.blake2b(os.fsencode(source.location), digest_size=6).hexdigest()
     return cache_folder() / "data" / f"{source.name[:64]}-{image_size}-{location}"
@@ -111,14 +128,18 @@ def _read(entry: Path, source: Source, image_size: int, stamp: str) -> Dataset |
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         if meta["stamp"] != stamp:
             return None
-        train, val = (_map(entry, split, image_size, len(source.classes)) for split in ("train", "val"))
-        return Dataset(source.name, source.classes, train, val, dict(meta["skipped"]), str(meta["digest"]))
+        return _mapped(entry, image_size, meta, source.name, source.classes)
     except FileNotFoundError:
         return None
     except OSError:
         raise  # of the system, not of what is in the files: `load_dataset` says it
     except Exception:  # whatever json and numpy raise on a damaged file
         return None
+
+
+def _mapped(entry: Path, image_size: int, meta: dict[str, Any], name: str, classes: tuple[str, ...]) -> Dataset:
+    train, val = (_map(entry, split, image_size, len(classes)) for split in ("train", "val"))
+    return Dataset(name, classes, train, val, dict(meta["skipped"]), str(meta["digest"]))
 
 
 def _map(entry: Path, split: str, image_size: int, classes: int) -> Split:
@@ -166,7 +187,8 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str, channels: i
         _check_every_class(source, split, labels)
         np.save(scratch / f"{split}-labels.npy", labels)
         digest.update(labels.tobytes())
-    meta = {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
+    names = {"name": source.name, "classes": source.classes}
+    meta = names | {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
     (scratch / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for path in scratch.iterdir():
         _sync(path)  # before the rename: a power cut must not leave a named entry of empty files
