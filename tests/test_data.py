@@ -4,6 +4,7 @@ import errno
 import fcntl
 import gzip
 import io
+import multiprocessing
 import os
 import pickle
 import re
@@ -29,7 +30,8 @@ from evit_nas.data.images import Images, plain
 from evit_nas.data.once import opened_once
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.data.sources import open_source
-from evit_nas.errors import UsageError
+from evit_nas.errors import EvitNasError, Interrupted, UsageError
+from evit_nas.workers import worker_pool
 
 SIDE = 16
 DIGITS = 10  # torchvision knows no other number of classes for its MNIST
@@ -493,7 +495,7 @@ def test_why_an_image_cannot_be_read_is_said(content, why, tmp_path):
 
 def test_what_pillow_warns_of_is_said_once_and_with_a_name(tmp_path, monkeypatch, recwarn):
     folder = split_folder(tmp_path / "mine")
-    monkeypatch.setattr(images, "_WARNED", set())
+    monkeypatch.setattr(images, "WARNED", {})
     for name in ("a", "b"):
         Image.new("1", (9_500, 9_500)).save(folder / "train" / "bus" / f"{name}.png")
     assert not load_dataset(str(folder), SIDE).skipped
@@ -892,6 +894,80 @@ def test_a_decode_that_was_killed_leaves_nothing_that_is_believed(tmp_path, monk
     assert data.digest == load_dataset(str(folder), SIDE).digest
     assert (len(data.train), len(data.val)) == (18, 6)
     assert not any(path.exists() for path in places if path.suffix == ".partial")
+
+
+@pytest.fixture
+def shared_out(monkeypatch):
+    """Even few images are decoded by several processes, four at a time; the pools that were made."""
+    pools = []
+
+    def counted(count, **options):
+        pools.append(worker_pool(count, **options))
+        return pools[-1]
+
+    monkeypatch.setattr(cache, "_FEW", 0)
+    monkeypatch.setattr(cache, "_PART", 4)
+    monkeypatch.setattr(cache, "worker_pool", counted)
+    return pools
+
+
+def test_several_processes_decode_to_the_same_bytes(tmp_path, monkeypatch, shared_out):
+    folder = split_folder(tmp_path / "mine")
+    (folder / "train" / "car" / "03.png").write_bytes(b"no picture")
+    alone = load_dataset(str(folder), SIDE)
+    assert not shared_out
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    together = load_dataset(str(folder), SIDE, workers=2)
+    assert len(shared_out) == 2  # one for each split
+    assert together.digest == alone.digest
+    assert together.skipped == alone.skipped
+    assert list(together.skipped) == ["train/car/03.png"]
+    for split in ("train", "val"):
+        assert np.array_equal(getattr(together, split).images, getattr(alone, split).images)
+        assert np.array_equal(getattr(together, split).labels, getattr(alone, split).labels)
+
+
+def test_what_several_processes_are_warned_of_is_said_once_and_with_a_name(
+    tmp_path, monkeypatch, recwarn, capfd, shared_out
+):
+    folder = split_folder(tmp_path / "mine")
+    monkeypatch.setattr(images, "WARNED", {})
+    for name in ("bus/00", "car/01", "tram/02", "tram/05"):
+        (folder / "train" / f"{name}.png").write_bytes(tiff(np.array([[0, 4095]], np.uint16)))
+    load_dataset(str(folder), SIDE, workers=2)
+    assert capfd.readouterr().err == ""  # the processes say nothing themselves
+    (said,) = recwarn.list
+    assert str(said.message).startswith("train/bus/00.png: 16-bit pixels that stay below 8192")
+
+
+def test_how_many_are_decoded_is_told(tmp_path):
+    told = []
+    load_dataset(str(split_folder(tmp_path / "mine")), SIDE, step=lambda *so_far: told.append(so_far))
+    assert told == [("decoding mine", done, 24) for done in range(1, 25)]
+
+
+def test_an_interrupted_decode_leaves_no_process(tmp_path, shared_out):
+    def interrupt(*_):
+        raise Interrupted
+
+    folder = split_folder(tmp_path / "mine")
+    with pytest.raises(Interrupted) as raised:  # which holds on to all that was going on
+        load_dataset(str(folder), SIDE, step=interrupt, workers=2)
+    assert raised.traceback
+    assert not multiprocessing.active_children()
+    assert len(load_dataset(str(folder), SIDE).train) == 18
+
+
+def test_a_process_that_died_over_its_images_is_said(tmp_path, shared_out, monkeypatch):
+    def kill(*_):
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    monkeypatch.setattr(cache, "_PART", 1)
+    folder = class_folders(tmp_path / "mine", 400, ("bus", "car"))
+    with pytest.raises(EvitNasError, match=r"a process that decodes images died.* with fewer --workers"):
+        load_dataset(str(folder), SIDE, step=kill, workers=2)
+    assert not multiprocessing.active_children()
 
 
 def test_an_entry_half_removed_is_not_believed(tmp_path):

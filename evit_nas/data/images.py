@@ -18,7 +18,7 @@ from evit_nas.errors import UsageError
 
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _DARK = 2**13  # of 16 bits: a picture below it keeps fewer than 32 of 256 grey levels
-_WARNED: set[str] = set()  # what was warned of, in this process
+WARNED: dict[str, tuple[str, type[Warning]]] = {}  # what was warned of in this process: of which image, and the kind
 HELD_OUT = 10  # one image in so many is for validation, where a source has no split of its own
 
 
@@ -51,14 +51,19 @@ class Images(ABC):
             with self.picture(index) as image:
                 yield image
         for warning in caught:
-            if (text := str(warning.message)) not in _WARNED:
-                _WARNED.add(text)
-                # 4: past this, contextlib and the `with` (mostly `__getitem__`) to whoever asked for the image
-                warnings.warn(f"{self.name(index)}: {text}", warning.category, stacklevel=4)
+            warn_once(self.name(index), str(warning.message), warning.category)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         with self.opened(index) as image:
             return in_mode(plain(image), "RGB"), int(self.labels[index])
+
+
+def warn_once(name: str, text: str, category: type[Warning]) -> None:
+    """Says with the `name` of an image what was warned of, if nothing has said it of another one."""
+    if text not in WARNED:
+        WARNED[text] = name, category
+        # 5: past this, `opened`, contextlib and the `with` (mostly `__getitem__`) to whoever asked for the image
+        warnings.warn(f"{name}: {text}", category, stacklevel=5)
 
 
 class ArrayImages(Images):
