@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -550,6 +551,32 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
 
 
 # ---- what lies in a folder
+
+
+def test_a_folder_of_a_million_pictures_is_a_few_bytes_for_each(tmp_path):
+    """Processes that load images would each come to a copy of what Python counts references in."""
+
+    def paths() -> list[Path]:
+        return [
+            tmp_path / "train" / f"n{label:08}" / f"{number:05}.JPEG" for label in range(20) for number in range(500)
+        ]
+
+    tracemalloc.start()
+    images = FolderImages(tmp_path, paths(), np.repeat(np.arange(20), 500))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / len(images) < 64
+    assert list(images.files()) == paths()
+    assert images.name(501) == "train/n00000001/00001.JPEG"
+
+
+@pytest.mark.parametrize("name", ["Straße 1.png", os.fsdecode(b"caf\xe9.png"), "a\nb.png", "x" * 200 + ".png"])
+def test_files_of_any_name_are_found_again(name, tmp_path):
+    folder = class_folders(tmp_path / "mine", 2)
+    picture(7).save(folder / "bus" / name)
+    images = open_source(str(folder), 0).whole
+    (index,) = (index for index in range(len(images)) if images.file(index).name == name)
+    assert np.array_equal(np.asarray(images[index][0]), np.asarray(picture(7)))
 
 
 SYSTEM = (".ipynb_checkpoints", ".thumbnails", "@eaDir", "__MACOSX", "#recycle", "lost+found")
