@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from evit_nas.commands import said_in_python
 from evit_nas.config import SearchSettings
+from evit_nas.data.once import opened_once
 from evit_nas.errors import RunError
 from evit_nas.runs import Run, explained, new_run_path
 from evit_nas.views import onlooker
@@ -65,6 +66,7 @@ def file_name(device: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", device.removeprefix("remote:")).strip("-")
 
 
+@opened_once()
 def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **words: Unpack[Words]) -> Result:
     """Finds the architectures with the best score within a latency budget, as `evit-nas search` does, report included.
 
@@ -89,6 +91,7 @@ def search(*, out: str | Path | None = None, watcher: Watcher | None = None, **w
         return _searched(run, watcher)
 
 
+@opened_once()
 def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
     """Continues a search that was interrupted, to the same total of trials; raises what `search` does."""
     with said_in_python(), Run.open(Path(run)).lock() as opened:

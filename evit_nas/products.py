@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from evit_nas.commands import in_python, said_in_python
+from evit_nas.data.once import opened_once
 from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.trained import WEIGHTS
 from evit_nas.views import onlooker
@@ -174,6 +175,7 @@ def export(
     return path
 
 
+@opened_once()
 def train(
     *what: str | Path,
     data: str | Path | None = None,
@@ -264,6 +266,7 @@ def train(
     return Listing(outcome.trained.values(), rows)
 
 
+@opened_once()
 def evaluate(
     *models: str | Path,
     data: str | Path,
@@ -338,6 +341,7 @@ def predict(folder: str | Path, *images: str | Path, top: int = 1, int8: bool = 
     return Listing(found, rows(found))
 
 
+@opened_once()
 def make(
     data: str | Path,
     budget: str,

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
@@ -38,12 +39,19 @@ class _Context(SpawnContext):
     Process = _Process
 
 
-def worker_pool(count: int, avoid: frozenset[int] = frozenset()) -> ProcessPoolExecutor:
+def _nothing() -> None:  # a lambda cannot be sent to a process
+    pass
+
+
+def worker_pool(
+    count: int, avoid: frozenset[int] = frozenset(), ready: Callable[[], None] = _nothing
+) -> ProcessPoolExecutor:
     """A pool of up to `count` fresh processes.
 
     They keep off the cores in `avoid`, such as the one that measurements are pinned to, if that leaves them any.
+    `ready` is called in each of them before its first work.
     """
-    return ProcessPoolExecutor(count, mp_context=_Context(), initializer=_begin, initargs=(os.getpid(), avoid))
+    return ProcessPoolExecutor(count, mp_context=_Context(), initializer=_begin, initargs=(os.getpid(), avoid, ready))
 
 
 def end(pool: ProcessPoolExecutor) -> None:
@@ -53,7 +61,7 @@ def end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(parent: int, avoid: frozenset[int]) -> None:
+def _begin(parent: int, avoid: frozenset[int], ready: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's are for the parent, which ends its workers
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -62,6 +70,7 @@ def _begin(parent: int, avoid: frozenset[int]) -> None:
     import torch  # takes seconds, so the parent is watched before
 
     torch.set_num_threads(1)
+    ready()
 
 
 def _end_with(parent: int) -> None:

@@ -135,6 +135,21 @@ def call(monkeypatch, capsys, tmp_path, fakes):
 
 
 @pytest.fixture
+def walks(monkeypatch):
+    """The folders of images that were looked through, in order."""
+    from evit_nas.data import sources
+
+    walks, walk = [], sources.open_folder
+
+    def counted(path, seed):
+        walks.append(path.name)
+        return walk(path, seed)
+
+    monkeypatch.setattr(sources, "open_folder", counted)
+    return walks
+
+
+@pytest.fixture
 def fakes(monkeypatch):
     """The device "fake", and proxies that cost nothing."""
     from evit_nas.accuracy import zero_cost

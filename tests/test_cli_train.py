@@ -102,6 +102,13 @@ def test_a_training_leaves_a_folder_and_prints_its_accuracy(call, tiny, monkeypa
     assert trained.data == str(Path("shades").absolute())  # to be found from other folders
 
 
+def test_images_are_looked_through_once_for_all_that_a_training_does_with_them(call, tiny, walks):
+    """ImageNet is 1.28 million files, which a network drive takes minutes to list."""
+    result = call("train", tiny, *QUICK, "--seeds", "2", "--no-ship")
+    assert result.code == 0, result.err
+    assert walks == ["shades"]
+
+
 def test_resume_goes_on_and_a_changed_setting_is_refused(call, tiny):
     assert call("train", tiny, *QUICK, "--no-ship").code == 0
     assert "epoch 1/1" not in call("train", tiny, *QUICK, "--no-ship").err  # it is finished

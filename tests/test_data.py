@@ -4,6 +4,7 @@ import errno
 import fcntl
 import gzip
 import io
+import multiprocessing
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -22,12 +24,15 @@ import torch
 from PIL import Image, features
 
 from evit_nas.data import cache, copies, images, tasks
-from evit_nas.data.cache import load_dataset
+from evit_nas.data.cache import kept_dataset, load_dataset
 from evit_nas.data.dataset import Split
+from evit_nas.data.folder import FolderImages
 from evit_nas.data.images import Images, plain
+from evit_nas.data.once import opened_once
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.data.sources import open_source
-from evit_nas.errors import UsageError
+from evit_nas.errors import EvitNasError, Interrupted, UsageError
+from evit_nas.workers import worker_pool
 
 SIDE = 16
 DIGITS = 10  # torchvision knows no other number of classes for its MNIST
@@ -242,6 +247,37 @@ def test_an_image_that_is_removed_moves_at_most_one_other(tmp_path):
     assert len(names_of(before.train) & names_of(after.val)) <= 1
 
 
+# ---- once for a command
+
+
+def test_within_a_command_a_folder_is_looked_through_once_for_each_split(tmp_path, walks):
+    folder = str(class_folders(tmp_path / "mine", 12))
+    with opened_once():
+        first, again, other = (open_source(folder, seed) for seed in (0, 0, 1))
+    assert first is again
+    assert first is not other
+    assert walks == ["mine", "mine"]
+
+
+def test_the_next_command_sees_what_has_come_since(tmp_path):
+    folder = class_folders(tmp_path / "mine", 12)
+    counts = []
+    for number in range(2):
+        with opened_once():
+            counts.append(len(open_source(str(folder), 0).whole))
+        picture(number).save(folder / "bus" / f"new-{number}.png")
+    assert counts == [36, 37]
+
+
+def test_a_command_within_a_command_sees_what_that_has_seen(tmp_path, walks):
+    folder = str(class_folders(tmp_path / "mine", 12))
+    with opened_once():
+        with opened_once():
+            open_source(folder, 0)
+        open_source(folder, 0)
+    assert walks == ["mine"]
+
+
 # ---- odd pictures
 
 
@@ -353,6 +389,25 @@ def test_a_camera_held_sideways_is_turned_upright(tmp_path):
     assert upright.getpixel((3, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("orientation", [None, 1])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO"])
+def test_a_picture_that_is_upright_is_not_copied_once_it_is_decoded(kind, orientation, tmp_path, monkeypatch):
+    """A photograph of 4000 x 3000 pixels takes as long to copy twice as half of its decoding does."""
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    (tmp_path / "bus").mkdir()
+    picture().save(tmp_path / "bus" / "upright.png", kind, exif=exif)
+    with Image.open(tmp_path / "bus" / "upright.png") as stored:
+        pixels = np.asarray(stored.convert("RGB"))
+    copied = []
+    monkeypatch.setattr(Image.Image, "copy", copied.append)
+    image, _ = FolderImages(tmp_path, [tmp_path / "bus" / "upright.png"], np.zeros(1))[0]
+    (tmp_path / "bus" / "upright.png").unlink()  # it has been read
+    assert np.array_equal(np.asarray(image), pixels)
+    assert not copied
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II\x2b\0\x08\0\0\0", b"Exif\0\0" + b"\0" * 40])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 def test_a_damaged_exif_block_costs_no_picture(kind, exif, tmp_path):
@@ -441,7 +496,7 @@ def test_why_an_image_cannot_be_read_is_said(content, why, tmp_path):
 
 def test_what_pillow_warns_of_is_said_once_and_with_a_name(tmp_path, monkeypatch, recwarn):
     folder = split_folder(tmp_path / "mine")
-    monkeypatch.setattr(images, "_WARNED", set())
+    monkeypatch.setattr(images, "WARNED", {})
     for name in ("a", "b"):
         Image.new("1", (9_500, 9_500)).save(folder / "train" / "bus" / f"{name}.png")
     assert not load_dataset(str(folder), SIDE).skipped
@@ -496,6 +551,32 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
 
 
 # ---- what lies in a folder
+
+
+def test_a_folder_of_a_million_pictures_is_a_few_bytes_for_each(tmp_path):
+    """Processes that load images would each come to a copy of what Python counts references in."""
+
+    def paths() -> list[Path]:
+        return [
+            tmp_path / "train" / f"n{label:08}" / f"{number:05}.JPEG" for label in range(20) for number in range(500)
+        ]
+
+    tracemalloc.start()
+    images = FolderImages(tmp_path, paths(), np.repeat(np.arange(20), 500))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / len(images) < 64
+    assert list(images.files()) == paths()
+    assert images.name(501) == "train/n00000001/00001.JPEG"
+
+
+@pytest.mark.parametrize("name", ["Straße 1.png", os.fsdecode(b"caf\xe9.png"), "a\nb.png", "x" * 200 + ".png"])
+def test_files_of_any_name_are_found_again(name, tmp_path):
+    folder = class_folders(tmp_path / "mine", 2)
+    picture(7).save(folder / "bus" / name)
+    images = open_source(str(folder), 0).whole
+    (index,) = (index for index in range(len(images)) if images.file(index).name == name)
+    assert np.array_equal(np.asarray(images[index][0]), np.asarray(picture(7)))
 
 
 SYSTEM = (".ipynb_checkpoints", ".thumbnails", "@eaDir", "__MACOSX", "#recycle", "lost+found")
@@ -726,6 +807,80 @@ def test_a_changed_folder_is_decoded_anew(how, tmp_path):
     assert len(after.train) - len(before.train) == {"added": 1, "removed": -1}.get(how, 0)
 
 
+def test_of_each_picture_size_and_time_are_asked_for_once_and_by_who_decodes_alone(tmp_path, monkeypatch):
+    """Millions of them may lie on a network drive, and trainings never ask."""
+    folder, asked = split_folder(tmp_path / "mine"), []
+    load_dataset(str(folder), SIDE)
+    stat = os.stat
+
+    def counted(path, **options):
+        if str(path).endswith(".png"):
+            asked.append(str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    open_source(str(folder), 0)
+    assert not asked
+    load_dataset(str(folder), SIDE)
+    assert len(asked) == len(set(asked)) == 24
+
+
+def test_a_picture_that_has_gone_since_its_folder_was_read_is_named(tmp_path):
+    folder = split_folder(tmp_path / "mine")
+    source = open_source(str(folder), 0)
+    (folder / "val" / "car" / "01.png").unlink()
+    with pytest.raises(UsageError, match=r"val/car/01\.png cannot be read: No such file"):
+        source.stamp()
+
+
+def test_what_lies_beside_a_set_of_torchvisions_is_none_of_its_data(tmp_path):
+    text, notes = SOURCES["torch"](tmp_path), []
+    first = load_dataset(text, SIDE, note=notes.append)
+    (tmp_path / "mine" / "notes.txt").write_text("bought milk")
+    load_dataset(text, SIDE, note=notes.append)
+    assert sum("decoding" in note for note in notes) == 1
+    shutil.rmtree(tmp_path / "mine" / "MNIST")
+    idx_folder(tmp_path / "mine" / "MNIST" / "raw", train=70)
+    assert len(load_dataset(text, SIDE).train) == len(first.train) + 10
+
+
+def test_what_was_decoded_is_found_by_its_digest_without_a_look_at_where_it_came_from(tmp_path, walks):
+    folder = split_folder(tmp_path / "mine")
+    whole, other = load_dataset(str(folder), SIDE), load_dataset("digits", SIDE)
+    shutil.rmtree(folder)
+    kept = kept_dataset(whole.digest, SIDE)
+    assert (kept.name, kept.classes, kept.digest) == (whole.name, whole.classes, whole.digest)
+    for split in ("train", "val"):
+        assert np.array_equal(getattr(kept, split).images, getattr(whole, split).images)
+        assert np.array_equal(getattr(kept, split).labels, getattr(whole, split).labels)
+    assert kept_dataset(other.digest, SIDE).name == "digits"
+    assert kept_dataset(whole.digest, 2 * SIDE) is None
+    assert walks == ["mine"]
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut off", "noise", "other"])
+@pytest.mark.parametrize("name", ["meta.json", "train-images.npy", "val-labels.npy"])
+def test_what_is_damaged_is_not_found_by_its_digest(name, how, tmp_path):
+    whole = load_dataset(str(idx_folder(tmp_path / "mine")), SIDE)
+    damaged(Path(whole.train.images.filename).with_name(name), how)
+    assert kept_dataset(whole.digest, SIDE) is None
+
+
+def test_what_another_process_is_replacing_is_not_found_by_its_digest(tmp_path, monkeypatch):
+    """Or images of the one data set would get labels of the other."""
+    folder = split_folder(tmp_path / "mine")
+    whole, map_split = load_dataset(str(folder), SIDE), cache._map
+
+    def replaced(*arguments):
+        monkeypatch.setattr(cache, "_map", map_split)
+        change(folder, "written over")
+        load_dataset(str(folder), SIDE)
+        return map_split(*arguments)
+
+    monkeypatch.setattr(cache, "_map", replaced)
+    assert kept_dataset(whole.digest, SIDE) is None
+
+
 def test_who_still_reads_the_old_data_is_not_disturbed(tmp_path):
     folder = split_folder(tmp_path / "mine")
     old = load_dataset(str(folder), SIDE).train.images
@@ -766,6 +921,80 @@ def test_a_decode_that_was_killed_leaves_nothing_that_is_believed(tmp_path, monk
     assert data.digest == load_dataset(str(folder), SIDE).digest
     assert (len(data.train), len(data.val)) == (18, 6)
     assert not any(path.exists() for path in places if path.suffix == ".partial")
+
+
+@pytest.fixture
+def shared_out(monkeypatch):
+    """Even few images are decoded by several processes, four at a time; the pools that were made."""
+    pools = []
+
+    def counted(count, **options):
+        pools.append(worker_pool(count, **options))
+        return pools[-1]
+
+    monkeypatch.setattr(cache, "_FEW", 0)
+    monkeypatch.setattr(cache, "_PART", 4)
+    monkeypatch.setattr(cache, "worker_pool", counted)
+    return pools
+
+
+def test_several_processes_decode_to_the_same_bytes(tmp_path, monkeypatch, shared_out):
+    folder = split_folder(tmp_path / "mine")
+    (folder / "train" / "car" / "03.png").write_bytes(b"no picture")
+    alone = load_dataset(str(folder), SIDE)
+    assert not shared_out
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    together = load_dataset(str(folder), SIDE, workers=2)
+    assert len(shared_out) == 2  # one for each split
+    assert together.digest == alone.digest
+    assert together.skipped == alone.skipped
+    assert list(together.skipped) == ["train/car/03.png"]
+    for split in ("train", "val"):
+        assert np.array_equal(getattr(together, split).images, getattr(alone, split).images)
+        assert np.array_equal(getattr(together, split).labels, getattr(alone, split).labels)
+
+
+def test_what_several_processes_are_warned_of_is_said_once_and_with_a_name(
+    tmp_path, monkeypatch, recwarn, capfd, shared_out
+):
+    folder = split_folder(tmp_path / "mine")
+    monkeypatch.setattr(images, "WARNED", {})
+    for name in ("bus/00", "car/01", "tram/02", "tram/05"):
+        (folder / "train" / f"{name}.png").write_bytes(tiff(np.array([[0, 4095]], np.uint16)))
+    load_dataset(str(folder), SIDE, workers=2)
+    assert capfd.readouterr().err == ""  # the processes say nothing themselves
+    (said,) = recwarn.list
+    assert str(said.message).startswith("train/bus/00.png: 16-bit pixels that stay below 8192")
+
+
+def test_how_many_are_decoded_is_told(tmp_path):
+    told = []
+    load_dataset(str(split_folder(tmp_path / "mine")), SIDE, step=lambda *so_far: told.append(so_far))
+    assert told == [("decoding mine", done, 24) for done in range(1, 25)]
+
+
+def test_an_interrupted_decode_leaves_no_process(tmp_path, shared_out):
+    def interrupt(*_):
+        raise Interrupted
+
+    folder = split_folder(tmp_path / "mine")
+    with pytest.raises(Interrupted) as raised:  # which holds on to all that was going on
+        load_dataset(str(folder), SIDE, step=interrupt, workers=2)
+    assert raised.traceback
+    assert not multiprocessing.active_children()
+    assert len(load_dataset(str(folder), SIDE).train) == 18
+
+
+def test_a_process_that_died_over_its_images_is_said(tmp_path, shared_out, monkeypatch):
+    def kill(*_):
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    monkeypatch.setattr(cache, "_PART", 1)
+    folder = class_folders(tmp_path / "mine", 400, ("bus", "car"))
+    with pytest.raises(EvitNasError, match=r"a process that decodes images died.* with fewer --workers"):
+        load_dataset(str(folder), SIDE, step=kill, workers=2)
+    assert not multiprocessing.active_children()
 
 
 def test_an_entry_half_removed_is_not_believed(tmp_path):

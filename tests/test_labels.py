@@ -28,6 +28,7 @@ from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from tests.networks import tiny_arch
 from tests.processes import children_of, wait_until
+from tests.trainings import write_shades
 
 RECIPE = ShortRecipe(images=20, cycles=(1, 2), batch_size=10)
 ONE, OTHER, THIRD = tiny_arch(mixer="none"), tiny_arch(mixer="none", ffn_ratio=1.0), tiny_arch(mixer="none", depth=2)
@@ -256,6 +257,14 @@ def trained_here(data: Dataset, arch: ArchConfig) -> ShortScore:
 def test_images_that_are_not_those_of_the_labels_are_refused(digits):
     with pytest.raises(UsageError, match=f"the images of digits have changed: .* digest abc, these {digits.digest}"):
         labels._training("digits", "abc", RECIPE)
+
+
+def test_a_worker_maps_what_was_decoded_and_does_not_look_through_the_images(tmp_path, walks):
+    """Each batch of labels has workers of its own, and a listing of ImageNet takes each of them a minute."""
+    folder = str(write_shades(tmp_path / "shades"))
+    digest = load_dataset(folder, RECIPE.image_size).digest
+    labels._training(folder, digest, RECIPE)
+    assert walks == ["shades"]
 
 
 @pytest.mark.slow

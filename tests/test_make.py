@@ -93,6 +93,11 @@ def test_every_step_is_a_command_that_does_it_alone(call, photographs, learned):
     assert all(name in result.out for name in SHADES)
 
 
+def test_the_photographs_are_looked_through_once(call, photographs, learned, walks):
+    assert call(*MAKE).code == 0
+    assert walks == ["shades"]
+
+
 def test_what_is_there_is_not_made_again(call, photographs, learned, monkeypatch):
     assert call(*MAKE).code == 0
     for module, name in ((Search, "run"), (package, "ship")):

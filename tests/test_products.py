@@ -1,6 +1,7 @@
 """Training, evaluation, shipping and answers from Python: words, tables, and messages in the names of arguments."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,17 @@ def test_training_returns_what_was_trained_and_prints_as_a_table(here, monkeypat
     )
     assert any("shades: 72 training" in message for message in caplog.messages)
     assert any("(init with a training" in message for message in caplog.messages)
+
+
+def test_each_call_looks_through_the_images_once_and_sees_new_ones(here, walks, monkeypatch):
+    """A notebook lives for days."""
+    monkeypatch.setitem(DEVICES, "cpu", FakeDevice)
+    quick = {"data": "shades", "recipe": "tiny", "epochs": 1, "workers": 0, "ship": False}
+    (before,) = evit_nas.train("tiny.yaml", **quick)
+    shutil.copy("shades/val/dark/0.png", "shades/val/dark/new.png")
+    (after,) = evit_nas.train("tiny.yaml", **quick, out="again")
+    assert after.validation_images == before.validation_images + 1
+    assert walks == ["shades", "shades"]
 
 
 def test_an_unfinished_training_wants_the_word_resume(here):

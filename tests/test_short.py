@@ -265,6 +265,16 @@ def test_a_last_image_that_would_be_alone_in_its_batch_is_left_out():
     assert sizes == [4, 4]
 
 
+def test_images_are_read_where_they_are_mapped_and_without_a_warning(tmp_path, recwarn):
+    """Every worker would have a copy of the 50,000 that ImageNet is validated on: 0.6 GB at 64 px."""
+    np.save(tmp_path / "images.npy", split(60, channels=3).images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    batches = Batches.of(Split(mapped, np.zeros(60, dtype=np.int64)))
+    assert batches.images.data_ptr() == mapped.ctypes.data
+    assert torch.equal(batches.images, torch.from_numpy(mapped.copy()).permute(0, 3, 1, 2))
+    assert not recwarn.list
+
+
 def test_images_are_normalised_channel_by_channel_and_validation_as_training_is():
     train = Batches.of(split(60, channels=3))
     pixels = train.normalised(train.images, 3)

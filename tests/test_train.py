@@ -486,7 +486,7 @@ def test_a_disk_that_fails_ends_the_training_and_costs_no_image(tmp_path, images
     read = FolderImages.__getitem__
 
     def failing(self, index):
-        if split in self.paths[index].parts and index == 3:
+        if split in self.file(index).parts and index == 3:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(self, index)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,10 @@ def device_name(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Batches:
-    """The images that a recipe trains or validates on, in the memory of a device, and what they are normalised by."""
+    """The images that a recipe trains or validates on, and what they are normalised by; in the memory of a device.
+
+    On a processor they are those of the split, so that workers share what it has mapped.
+    """
 
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,)
@@ -62,8 +66,9 @@ class Batches:
     @classmethod
     def of(cls, split: Split, like: Batches | None = None, device: torch.device = CPU) -> Batches:
         """All of `split`; normalised by its own mean and deviation of each channel, or as another set is."""
-        # (N, C, H, W), copied: torch warns of arrays that cannot be written, as a memory map is
-        images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*not writable.*")  # nor is a memory map written to
+            images = torch.from_numpy(split.images).permute(0, 3, 1, 2)  # (N, C, H, W)
         if like is not None:
             mean, std = like.mean, like.std
         else:

@@ -190,7 +190,7 @@ def _study(
     seeds: Sequence[int],
     workers: int,
 ) -> Proportion:
-    images = load_dataset(data, recipe.image_size, note=watch.note)
+    images = load_dataset(data, recipe.image_size, note=watch.note, step=watch.step, workers=workers)
     target_ms, found = _variants(folder, arch, device, watch, look=workers > 0)
     labels = Labels(folder, data, images.digest, recipe)
     # begun in this order: every variant once before any of them twice

@@ -33,6 +33,7 @@ from evit_nas.cli import (
 from evit_nas.cli.app import app
 from evit_nas.cli.help import arrange
 from evit_nas.console import adapt_streams, delivered, say
+from evit_nas.data.once import opened_once
 from evit_nas.errors import EvitNasError, Interrupted, UsageError
 
 arrange(app)
@@ -82,7 +83,8 @@ def main() -> None:
     try:
         _check_folder()
         try:
-            app(arguments, prog_name="evit-nas")
+            with opened_once():
+                app(arguments, prog_name="evit-nas")
         finally:
             with delivered():  # the text of --help, which is not ours to print
                 pass

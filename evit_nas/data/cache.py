@@ -13,11 +13,14 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -25,14 +28,18 @@ from PIL import Image
 from evit_nas.caches import cache_folder
 from evit_nas.data.copies import said_copies
 from evit_nas.data.dataset import Dataset, Split, check_channels
-from evit_nas.data.images import GRAY_MODES, Images, Source, plain, reason
+from evit_nas.data.images import GRAY_MODES, WARNED, Images, Source, in_mode, plain, reason, warn_once
 from evit_nas.data.sources import open_source
-from evit_nas.errors import UsageError
+from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.workers import end, worker_pool
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # from Pillow
 NAMED = 5  # skipped images in a message
 _BROKEN = (None, errno.EINVAL)  # numbers of an OSError about one image: Pillow's own, and a seek to before its start
 _VERSION = 1  # of what is done to an image; a new one makes old entries void
+_FEW = 2000  # images that one process decodes: others take seconds to begin
+_PART = 64  # images that a process decodes at a time
+_taken: Callable[[range], list[bytes | str]]  # of a process that decodes for another one
 
 
 def load_dataset(
@@ -42,22 +49,26 @@ def load_dataset(
     seed: int = 0,
     channels: int | None = None,
     note: Callable[[str], None] = lambda message: None,
+    step: Callable[[str, int, int], None] = lambda what, done, total: None,
+    workers: int = 0,
 ) -> Dataset:
     """The data set that `source` names (see `open_source`), with square images of `image_size` pixels.
 
     The shorter side is resized to `image_size`, and the centre is kept. The first call decodes every image into the
     user's cache folder (C · image_size² bytes each), the next ones map it, unless a file of the source has changed
     since. `seed` chooses what is held out for validation where the source has no split. `channels` is what the networks
-    take, if that is known. `note` is told about decoding, skipped images and whatever else is odd.
+    take, if that is known. `note` is told about decoding, skipped images and whatever else is odd, `step` how many
+    images are decoded. Where they are many, `workers` processes decode them, to the same bytes.
 
     Raises:
         UsageError: the source cannot be used, no image of some class can be read, the system fails to read one, or
             `channels` do not fit.
+        EvitNasError: a process that decodes died.
     """
     if image_size < 1:
         raise UsageError(f"image_size must be at least 1 pixel, got {image_size}.")
     opened = open_source(source, seed)
-    stamp = f"{_VERSION} {opened.stamp}"
+    stamp = f"{_VERSION} {opened.stamp()}"
     entry = _entry(opened, image_size)
     try:
         with _locked(entry, lambda: note(f"waiting for another process that decodes {opened.name}")):
@@ -67,7 +78,7 @@ def load_dataset(
                 note(f"decoding {opened.name} to {image_size} px: {total} images, this once")
                 if repeated := said_copies(opened):
                     note(f"{opened.name}: {repeated}")
-                _write(entry, opened, image_size, stamp, channels)
+                _write(entry, opened, image_size, stamp, channels, partial(step, f"decoding {opened.name}"), workers)
                 dataset = _read(entry, opened, image_size, stamp)
     except OSError as error:
         raise UsageError(
@@ -83,6 +94,23 @@ def load_dataset(
         listed = some(f"{name} ({why})" for name, why in dataset.skipped.items())
         note(f"{opened.name}: skipped {len(dataset.skipped)} unreadable of its images: {listed}")
     return dataset
+
+
+def kept_dataset(digest: str, image_size: int) -> Dataset | None:
+    """The data set of this digest and size, mapped, if its images lie decoded in the user's cache folder; else None.
+
+    Where they came from is not looked at, which takes minutes for millions of files: it is for the workers of a command
+    that has just done it.
+    """
+    for path in sorted((cache_folder() / "data").glob(f"*-{image_size}-*/meta.json")):
+        with suppress(Exception):  # damaged, or of an earlier version, which wrote no names
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            if meta["digest"] != digest:
+                continue
+            dataset = _mapped(path.parent, image_size, meta, meta["name"], tuple(meta["classes"]))
+            if json.loads(path.read_text(encoding="utf-8")) == meta:  # no other process has replaced it meanwhile
+                return dataset
+    return None
 
 
 def _entry(source: Source, image_size: int) -> Path:
@@ -111,14 +139,18 @@ def _read(entry: Path, source: Source, image_size: int, stamp: str) -> Dataset |
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         if meta["stamp"] != stamp:
             return None
-        train, val = (_map(entry, split, image_size, len(source.classes)) for split in ("train", "val"))
-        return Dataset(source.name, source.classes, train, val, dict(meta["skipped"]), str(meta["digest"]))
+        return _mapped(entry, image_size, meta, source.name, source.classes)
     except FileNotFoundError:
         return None
     except OSError:
         raise  # of the system, not of what is in the files: `load_dataset` says it
     except Exception:  # whatever json and numpy raise on a damaged file
         return None
+
+
+def _mapped(entry: Path, image_size: int, meta: dict[str, Any], name: str, classes: tuple[str, ...]) -> Dataset:
+    train, val = (_map(entry, split, image_size, len(classes)) for split in ("train", "val"))
+    return Dataset(name, classes, train, val, dict(meta["skipped"]), str(meta["digest"]))
 
 
 def _map(entry: Path, split: str, image_size: int, classes: int) -> Split:
@@ -135,7 +167,15 @@ def _map(entry: Path, split: str, image_size: int, classes: int) -> Split:
     return Split(images, labels)
 
 
-def _write(entry: Path, source: Source, image_size: int, stamp: str, channels: int | None) -> None:
+def _write(
+    entry: Path,
+    source: Source,
+    image_size: int,
+    stamp: str,
+    channels: int | None,
+    step: Callable[[int, int], None],
+    workers: int,
+) -> None:
     """Decodes `source` into `entry`, if it fits networks of so many `channels`."""
     mode = _mode(source)
     if channels is not None:
@@ -145,17 +185,16 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str, channels: i
     scratch.mkdir()
     digest = hashlib.blake2b(os.fsencode("\0".join(source.classes)), digest_size=6)
     skipped: dict[str, str] = {}
+    done, total = 0, len(source.train) + len(source.val)
     for split, images in (("train", source.train), ("val", source.val)):
         read = []
-        with (scratch / f"{split}-images.npy").open("wb") as file:
+        decode = partial(_decode, images, source.name, image_size, mode)
+        with (scratch / f"{split}-images.npy").open("wb") as file, closing(_in_order(decode, images, workers)) as found:
             _write_header(file, (0, image_size, image_size, len(mode)))
-            for index in range(len(images)):
-                try:
-                    with images.opened(index) as image:
-                        pixels = to_square(image, image_size, mode).tobytes()
-                except UNREADABLE as error:
-                    check_image_is_to_blame(error, f"{source.name}: {images.name(index)}")
-                    skipped[images.name(index)] = reason(error)
+            for index, pixels in enumerate(found):
+                step(done := done + 1, total)
+                if isinstance(pixels, str):
+                    skipped[images.name(index)] = pixels
                     continue
                 file.write(pixels)
                 digest.update(pixels)
@@ -166,13 +205,61 @@ def _write(entry: Path, source: Source, image_size: int, stamp: str, channels: i
         _check_every_class(source, split, labels)
         np.save(scratch / f"{split}-labels.npy", labels)
         digest.update(labels.tobytes())
-    meta = {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
+    names = {"name": source.name, "classes": source.classes}
+    meta = names | {"stamp": stamp, "skipped": skipped, "digest": digest.hexdigest()}
     (scratch / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for path in scratch.iterdir():
         _sync(path)  # before the rename: a power cut must not leave a named entry of empty files
     (entry / "meta.json").unlink(missing_ok=True)  # before the rest, which is not believed without it
     shutil.rmtree(entry, ignore_errors=True)  # whoever has mapped the old images keeps them
     scratch.rename(entry)
+
+
+def _decode(images: Images, name: str, side: int, mode: str, indices: range) -> list[bytes | str]:
+    """The pixels of some images, or why one cannot be read."""
+    found: list[bytes | str] = []
+    for index in indices:
+        try:
+            with images.opened(index) as image:
+                found.append(to_square(image, side, mode).tobytes())
+        except UNREADABLE as error:
+            check_image_is_to_blame(error, f"{name}: {images.name(index)}")
+            found.append(reason(error))
+    return found
+
+
+def _in_order(decode: Callable[[range], list[bytes | str]], images: Images, workers: int) -> Generator[bytes | str]:
+    """What `decode` makes of each of the images, here or by processes that end when this is closed."""
+    parts = [range(start, min(start + _PART, len(images))) for start in range(0, len(images), _PART)]
+    if workers < 2 or len(images) <= _FEW:
+        yield from chain.from_iterable(map(decode, parts))
+        return
+    pool = worker_pool(workers, ready=partial(_take, decode))
+    try:
+        for found, warned in pool.map(_decode_taken, parts):
+            for text, (name, category) in warned:
+                warn_once(name, text, category)
+            yield from found
+    except BrokenProcessPool:
+        raise EvitNasError(
+            "a process that decodes images died, perhaps for want of memory. Run the same command again, with fewer "
+            "--workers if it dies again."
+        ) from None
+    finally:
+        end(pool)
+
+
+def _take(decode: Callable[[range], list[bytes | str]]) -> None:
+    """What this process is for: sent once, for it knows the names of all images."""
+    global _taken
+    _taken = decode
+    warnings.simplefilter("ignore")  # the process that asks says them: each of these would
+
+
+def _decode_taken(indices: range) -> tuple[list[bytes | str], list[tuple[str, tuple[str, type[Warning]]]]]:
+    """And what was warned of for the first time."""
+    before = len(WARNED)
+    return _taken(indices), list(WARNED.items())[before:]
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -183,7 +270,7 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 def to_square(image: Image.Image, side: int, mode: str) -> np.ndarray:
     """The centre of `image`, resized and antialiased: (side, side, C) uint8 with C = 1 for mode L, 3 for RGB."""
     image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded no finer than that; no effect on others
-    image = plain(image).convert(mode)
+    image = in_mode(plain(image), mode)
     width, height = image.size
     short = min(width, height)
     left, top = (width - short) / 2, (height - short) / 2

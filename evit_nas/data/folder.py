@@ -6,8 +6,9 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -32,24 +33,31 @@ _VERSION = 2  # of how a tenth is held out; a new one makes cached images void
 
 
 class FolderImages(Images):
-    """Picture files below one folder."""
+    """Picture files below one folder, with whose path theirs begin."""
 
     def __init__(self, root: Path, paths: list[Path], labels: np.ndarray) -> None:
         super().__init__(labels)
-        self.root, self.paths = root, paths
+        self.root = root
+        start = len(os.path.join(os.fsencode(root), b""))
+        # one array: 1.28 million Path objects are 0.6 GB, in every process that loads images
+        self._names = np.array([os.fsencode(path)[start:] for path in paths], np.bytes_)
 
     def picture(self, index: int) -> Image.Image:
-        path = self.paths[index]
+        path = self.file(index)
         if path.is_symlink() and not path.exists():
             # the OSError of opening it would be taken for a failing disk, which ends everything
             raise ValueError("a link that leads nowhere")
         return Image.open(path)
 
     def file(self, index: int) -> Path:
-        return self.paths[index]
+        return self.root / os.fsdecode(self._names[index])
+
+    def files(self) -> Iterator[Path]:
+        """All of them."""
+        return map(self.file, range(len(self)))
 
     def name(self, index: int) -> str:
-        return os.fsencode(self.paths[index].relative_to(self.root)).decode(errors="replace")  # it need not be UTF-8
+        return bytes(self._names[index]).decode(errors="replace")  # it need not be UTF-8
 
 
 @dataclass
@@ -112,8 +120,11 @@ def _open_whole(root: Path, folder: Path, seed: int, remarks: Sequence[str] = ()
 
     # by their names: of images that a network was trained on, few are held out when others come or go
     train, val = hold_out(images, classes, lambda members: np.array(sorted(members.tolist(), key=place)))
-    stamp = f"{_VERSION} {stamp_of(images.paths)}"
     remarks = (*remarks, *_left_out(files.values()))
+
+    def stamp() -> str:
+        return f"{_VERSION} {stamp_of(images.files())}"
+
     return Source(root.name, f"{folder} seed {seed}", stamp, classes, train, val, whole=images, remarks=remarks)
 
 
@@ -125,10 +136,12 @@ def _open_split(root: Path, training: Path, validation: Path) -> Source:
             "only."
         )
     train, val = _images(root, files), _images(root, val_files)
-    remarks = _left_out([*files.values(), *val_files.values()])
-    return Source(
-        root.name, str(root), stamp_of(train.paths + val.paths), tuple(files), train, val, remarks=tuple(remarks)
-    )
+    remarks = tuple(_left_out([*files.values(), *val_files.values()]))
+
+    def stamp() -> str:
+        return stamp_of(chain(train.files(), val.files()))
+
+    return Source(root.name, str(root), stamp, tuple(files), train, val, remarks=remarks)
 
 
 def _check_classes(root: Path, files: Mapping[str, _Class]) -> None:

@@ -45,8 +45,9 @@ def open_idx(folder: Path) -> Source:
     train, val = (
         ArrayImages(images, np.searchsorted(labels_seen, labels)) for images, labels in (arrays[s] for s in _SPLITS)
     )
-    stamp = stamp_of(path for pair in paths.values() for path in pair)
-    return Source(folder.name, str(folder), stamp, tuple(str(label) for label in labels_seen), train, val)
+    files = [path for pair in paths.values() for path in pair]
+    classes = tuple(str(label) for label in labels_seen)
+    return Source(folder.name, str(folder), lambda: stamp_of(files), classes, train, val)
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

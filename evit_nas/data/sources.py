@@ -11,6 +11,7 @@ import numpy as np
 from evit_nas.data.folder import open_folder
 from evit_nas.data.idx import is_idx_folder, open_idx
 from evit_nas.data.images import ArrayImages, Source, hold_out
+from evit_nas.data.once import opened
 from evit_nas.data.tasks import open_procedural
 from evit_nas.data.timm_sets import PREFIXES, open_timm
 from evit_nas.errors import UsageError
@@ -24,11 +25,19 @@ FORMS = (
 def open_source(text: str, seed: int) -> Source:
     """The data set that `text` names: one of `FORMS`. A folder goes before a built-in set of its name.
 
-    `seed` chooses the tenth that is held out for validation where the data come without a split.
+    `seed` chooses the tenth that is held out for validation where the data come without a split. Within a command it is
+    looked for once (see `opened_once`).
 
     Raises:
         UsageError: there is none, or it cannot be used; the message says why.
     """
+    known = opened()
+    if (text, seed) not in known:
+        known[text, seed] = _found(text, seed)
+    return known[text, seed]
+
+
+def _found(text: str, seed: int) -> Source:
     if text in BUILT_IN and not Path(text).is_dir():
         return BUILT_IN[text](seed)
     try:
@@ -61,7 +70,7 @@ def _open_digits(seed: int) -> Source:
     pixels = (bundled.images * (255 / 16)).astype("uint8")  # 16 is white
     images = ArrayImages(pixels, bundled.target)
     train, val = hold_out(images, classes, np.random.default_rng(seed).permutation)
-    return Source("digits", f"digits seed {seed}", sklearn.__version__, classes, train, val)
+    return Source("digits", f"digits seed {seed}", lambda: sklearn.__version__, classes, train, val)
 
 
 BUILT_IN: dict[str, Callable[[int], Source]] = {"digits": _open_digits, "procedural": lambda seed: open_procedural()}

@@ -141,7 +141,7 @@ class ProceduralImages(Images):
 def open_procedural() -> Source:
     """The generated set. It takes no seed: like a downloaded one it is the same for everyone."""
     return Source(
-        "procedural", "procedural", str(_VERSION), CLASSES, ProceduralImages("train"), ProceduralImages("val")
+        "procedural", "procedural", lambda: str(_VERSION), CLASSES, ProceduralImages("train"), ProceduralImages("val")
     )
 
 

@@ -68,9 +68,20 @@ def _open_torch(name: str, root: Path) -> Source:
         raise UsageError(f"{name}: the data set must list one label for each image. Make it a folder CLASS/* instead.")
     # torchvision's ImageNet has a tuple of synonyms for each class
     classes = tuple(label if isinstance(label, str) else label[0] for label in sets[0].classes)
-    stamp = stamp_of(path for path in root.rglob("*") if path.is_file())
     train, val = map(TorchImages, sets)
+    own = _folder_of(sets[0], root)
+
+    def stamp() -> str:
+        return stamp_of(path for path in own.rglob("*") if path.is_file())
+
     return Source(name.replace("/", "-"), f"{name} in {root}", stamp, classes, train, val)
+
+
+def _folder_of(dataset: Any, root: Path) -> Path:
+    """The set's own folder, where torchvision gives it one: other sets lie beside it in `root`."""
+    if hasattr(dataset, "raw_folder"):
+        return Path(dataset.raw_folder).parent  # what was unpickled by torchvision's old versions is beside it
+    return root / getattr(dataset, "base_folder", "")
 
 
 def _open_hugging_face(name: str, root: str | None, seed: int) -> Source:
@@ -87,8 +98,8 @@ def _open_hugging_face(name: str, root: str | None, seed: int) -> Source:
         train, val = hold_out(train, classes, np.random.default_rng(seed).permutation)
     else:
         val = HuggingFaceImages(_create(name, root, validation).reader)
-    stamp = stamp_of(Path(file["filename"]) for file in reader.dataset.cache_files)
-    return Source(name.replace("/", "-"), f"{name} in {root} seed {seed}", stamp, classes, train, val)
+    files = [Path(file["filename"]) for file in reader.dataset.cache_files]
+    return Source(name.replace("/", "-"), f"{name} in {root} seed {seed}", lambda: stamp_of(files), classes, train, val)
 
 
 def _create(name: str, root: str | None, split: str) -> Any:

@@ -134,13 +134,19 @@ def learned_of(run: Run) -> LearnedAccuracy | None:
     return LearnedAccuracy.under(wish.regime or default_regime(run.settings.space.num_classes))
 
 
-def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], None]) -> None:
+def check_sources(
+    settings: SearchSettings,
+    labels: Path,
+    note: Callable[[str], None],
+    step: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> None:
     """Reads what the judge will need, so that it is refused before anything is measured; images are decoded here.
 
     Args:
         settings: which judge, and what from.
         labels: the folder of what it has trained; what needs no images any more is not asked for them.
         note: told about the images.
+        step: told how many of them are decoded.
 
     Raises:
         UsageError: the table, the images or a run with trained networks cannot be used.
@@ -163,7 +169,9 @@ def check_sources(settings: SearchSettings, labels: Path, note: Callable[[str], 
                 labels_of(Path(run))
         if wish.data is not None and not (labels / TABLE).exists():
             channels = settings.space.in_channels
-            train = load_dataset(wish.data, wish.recipe.image_size, channels=channels, note=note).train
+            train = load_dataset(
+                wish.data, wish.recipe.image_size, channels=channels, note=note, step=step, workers=settings.workers
+            ).train
             train.check_subset(min(wish.recipe.images, len(train)))
 
 

@@ -65,7 +65,7 @@ class Search:
             # what needs no measurement comes first: a refused search has measured nothing
             check_same_conditions(record, [device.context() for device in devices], self._run)
             check_sizes(settings)
-            check_sources(settings, self._run.path / "labels", self._watch.note)
+            check_sources(settings, self._run.path / "labels", self._watch.note, self._watch.step)
             found = feasibility(evaluator, settings, self._watch.note)
             if not evaluator.units:  # a resumed search goes on by those that its last round was told by
                 adopt(record, evaluator.seen_units())

@@ -247,9 +247,9 @@ class Labels:
 def _training(data: str, digest: str, recipe: ShortRecipe) -> ShortTraining:
     """With the images in the memory of this worker process."""
     from evit_nas.accuracy.short import ShortTraining
-    from evit_nas.data.cache import load_dataset
+    from evit_nas.data.cache import kept_dataset, load_dataset
 
-    dataset = load_dataset(data, recipe.image_size)
+    dataset = kept_dataset(digest, recipe.image_size) or load_dataset(data, recipe.image_size)
     if dataset.digest != digest:
         raise UsageError(
             f"the images of {data} have changed: those of the labels have the digest {digest}, these {dataset.digest}. "

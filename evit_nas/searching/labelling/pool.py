@@ -94,7 +94,14 @@ class TrainedPool:
     def _train(self, device: Device, workers: int, watch: Watcher, seeds: int) -> LabelTable:
         recipe = self._settings.recipe
         channels = self._settings.space.in_channels
-        data = load_dataset(self._settings.data, recipe.image_size, channels=channels, note=watch.note)
+        data = load_dataset(
+            self._settings.data,
+            recipe.image_size,
+            channels=channels,
+            note=watch.note,
+            step=watch.step,
+            workers=workers,
+        )
         latency_ms, archs = self._pool(device, watch)
         labels = Labels(self._folder, self._settings.data, data.digest, recipe)
         jobs = self._jobs(archs, seeds)
