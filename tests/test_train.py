@@ -345,6 +345,50 @@ def test_a_training_interrupted_again_and_again_ends_as_an_uninterrupted_one(tmp
     assert trained.top1 == finished[1].top1
 
 
+@pytest.fixture
+def long_epochs(monkeypatch):
+    """The few steps of an epoch are to a line of metrics what thousands are: several looks at the loss long."""
+    monkeypatch.setattr(loop, "LINES_AN_EPOCH", 1)
+    monkeypatch.setattr(loop, "LOOK_STEPS", 2)
+    return LIVELY | {"epochs": 1, "warmup_epochs": 0}
+
+
+def test_a_long_epoch_is_shown_and_saved_more_often_than_its_loss_is_written(
+    tmp_path, monkeypatch, images, long_epochs
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    whole, interrupted = (begun(tmp_path / name, images, recipe=long_epochs) for name in ("whole", "interrupted"))
+    watch = Watch()
+    train(whole, watch)
+    assert [(status.step, status.steps) for status in watch.statuses] == [(2, 4), (4, 4)]
+    assert [row["step"] for row in lines(whole) if row["kind"] == "train"] == [4]
+    with pytest.raises(Interrupted):
+        train(interrupted, Stopped(2))
+    assert checkpoint.load_state(interrupted / CHECKPOINT)["step"] == 2
+    train(interrupted, Watch())
+    assert lines(interrupted) == lines(whole)
+
+
+def test_a_loss_that_is_not_finite_ends_a_long_epoch_early(tmp_path, monkeypatch, images, long_epochs):
+    answer, calls = loop.Criterion.__call__, []
+    monkeypatch.setattr(loop.Criterion, "__call__", lambda *given: calls.append(None) or answer(*given) * math.nan)
+    with pytest.raises(EvitNasError, match="the loss is nan in epoch 1"):
+        train(begun(tmp_path / "b", images, recipe=long_epochs), Watch())
+    assert len(calls) == 2
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(tmp_path, monkeypatch, images, finished):
+    """Which had none between two lines of metrics, and no losses in it."""
+    folder = begun(tmp_path / "b", images)
+    with pytest.raises(Interrupted):
+        train(folder, Stopped(5))
+    state = checkpoint.load_state(folder / CHECKPOINT)
+    del state["loss_sum"], state["loss_steps"]
+    checkpoint.save_state(folder / CHECKPOINT, state)
+    train(folder, Watch())
+    assert lines(folder) == lines(finished[0])
+
+
 def test_a_finished_training_costs_nothing(finished):
     watch = Watch()
     assert train(finished[0], watch) == finished[1]

@@ -50,6 +50,7 @@ from evit_nas.training.validation import merit, share_statistics, validate
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
+LOOK_STEPS = 20  # at most, until the loss is looked at: by steps, which all processes take together, not by time
 TIMED_STEPS = 3  # at least, beyond the first one, where only the pace is asked for
 
 Result = TypeVar("Result", bound=Finished)
@@ -101,6 +102,11 @@ def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) 
 def _beside(folder: Path) -> str:
     """Where a training with other settings goes: what has been trained keeps its folder."""
     return f", with another --out: the last good checkpoint is kept in {folder}" if holds_weights(folder) else ""
+
+
+def steps_a_line(steps: int) -> int:
+    """Of an epoch of so many steps, those that a line of training loss is about."""
+    return max(1, steps // LINES_AN_EPOCH)
 
 
 def meet() -> None:
@@ -283,12 +289,15 @@ class TrainingRun(ABC, Generic[Result]):
         if self._accelerator.scaler is not None and state["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self._epoch, self._step = state["epoch"], state["step"]
+        self._loss_sum.fill_(state.get("loss_sum", 0.0))
+        self._loss_steps = state.get("loss_steps", 0)
         self._best, self._unreadable = state["best"], set(state["unreadable"])
 
     def _train_epoch(self, epoch: int) -> None:
         recipe, steps = self._recipe, self._batches.steps
-        every = max(1, steps // LINES_AN_EPOCH)
+        every = steps_a_line(steps)
         saved = last = time.monotonic()
+        seen = self._step
         self._model.train()
         for step, part, batch in self._batches(epoch, self._step):
             loss = self._take_step(batch, epoch, step, part)
@@ -298,11 +307,13 @@ class TrainingRun(ABC, Generic[Result]):
             self._step, self._loss_steps = step + 1, self._loss_steps + 1
             if self._average is not None:
                 self._average.update(self._plain, step=epoch * steps + step + 1)  # by which its warm-up goes
-            if self._loss_steps >= every or self._step == steps:
-                now = time.monotonic()
-                self._report_loss(epoch, now - last)
-                last = now
-            if time.monotonic() - saved > CHECKPOINT_EVERY_S and not self._loss_steps:  # the loss was finite
+            line = self._step % every == 0 or self._step == steps
+            if not line and self._step % LOOK_STEPS:
+                continue
+            now = time.monotonic()
+            self._look(epoch, self._step - seen, now - last, line)
+            last, seen = now, self._step
+            if now - saved > CHECKPOINT_EVERY_S:  # the loss was finite
                 self._save()
                 saved = last = time.monotonic()  # time that is spent saving is not the training's
 
@@ -355,18 +366,19 @@ class TrainingRun(ABC, Generic[Result]):
         )
         return self._mix(batch, epoch, step, part) if self._mix else (batch.images, batch.labels)
 
-    def _report_loss(self, epoch: int, seconds: float) -> None:
-        """A line of metrics, and a word to the watcher, about the steps since the last one."""
-        steps = self._loss_steps
-        loss = float(self._accelerator.reduce(self._loss_sum / steps, "mean"))
+    def _look(self, epoch: int, steps: int, seconds: float, line: bool) -> None:
+        """A word to the watcher about the last `steps`, and at the end of a line of metrics the line."""
+        self._loss_sum = self._accelerator.reduce(self._loss_sum, "mean")  # from here on the same in every process
+        loss = float(self._loss_sum / self._loss_steps)
         self._check_finite(loss, epoch)
         images = steps * self._recipe.batch_size
         self._trained_s, self._trained_images = self._trained_s + seconds, self._trained_images + images
-        rate = self._optimiser.param_groups[0]["lr"]
-        row = {"kind": "train", "epoch": epoch + 1, "step": self._step, "loss": loss, "rate": rate}
-        self._records.log(row, at=epoch * self._batches.steps + self._step)
-        self._loss_sum.zero_()
-        self._loss_steps = 0
+        if line:
+            rate = self._optimiser.param_groups[0]["lr"]
+            row = {"kind": "train", "epoch": epoch + 1, "step": self._step, "loss": loss, "rate": rate}
+            self._records.log(row, at=epoch * self._batches.steps + self._step)
+            self._loss_sum.zero_()
+            self._loss_steps = 0
         to_go = (self._recipe.epochs - epoch) * self._batches.steps - self._step
         self._watch.trained(
             TrainStatus(
@@ -435,6 +447,8 @@ class TrainingRun(ABC, Generic[Result]):
                 "scaler": None if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
                 "epoch": self._epoch,
                 "step": self._step,
+                "loss_sum": float(self._loss_sum),
+                "loss_steps": self._loss_steps,
                 "seconds": time.monotonic() - self._started,
                 "best": self._best,
                 "unreadable": sorted(self._unreadable),
