@@ -444,11 +444,9 @@ def test_a_loss_that_becomes_nan_on_the_way_costs_what_came_after_the_last_epoch
 
 
 def test_an_average_that_is_not_finite_is_not_kept(tmp_path, monkeypatch, images):
-    calls = []
-
-    def blind(model, *rest):
-        calls.append(model)
-        return validate(model, *rest) | ({} if len(calls) % 2 else {"top1": 100.0, "loss": math.nan})
+    def blind(networks, *rest):
+        found = validate(networks, *rest)
+        return found | {"average": found["average"] | {"top1": 100.0, "loss": math.nan}}
 
     monkeypatch.setattr(loop, "validate", blind)
     trained = train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 2}), Watch())
@@ -546,18 +544,43 @@ def test_a_batch_without_a_readable_image_counts_nothing():
     nothing = (torch.zeros(2, 3, 64, 64), torch.tensor([-1, -1]), torch.tensor([3, 4]))
     one = (torch.zeros(2, 3, 64, 64), torch.tensor([0, -1]), torch.tensor([-1, 6]))
     unreadable = set()
-    assert validate(model, [nothing], alone, 10, unreadable) is None
-    assert validate(model, [nothing, one], alone, 10, unreadable)["images"] == 1
+    assert validate({"it": model}, [nothing], alone, 10, unreadable) is None
+    assert validate({"it": model}, [nothing, one], alone, 10, unreadable)["it"]["images"] == 1
     assert unreadable == {3, 4, 6}
+
+
+def test_networks_that_are_validated_side_by_side_have_the_figures_that_each_has_alone(images):
+    networks = {seed: build(settings(images).arch, seed) for seed in (0, 1)}
+    alone = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext, reduce=lambda tensor, how: tensor)
+    source, preprocessing = open_source(str(images), seed=0), settings(images).preprocessing
+    batches = [*plain_batches(source.val, preprocessing, range(18), batch=5)]
+    together = validate(networks, iter(batches), alone, 3, set())  # which can be read once
+    assert together == {
+        seed: validate({seed: network}, batches, alone, 3, set())[seed] for seed, network in networks.items()
+    }
+    assert together[0]["loss"] != together[1]["loss"]
+
+
+def test_validation_decodes_an_image_once_for_the_weights_and_their_average(tmp_path, monkeypatch, images):
+    read, decoded = FolderImages.__getitem__, []
+
+    def counted(self, index):
+        decoded.append(self.paths[index])
+        return read(self, index)
+
+    monkeypatch.setattr(FolderImages, "__getitem__", counted)
+    train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 1, "warmup_epochs": 0}), Watch())
+    validated = [path for path in decoded if "val" in path.relative_to(images).parts]
+    assert len(validated) == len(set(validated)) == 18
 
 
 def test_processes_share_the_statistics_of_all_that_is_validated(tmp_path, monkeypatch, images):
     shared, validated = [], []
     monkeypatch.setattr(loop, "share_statistics", lambda model, accelerator: shared.append(model))
 
-    def recorded(model, *rest):
-        validated.append(model)
-        return validate(model, *rest)
+    def recorded(networks, *rest):
+        validated.extend(networks.values())
+        return validate(networks, *rest)
 
     for module in (loop, network):
         monkeypatch.setattr(module, "validate", recorded)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -202,9 +202,11 @@ class TrainingRun(ABC, Generic[Result]):
     def _share_gradients(self) -> None:
         """Sets gradients to their mean over processes, where accelerate does not."""
 
-    def _validated(self, network: Any, batches: Iterable[Any], unreadable: set[int]) -> dict[str, Any] | None:
-        """What `validate` says of it."""
-        return validate(network, batches, self._accelerator, len(self._source.classes), unreadable)
+    def _validated(
+        self, networks: Mapping[str, Any], batches: Iterable[Any], unreadable: set[int]
+    ) -> dict[str, dict[str, Any]] | None:
+        """What `validate` says of them."""
+        return validate(networks, batches, self._accelerator, len(self._source.classes), unreadable)
 
     @abstractmethod
     def _result(self, init: str) -> Result:
@@ -346,13 +348,12 @@ class TrainingRun(ABC, Generic[Result]):
             if sum(seconds[1:]) > watched_s and len(seconds) > TIMED_STEPS:
                 break
         start = time.monotonic()
-        self._validated(self._plain, islice(self._validation, 1), set())
+        self._validated(self._networks(), islice(self._validation, 1), set())
         share = min(VALIDATION_BATCH, len(self._source.val)) / len(self._source.val)
-        networks = 2 if self._average else 1
         return Pace(
             steps=self._batches.steps,
             step_s=fmean(seconds[1:] or seconds),  # the first one waits for what loads images
-            validation_s=networks * (time.monotonic() - start) / share,
+            validation_s=(time.monotonic() - start) / share,
         )
 
     def _mixed(self, batch: Batch, epoch: int, step: int, part: int) -> tuple[Tensor, Tensor]:
@@ -410,12 +411,13 @@ class TrainingRun(ABC, Generic[Result]):
 
     def _validate(self, epoch: int) -> None:
         """Validates the weights and their average, keeps the better if it is the best so far, and saves the state."""
-        networks: dict[str, nn.Module] = {"raw": self._plain}
-        if self._average is not None:
-            networks["average"] = self._average.module
+        networks = self._networks()
         for network in networks.values():
             share_statistics(network, self._accelerator)
-        found = {name: self._figures(network) for name, network in networks.items()}
+        found = self._validated(networks, self._validation, self._not_validated)
+        check_images_are_to_blame(self._source.val, self._not_validated)
+        if found is None:
+            raise UsageError(f"{self._settings.data}: no validation image can be read.")
         self._check_finite(found["raw"]["loss"], epoch)  # before the best weights and the state are written
         finite = [name for name in found if math.isfinite(found[name]["loss"])]  # an average never loses a NaN again
         which = max(finite, key=lambda name: merit(found[name]))
@@ -431,12 +433,10 @@ class TrainingRun(ABC, Generic[Result]):
         self._epoch, self._step = epoch + 1, 0
         self._save()
 
-    def _figures(self, network: Any) -> dict[str, Any]:
-        found = self._validated(network, self._validation, self._not_validated)
-        check_images_are_to_blame(self._source.val, self._not_validated)
-        if found is None:
-            raise UsageError(f"{self._settings.data}: no validation image can be read.")
-        return found
+    def _networks(self) -> dict[str, nn.Module]:
+        """The weights and, if there is one, their average."""
+        average = {} if self._average is None else {"average": self._average.module}
+        return {"raw": self._plain} | average
 
     def _save(self) -> None:
         self._records.save_state(

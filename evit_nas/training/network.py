@@ -83,8 +83,8 @@ class NetworkRun(TrainingRun[Trained]):
         count = min(len(images), max(len(self._source.val), SEEN_IMAGES))
         chosen = np.random.default_rng(self._settings.seed).choice(len(images), count, replace=False)
         batches = plain_batches(images, self._settings.preprocessing, chosen[rank::processes].tolist())
-        found = validate(self._plain, batches, self._accelerator, len(self._source.classes), set())
-        return None if found is None else float(found["top1"])
+        found = validate({"best": self._plain}, batches, self._accelerator, len(self._source.classes), set())
+        return None if found is None else float(found["best"]["top1"])
 
     def _result(self, init: str) -> Trained:
         train_top1 = self._train_top1()
