@@ -135,7 +135,7 @@ class TrainingRun(ABC, Generic[Result]):
 
         settings = record.settings
         self._folder, self._record, self._settings, self._recipe = folder, record, settings, settings.recipe
-        self._watch = watch
+        self._watch, self._workers = watch, hardware.workers
         self._source = self._opened()
         AcceleratorState._reset_state()  # else this one would have the precision of the last training in this process
         self._accelerator = Accelerator(
@@ -348,8 +348,9 @@ class TrainingRun(ABC, Generic[Result]):
             if sum(seconds[1:]) > watched_s and len(seconds) > TIMED_STEPS:
                 break
         start = time.monotonic()
-        self._validated(self._networks(), islice(self._validation, 1), set())
-        share = min(VALIDATION_BATCH, len(self._source.val)) / len(self._source.val)
+        batches = 2 * max(self._workers, 1)  # or one loads while the others wait
+        self._validated(self._networks(), islice(self._validation, batches), set())
+        share = min(batches * VALIDATION_BATCH / len(self._source.val), 1.0)
         return Pace(
             steps=self._batches.steps,
             step_s=fmean(seconds[1:] or seconds),  # the first one waits for what loads images
