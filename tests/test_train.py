@@ -589,6 +589,25 @@ def test_processes_share_the_statistics_of_all_that_is_validated(tmp_path, monke
     assert all(any(model is other for other in shared) for model in validated)
 
 
+@pytest.mark.parametrize(("least", "most", "tried"), [(5, 2000, 18), (5, 10, 10), (30, 2000, 30)])
+def test_the_trained_network_is_tried_on_a_few_training_images_which_others_load(
+    tmp_path, monkeypatch, images, least, most, tried
+):
+    """As many as there are for validation, 18, within these bounds."""
+    loaders = []
+
+    def loading(chosen, preprocessing, indices, **how):
+        loaders.append(plain_batches(chosen, preprocessing, indices, **how))
+        return loaders[-1]
+
+    monkeypatch.setattr(network, "SEEN_IMAGES", (least, most))
+    monkeypatch.setattr(network, "plain_batches", loading)
+    recipe = LIVELY | {"epochs": 1, "warmup_epochs": 0}
+    train(begun(tmp_path / "b", images, recipe=recipe), Watch(), Hardware(workers=1))
+    assert [len(loader.sampler) for loader in loaders] == [tried]
+    assert all(not worker.is_alive() for loader in loaders for worker in loader._iterator._workers)
+
+
 def test_what_another_process_was_just_finishing_is_not_trained_again(tmp_path, monkeypatch, images, finished):
     def after_waiting(folder):
         shutil.copytree(finished[0], folder, dirs_exist_ok=True)
