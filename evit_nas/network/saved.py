@@ -6,7 +6,6 @@ Nothing is downloaded unasked (`fetch`): what is not here is refused, with the c
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
+from evit_nas.files import expanded
 from evit_nas.runs import named_arch
 from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained, parted
 
@@ -57,14 +57,12 @@ def open_saved(text: str) -> Saved:
         return _open_timm(text)
     if (parts := parted(text)) is not None:
         return _open_member(*parts)
-    path = Path(os.path.expanduser(text))
+    path = expanded(text)
     if path.is_dir():
         return _open_folder(path)
     arch, equals, file = text.partition("=")
     if equals and not path.is_file():  # a file's own name may have an equals sign
-        return _open_file(
-            Path(os.path.expanduser(file)), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch)
-        )
+        return _open_file(expanded(file), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch))
     if path.is_file():
         beside = path.parent / ARCH
         return _open_file(path, ArchConfig.load(beside) if beside.is_file() else None)
