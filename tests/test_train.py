@@ -656,6 +656,16 @@ def test_a_second_process_is_refused(tmp_path, images):
         train(folder, Watch())
 
 
+@pytest.mark.parametrize("name", [".lock", METRICS])
+def test_a_folder_that_cannot_be_written_any_more_says_the_way_out(tmp_path, images, name):
+    """A folder in a file's place, since root may write everywhere else."""
+    folder = begun(tmp_path / "b", images)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    with pytest.raises(RunError, match=f"^cannot write the training folder {folder}: Is a directory.*add --resume"):
+        train(folder, Watch())
+
+
 def test_a_folder_holds_one_training(tmp_path, images):
     folder = begun(tmp_path / "b", images)
     (folder / CHECKPOINT).touch()

@@ -23,7 +23,7 @@ from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images, Source
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, UsageError, out_of_memory
+from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
 from evit_nas.files import lock
 from evit_nas.latency.machine import usable_cores
 from evit_nas.trained import WEIGHTS
@@ -64,7 +64,7 @@ def carry_on(kind: type[TrainingRun[Result]], folder: Path, watch: TrainWatcher,
 
     Raises:
         UsageError: data, weights, teacher or precision cannot be used.
-        RunError: another process is at it, or what was trained cannot be written.
+        RunError: another process is at it, or the folder cannot be written.
         EvitNasError: the loss is not finite any more, or memory ran out; the last good checkpoint is kept.
     """
     record = read_record(folder)
@@ -73,15 +73,21 @@ def carry_on(kind: type[TrainingRun[Result]], folder: Path, watch: TrainWatcher,
     if torch.get_num_threads() > usable_cores():  # a container's quota, of which torch knows nothing
         torch.set_num_threads(usable_cores())
     training = kind(folder, record, watch, hardware)
-    with lock(folder) if training.first else nullcontext():  # it would keep out the other processes of this training
-        try:
+    try:
+        with lock(folder) if training.first else nullcontext():  # it would keep out this training's other processes
             return training.run()
-        except (RuntimeError, MemoryError) as error:
-            if advice := _advice(error, record.settings.recipe, hardware, folder):
-                raise EvitNasError(f"{record.settings.name}: {advice}") from error
+    except (RuntimeError, MemoryError) as error:
+        if advice := _advice(error, record.settings.recipe, hardware, folder):
+            raise EvitNasError(f"{record.settings.name}: {advice}") from error
+        raise
+    except OSError as error:
+        if not Path(str(error.filename)).is_relative_to(folder):
             raise
-        finally:
-            training.end()
+        raise RunError(
+            f"cannot write the training folder {folder}: {error.strerror}. Put that right, then add --resume."
+        ) from error
+    finally:
+        training.end()
 
 
 def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) -> str:
