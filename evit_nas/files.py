@@ -1,4 +1,4 @@
-"""Files that survive: whole writes, journals, locks, and folders that go again if nothing comes of them; paths by name."""
+"""Files that survive: whole writes, journals, locks, folders that go again if nothing comes of them; paths as typed."""
 
 from __future__ import annotations
 
