@@ -145,5 +145,5 @@ def _session(folder: Path, shipped: Shipped, file: str) -> Any:
         return opened(folder / file, shipped.fp32.latency.conditions.threads)
     except Exception as error:  # ONNX Runtime has many
         raise UsageError(
-            f"{folder / file}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}"
+            f"{folder / file}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:REASON]}"
         ) from None
