@@ -295,6 +295,12 @@ def test_missing_and_unknown_classes_are_named(tmp_path: Path) -> None:
         evaluate([str(folder)], "digits", workers=0)
 
 
+def test_of_many_missing_classes_the_first_few_are_named(tmp_path: Path) -> None:
+    folder = training(tmp_path / "run", lively_network(tiny_arch()), tuple("abcdefghij"))
+    with pytest.raises(UsageError, match=r"missing: 0, 1, 2, 3, 4, \.\.\.; unknown here: a, b, c, d, e, \.\.\.\.$"):
+        evaluate([str(folder)], "digits", workers=0)
+
+
 @pytest.mark.parametrize(("network", "like"), [("~nobody-at-all#m0", None), ("some.onnx", "~nobody-at-all")])
 def test_the_home_folder_of_nobody_is_no_network(
     network: str, like: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

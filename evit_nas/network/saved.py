@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, first_few
 from evit_nas.files import expanded
 from evit_nas.runs import named_arch
 from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained, parted
@@ -120,7 +120,7 @@ def class_order(ours: Sequence[str], theirs: Sequence[str], who: str) -> list[in
     """
     if set(ours) != set(theirs) or len(ours) != len(theirs):
         only = {"missing": sorted(set(ours) - set(theirs)), "unknown here": sorted(set(theirs) - set(ours))}
-        listed = "; ".join(f"{what}: {_some(names)}" for what, names in only.items() if names)
+        listed = "; ".join(f"{what}: {first_few(names)}" for what, names in only.items() if names)
         raise UsageError(f"{who} must have the classes of the data ({len(ours)}), got {len(theirs)}; {listed}.")
     return [theirs.index(name) for name in ours]
 
@@ -249,7 +249,3 @@ def _preprocessing(config: Any) -> Preprocessing:
 
     resolved = resolve_data_config(pretrained_cfg=config)
     return Preprocessing.model_validate({name: resolved[name] for name in Preprocessing.model_fields})
-
-
-def _some(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
