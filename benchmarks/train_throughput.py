@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,14 +29,14 @@ from evit_nas.latency.machine import probe
 from evit_nas.network.model import build
 from evit_nas.training.folder import create
 from evit_nas.training.hardware import Hardware
-from evit_nas.training.loop import LINES_AN_EPOCH
+from evit_nas.training.loop import steps_a_line
 from evit_nas.training.network import train
 from evit_nas.training.recipe import load_recipe
 from evit_nas.training.settings import TrainSettings
 
 
 class Speed:
-    """Collects how long the lines of metrics took."""
+    """Collects how fast the steps between two looks at the loss were."""
 
     def __init__(self) -> None:
         self.statuses: list = []
@@ -47,7 +48,12 @@ class Speed:
 
     @property
     def images_per_s(self) -> float:
-        return statistics.harmonic_mean([status.images_per_s for status in self.statuses[1:]])
+        counted = [
+            (status.images_per_s, status.step - before.step)
+            for before, status in pairwise(self.statuses)
+            if before.step >= steps_a_line(status.steps)
+        ]
+        return statistics.harmonic_mean(*zip(*counted, strict=True))
 
 
 def main() -> None:
@@ -125,7 +131,7 @@ def plain_images_per_s(settings: TrainSettings, workers: int) -> float:
     model = build(settings.arch, settings.seed).train()
     optimiser = create_optimizer_v2(model, opt="adamw", lr=recipe.peak_rate, weight_decay=recipe.weight_decay)
     loss_of = LabelSmoothingCrossEntropy(recipe.smoothing)
-    uncounted = len(loader) // LINES_AN_EPOCH
+    uncounted = steps_a_line(len(loader))
     for step, (images, labels) in enumerate(loader):
         if step == uncounted:
             start = time.perf_counter()

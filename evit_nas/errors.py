@@ -6,6 +6,9 @@ import difflib
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
+
+NAMED = 5  # of many, in a message
 
 
 class EvitNasError(Exception):
@@ -81,3 +84,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Known: {', '.join(names)}."
+
+
+def first_few(names: Iterable[str]) -> str:
+    """The first of `names`, for a message; no more of them are asked for than it takes to know if there are others."""
+    first = list(islice(names, NAMED + 1))
+    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")

@@ -1,4 +1,4 @@
-"""Files that survive: whole writes, journals, locks, and folders that go again if nothing comes of them."""
+"""Files that survive: whole writes, journals, locks, folders that go again if nothing comes of them; paths as typed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from evit_nas.errors import RunError, UsageError
+
+
+def expanded(text: str | Path) -> Path:
+    """The path that `text` names, with ~ for a home folder; ~x.jpg is no user's, and pathlib would refuse it."""
+    return Path(os.path.expanduser(text))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -154,8 +159,10 @@ def lock(folder: Path) -> IO[str]:
 
     Raises:
         RunError: another process writes it, which is named; or its file system knows no locks.
+        OSError: it cannot be written; with the name of the file.
     """
-    handle = (folder / ".lock").open("a+", encoding="utf-8")  # not "w": it names whoever has the lock
+    path = folder / ".lock"
+    handle = path.open("a+", encoding="utf-8")  # not "w": it names whoever has the lock
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -168,9 +175,14 @@ def lock(folder: Path) -> IO[str]:
             f"{folder} lies on a file system without locks ({error.strerror}): two processes could write it at once, "
             "and neither would know. Choose a folder on another one with --out, or move this one there."
         ) from None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+    except OSError as error:
+        with suppress(OSError):  # it tries once more to write
+            handle.close()
+        raise _named(error, path) from None
     _clear(folder)
     return handle
 

@@ -151,8 +151,8 @@ def made_of(order: Order, hardware: Hardware, view: Viewer, command: str) -> Mad
         outcome = _train(order, run, front, hardware, view, command)
         training, shipped = _ship(order, outcome, view)
         _answer(order, source, view)
-    except Interrupted:
-        view.note(f"interrupted; nothing that was done is lost. Go on with: {command}")
+    except (Interrupted, KeyboardInterrupt):  # the second from Python
+        view.note(f"interrupted; what is finished and the last checkpoint are kept. Go on with: {command}")
         raise
     return Made(run.path, training, order.out / SHIPPED, shipped)
 

@@ -237,29 +237,28 @@ def train(
         )
         hardware = Hardware(workers=loaders(workers))
         planned = prepare(asked, hardware, _note)
-        command = called(
-            "train",
-            *what,
-            data=data,
-            recipe=recipe,
-            epochs=epochs,
-            time=time,
-            batch_size=batch_size,
-            lr=lr,
-            changes=changes,
-            image_size=image_size,
-            init=init,
-            teacher=teacher,
-            front=front,
-            top=top,
-            baseline=baseline,
-            seed=seed,
-            seeds=seeds,
-            out=out,
-            ship=ship,
-        )
+        words = {
+            "data": data,
+            "recipe": recipe,
+            "epochs": epochs,
+            "time": time,
+            "batch_size": batch_size,
+            "lr": lr,
+            "changes": changes,
+            "image_size": image_size,
+            "init": init,
+            "teacher": teacher,
+            "front": front,
+            "top": top,
+            "baseline": baseline,
+            "seed": seed,
+            "seeds": seeds,
+            "out": out,
+            "ship": ship,
+        }
+        command, again = (called("train", *what, **words, resume=resumed) for resumed in (False, True))
         with onlooker() as watch:
-            outcome = carry_out(planned, watch, hardware, command=command, again=command, resume=resume, ship=ship)
+            outcome = carry_out(planned, watch, hardware, command=command, again=again, resume=resume, ship=ship)
         if outcome.failed:
             raise EvitNasError("not everything could be trained and shipped, see above; resume=True does the rest")
         rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms())

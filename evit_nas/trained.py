@@ -16,7 +16,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.files import write_atomically
+from evit_nas.files import expanded, write_atomically
 from evit_nas.yamlio import read_json, validate
 
 WEIGHTS, RECORD, ARCH = "model.safetensors", "trained.json", "arch.yaml"
@@ -26,7 +26,7 @@ SUPERNET_RECORD = "supernet.json"  # of a supernet, beside its WEIGHTS: see netw
 def parted(text: str) -> tuple[Path, str] | None:
     """The folder and the network of SUPERNET#ARCH; None where `text` is nothing of the kind."""
     folder, mark, arch = text.rpartition("#")
-    whole = Path(folder).expanduser()
+    whole = expanded(folder)
     return (whole, arch) if mark and (whole / SUPERNET_RECORD).is_file() else None
 
 

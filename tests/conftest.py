@@ -91,12 +91,12 @@ def _own_signals():
 
 @pytest.fixture
 def full_disk():
-    """A context in which no file can grow beyond a few thousand bytes, as on a disk that is full."""
+    """A context in which no file can grow beyond a few thousand bytes, or fewer, as on a disk that is full."""
 
     @contextlib.contextmanager
-    def full() -> Iterator[None]:
+    def full(holds: int = 5000) -> Iterator[None]:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (holds, hard))
         try:
             yield
         finally:

@@ -140,6 +140,10 @@ def test_seeds_and_a_baseline_are_compared(call, tiny, monkeypatch):
     own, baseline = json.loads(result.out)
     assert (own["top1"], own["gain"], own["gain_error"]) == (90.5, 10.0, pytest.approx(0.5**0.5))
     assert (own["baseline"], baseline["baseline"], baseline["gain"]) == ("m0", None, None)
+    assert own["top1_sd"] == pytest.approx(0.5**0.5)
+    shown = call("train", tiny, *QUICK, "--no-ship", "--seeds", "2")
+    assert "90.50 ± 0.50" in shown.out  # of the mean of both, as the gain's
+    assert "top-1: ± its standard error on so many images, and of its mean over seeds" in shown.err
 
 
 @pytest.fixture

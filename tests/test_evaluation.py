@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 from evit_nas.data.sources import open_source
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.evaluation import class_cells, confusion_cells, evaluate, rows, summary_cells
+from evit_nas.evaluation.classifiers import open_classifiers
 from evit_nas.evaluation.figures import Answers, calibration_error, figures
 from evit_nas.network.deploy import deploy_weights
 from evit_nas.network.model import EfficientViT
@@ -292,6 +293,22 @@ def test_missing_and_unknown_classes_are_named(tmp_path: Path) -> None:
         UsageError, match=r"must have the classes of the data \(10\), got 10; missing: 0; unknown here: ten"
     ):
         evaluate([str(folder)], "digits", workers=0)
+
+
+def test_of_many_missing_classes_the_first_few_are_named(tmp_path: Path) -> None:
+    folder = training(tmp_path / "run", lively_network(tiny_arch()), tuple("abcdefghij"))
+    with pytest.raises(UsageError, match=r"missing: 0, 1, 2, 3, 4, \.\.\.; unknown here: a, b, c, d, e, \.\.\.\.$"):
+        evaluate([str(folder)], "digits", workers=0)
+
+
+@pytest.mark.parametrize(("network", "like"), [("~nobody-at-all#m0", None), ("some.onnx", "~nobody-at-all")])
+def test_the_home_folder_of_nobody_is_no_network(
+    network: str, like: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some.onnx").touch()
+    with pytest.raises(UsageError, match=r"~nobody-at-all.*: no such network"):
+        open_classifiers(network, like)
 
 
 def test_an_onnx_file_elsewhere_needs_a_folder_that_it_is_like(trained: Path, tmp_path: Path) -> None:

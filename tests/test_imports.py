@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,12 @@ def test_no_class_name_is_defined_twice():
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(name)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, path in MODULES.items() if "\n__all__ = " in path.read_text(encoding="utf-8")]
+)
+def test_what_a_module_says_that_it_has_is_there(name):
+    """A name that is imported for type checkers alone is none that can be imported."""
+    module = import_module(name)
+    assert [word for word in module.__all__ if not hasattr(module, word)] == []

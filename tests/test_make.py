@@ -1,5 +1,6 @@
 """From a folder of photographs to a model that answers: every step, its command, and going on after an interruption."""
 
+import logging
 import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -118,7 +119,8 @@ def test_the_same_command_goes_on_after_each_interruption(call, photographs, lea
             patch.setattr(place, name, interrupted)
             result = call(*MAKE)
         assert (name, result.code) == (name, 130)
-        assert result.err.endswith(f"Go on with: {shlex.join(['evit-nas', *MAKE])}\n")
+        kept = "interrupted; what is finished and the last checkpoint are kept. Go on with: "
+        assert result.err.endswith(f"{kept}{shlex.join(['evit-nas', *MAKE])}\n")
     assert call(*MAKE).code == 0
     assert len(set(learned)) == 1
     assert Shipped.load(OUT / "shipped").trained.classes == SHADES
@@ -185,6 +187,18 @@ def test_several_processes_are_refused_before_anything_begins(call, photographs,
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = call(*MAKE)
     assert (result.code, "make is one process" in result.err, Path("runs").exists()) == (2, True, False)
+
+
+def test_python_says_how_to_go_on_after_ctrl_c(call, photographs, learned, monkeypatch, caplog):
+    def interrupted(*args, **words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "run", interrupted)
+    with caplog.at_level(logging.INFO, "evit_nas"), pytest.raises(KeyboardInterrupt):
+        evit_nas.make("shades", "1.2ms", device="fake", space="efficientvit-tiny", time="100s")
+    assert caplog.messages[-1].endswith(
+        "Go on with: evit_nas.make('shades', '1.2ms', time='100s', device='fake', space='efficientvit-tiny')"
+    )
 
 
 def test_python_makes_the_same(call, photographs, learned, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -247,6 +248,27 @@ def test_what_is_not_there_and_folders_without_pictures_are_wrong_use(tmp_path: 
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UsageError, match=r"must have pictures \(.*\.png.*\), found none"):
         find_pictures([str(tmp_path)])
+
+
+def test_a_name_that_begins_like_a_home_folder_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~nobody-at-all.png", "mine.png"):
+        Path(name).touch()
+    found = find_pictures(["~nobody-at-all.png", "~/mine.png"])
+    assert [found.name(index) for index in range(2)] == ["~nobody-at-all.png", f"{tmp_path}/mine.png"]
+
+
+def test_what_the_system_has_against_a_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"^x+\.png cannot be read: File name too long\.$"):
+        find_pictures([f"{'x' * 300}.png"])
+
+    def closed(path: Path, **how: bool) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", closed)  # root may search every folder
+    with pytest.raises(UsageError, match=r"^locked/cat\.png cannot be read: Permission denied\.$"):
+        find_pictures(["locked/cat.png"])
 
 
 # On the command line

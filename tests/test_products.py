@@ -132,6 +132,21 @@ def test_an_unfinished_training_wants_the_word_resume(here):
         evit_nas.train("tiny.yaml", **planned_once)
 
 
+def test_ctrl_c_says_the_call_that_goes_on(here, monkeypatch, caplog):
+    def interrupted(folder, watch, hardware):
+        (folder / "checkpoint.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(network, "train", interrupted)
+    with caplog.at_level(logging.INFO, "evit_nas"), pytest.raises(KeyboardInterrupt):
+        evit_nas.train("tiny.yaml", data="shades", epochs=1, ship=False)
+    assert caplog.messages[-1] == (
+        "interrupted; go on from the last checkpoint with: "
+        "evit_nas.train('tiny.yaml', data='shades', epochs=1, ship=False, resume=True)"
+    )
+    assert "resume" not in read_record(Path("runs/train/tiny-shades-auto-s0")).command
+
+
 def test_a_failure_among_several_is_raised_in_the_end(here, monkeypatch):
     def broken(folder, watch, hardware):
         raise RuntimeError("no kernel for this")

@@ -14,7 +14,7 @@ import pytest
 
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
-from evit_nas.files import Journal, write_atomically
+from evit_nas.files import Journal, lock, write_atomically
 from evit_nas.quantities import parse_latency
 from evit_nas.runs import Run, new_run_path
 from evit_nas.space import SearchSpace
@@ -94,6 +94,12 @@ def test_the_lock_goes_with_its_owner(tmp_path, settings):
     run.close()
     with Run.open(tmp_path).lock() as again:
         assert again.settings == settings
+
+
+def test_a_lock_on_a_full_disk_is_an_error_that_names_its_file(tmp_path, full_disk):
+    with full_disk(holds=0), pytest.raises(OSError, match="File too large") as caught:
+        lock(tmp_path)
+    assert caught.value.filename == str(tmp_path / ".lock")
 
 
 def test_a_lock_file_that_a_dead_process_left_does_not_block(tmp_path, settings):

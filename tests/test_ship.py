@@ -32,6 +32,7 @@ from evit_nas.network.saved import open_saved
 from evit_nas.shipped import Shipped
 from evit_nas.shipping import package
 from evit_nas.shipping.accuracy import Comparison, compare, inputs, probes, some
+from evit_nas.shipping.card import card
 from evit_nas.shipping.package import ship
 from evit_nas.stats import binomial_error
 from evit_nas.training.recipe import load_recipe
@@ -175,6 +176,18 @@ def test_the_card_tells_the_learning_rate_that_was_reached_and_a_command_once(tm
     assert "learning rate up to 0.002;" in text
     assert "0.016" not in text
     assert text.count("evit-nas train all") == 1
+
+
+def test_the_card_says_how_an_image_comes_to_its_size(shipped: Path) -> None:
+    """Of an oblong one no side alone decides: it is scaled until it covers both, as predict.py does."""
+    record = Shipped.load(shipped)
+    for size, words in {
+        (3, 64, 64): "RGB image, shorter side resized to 73 pixels (bicubic), centre crop of 64 x 64,",
+        (3, 64, 96): "RGB image, scaled until it covers 73 x 109 pixels (bicubic), centre crop of 64 x 96,",
+    }.items():
+        steps = Preprocessing(input_size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
+        trained = record.trained.model_copy(update={"preprocessing": steps})
+        assert words in card(record.model_copy(update={"trained": trained}))
 
 
 def test_the_code_in_the_card_runs(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,6 +345,50 @@ def test_a_training_interrupted_again_and_again_ends_as_an_uninterrupted_one(tmp
     assert trained.top1 == finished[1].top1
 
 
+@pytest.fixture
+def long_epochs(monkeypatch):
+    """The few steps of an epoch are to a line of metrics what thousands are: several looks at the loss long."""
+    monkeypatch.setattr(loop, "LINES_AN_EPOCH", 1)
+    monkeypatch.setattr(loop, "LOOK_STEPS", 2)
+    return LIVELY | {"epochs": 1, "warmup_epochs": 0}
+
+
+def test_a_long_epoch_is_shown_and_saved_more_often_than_its_loss_is_written(
+    tmp_path, monkeypatch, images, long_epochs
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    whole, interrupted = (begun(tmp_path / name, images, recipe=long_epochs) for name in ("whole", "interrupted"))
+    watch = Watch()
+    train(whole, watch)
+    assert [(status.step, status.steps) for status in watch.statuses] == [(2, 4), (4, 4)]
+    assert [row["step"] for row in lines(whole) if row["kind"] == "train"] == [4]
+    with pytest.raises(Interrupted):
+        train(interrupted, Stopped(2))
+    assert checkpoint.load_state(interrupted / CHECKPOINT)["step"] == 2
+    train(interrupted, Watch())
+    assert lines(interrupted) == lines(whole)
+
+
+def test_a_loss_that_is_not_finite_ends_a_long_epoch_early(tmp_path, monkeypatch, images, long_epochs):
+    answer, calls = loop.Criterion.__call__, []
+    monkeypatch.setattr(loop.Criterion, "__call__", lambda *given: calls.append(None) or answer(*given) * math.nan)
+    with pytest.raises(EvitNasError, match="the loss is nan in epoch 1"):
+        train(begun(tmp_path / "b", images, recipe=long_epochs), Watch())
+    assert len(calls) == 2
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(tmp_path, monkeypatch, images, finished):
+    """Which had none between two lines of metrics, and no losses in it."""
+    folder = begun(tmp_path / "b", images)
+    with pytest.raises(Interrupted):
+        train(folder, Stopped(5))
+    state = checkpoint.load_state(folder / CHECKPOINT)
+    del state["loss_sum"], state["loss_steps"]
+    checkpoint.save_state(folder / CHECKPOINT, state)
+    train(folder, Watch())
+    assert lines(folder) == lines(finished[0])
+
+
 def test_a_finished_training_costs_nothing(finished):
     watch = Watch()
     assert train(finished[0], watch) == finished[1]
@@ -400,11 +444,9 @@ def test_a_loss_that_becomes_nan_on_the_way_costs_what_came_after_the_last_epoch
 
 
 def test_an_average_that_is_not_finite_is_not_kept(tmp_path, monkeypatch, images):
-    calls = []
-
-    def blind(model, *rest):
-        calls.append(model)
-        return validate(model, *rest) | ({} if len(calls) % 2 else {"top1": 100.0, "loss": math.nan})
+    def blind(networks, *rest):
+        found = validate(networks, *rest)
+        return found | {"average": found["average"] | {"top1": 100.0, "loss": math.nan}}
 
     monkeypatch.setattr(loop, "validate", blind)
     trained = train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 2}), Watch())
@@ -502,24 +544,68 @@ def test_a_batch_without_a_readable_image_counts_nothing():
     nothing = (torch.zeros(2, 3, 64, 64), torch.tensor([-1, -1]), torch.tensor([3, 4]))
     one = (torch.zeros(2, 3, 64, 64), torch.tensor([0, -1]), torch.tensor([-1, 6]))
     unreadable = set()
-    assert validate(model, [nothing], alone, 10, unreadable) is None
-    assert validate(model, [nothing, one], alone, 10, unreadable)["images"] == 1
+    assert validate({"it": model}, [nothing], alone, 10, unreadable) is None
+    assert validate({"it": model}, [nothing, one], alone, 10, unreadable)["it"]["images"] == 1
     assert unreadable == {3, 4, 6}
+
+
+def test_networks_that_are_validated_side_by_side_have_the_figures_that_each_has_alone(images):
+    networks = {seed: build(settings(images).arch, seed) for seed in (0, 1)}
+    alone = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext, reduce=lambda tensor, how: tensor)
+    source, preprocessing = open_source(str(images), seed=0), settings(images).preprocessing
+    batches = [*plain_batches(source.val, preprocessing, range(18), batch=5)]
+    together = validate(networks, iter(batches), alone, 3, set())  # which can be read once
+    assert together == {
+        seed: validate({seed: network}, batches, alone, 3, set())[seed] for seed, network in networks.items()
+    }
+    assert together[0]["loss"] != together[1]["loss"]
+
+
+def test_validation_decodes_an_image_once_for_the_weights_and_their_average(tmp_path, monkeypatch, images):
+    read, decoded = FolderImages.__getitem__, []
+
+    def counted(self, index):
+        decoded.append(self.paths[index])
+        return read(self, index)
+
+    monkeypatch.setattr(FolderImages, "__getitem__", counted)
+    train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 1, "warmup_epochs": 0}), Watch())
+    validated = [path for path in decoded if "val" in path.relative_to(images).parts]
+    assert len(validated) == len(set(validated)) == 18
 
 
 def test_processes_share_the_statistics_of_all_that_is_validated(tmp_path, monkeypatch, images):
     shared, validated = [], []
     monkeypatch.setattr(loop, "share_statistics", lambda model, accelerator: shared.append(model))
 
-    def recorded(model, *rest):
-        validated.append(model)
-        return validate(model, *rest)
+    def recorded(networks, *rest):
+        validated.extend(networks.values())
+        return validate(networks, *rest)
 
     for module in (loop, network):
         monkeypatch.setattr(module, "validate", recorded)
     train(begun(tmp_path / "b", images, recipe=LIVELY | {"epochs": 1, "warmup_epochs": 0}), Watch())
     assert len(validated) == 3  # the weights and their average; and the better of them on training images
     assert all(any(model is other for other in shared) for model in validated)
+
+
+@pytest.mark.parametrize(("least", "most", "tried"), [(5, 2000, 18), (5, 10, 10), (30, 2000, 30)])
+def test_the_trained_network_is_tried_on_a_few_training_images_which_others_load(
+    tmp_path, monkeypatch, images, least, most, tried
+):
+    """As many as there are for validation, 18, within these bounds."""
+    loaders = []
+
+    def loading(chosen, preprocessing, indices, **how):
+        loaders.append(plain_batches(chosen, preprocessing, indices, **how))
+        return loaders[-1]
+
+    monkeypatch.setattr(network, "SEEN_IMAGES", (least, most))
+    monkeypatch.setattr(network, "plain_batches", loading)
+    recipe = LIVELY | {"epochs": 1, "warmup_epochs": 0}
+    train(begun(tmp_path / "b", images, recipe=recipe), Watch(), Hardware(workers=1))
+    assert [len(loader.sampler) for loader in loaders] == [tried]
+    assert all(not worker.is_alive() for loader in loaders for worker in loader._iterator._workers)
 
 
 def test_what_another_process_was_just_finishing_is_not_trained_again(tmp_path, monkeypatch, images, finished):
@@ -567,6 +653,16 @@ def test_fp16_is_refused_on_a_processor(tmp_path, images):
 def test_a_second_process_is_refused(tmp_path, images):
     folder = begun(tmp_path / "b", images)
     with lock(folder), pytest.raises(RunError, match=f"process {os.getpid()}"):
+        train(folder, Watch())
+
+
+@pytest.mark.parametrize("name", [".lock", METRICS])
+def test_a_folder_that_cannot_be_written_any_more_says_the_way_out(tmp_path, images, name):
+    """A folder in a file's place, since root may write everywhere else."""
+    folder = begun(tmp_path / "b", images)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    with pytest.raises(RunError, match=f"^cannot write the training folder {folder}: Is a directory.*add --resume"):
         train(folder, Watch())
 
 

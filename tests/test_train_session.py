@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +15,10 @@ from evit_nas.latency import DEVICES
 from evit_nas.network import saved
 from evit_nas.shipping.package import ship
 from evit_nas.trained import Trained
-from evit_nas.training import pace, session
+from evit_nas.training import loop, pace, session
+from evit_nas.training.batches import plain_batches
 from evit_nas.training.folder import read_record
-from evit_nas.training.hardware import ALONE
+from evit_nas.training.hardware import ALONE, Hardware
 from evit_nas.training.network import NetworkRun
 from evit_nas.training.plan import Chosen
 from evit_nas.training.recipe import RECIPES, load_recipe
@@ -81,6 +83,29 @@ def test_the_pace_comes_from_real_steps(shades):
     assert found.step_s > 0
     assert found.validation_s > 0
     assert found.epoch_s == found.steps * found.step_s + found.validation_s
+
+
+@pytest.mark.parametrize(("workers", "batches"), [(0, 2), (3, 6)])
+def test_a_validation_is_timed_with_all_that_load_images_at_work(shades, monkeypatch, workers, batches):
+    """A single batch is loaded by one of them, while the others do nothing."""
+    passed_s = []  # one for each batch that is answered
+
+    class Timed(NetworkRun):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self._validation = plain_batches(self._source.val, self._settings.preprocessing, range(18), batch=2)
+
+        def _validated(self, networks, batches, unreadable):
+            assert list(networks) == ["raw", "average"]  # both answer
+            passed_s.extend(0.5 for _ in batches)
+
+    monkeypatch.setattr(loop, "VALIDATION_BATCH", 2)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: sum(passed_s)))
+    planned, _ = prepared(shades, changes={"epochs": 2})
+    passed_s.clear()
+    found = pace.pace_of(Timed, planned.plans[0][1], Hardware(workers))
+    assert len(passed_s) == batches
+    assert found.validation_s == 0.5 * 9
 
 
 def test_with_trained_weights_nobody_is_told_to_begin_with_trained_weights(shades, paced):

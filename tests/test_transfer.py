@@ -301,6 +301,11 @@ def test_a_network_of_timms_is_a_source(tmp_path) -> None:
     assert torch.equal(model.state_dict()["head.linear.weight"], theirs.state_dict()["head.linear.weight"])
 
 
+def test_the_home_folder_of_nobody_is_no_source() -> None:
+    with pytest.raises(UsageError, match=r"^~nobody-at-all: no such network"):
+        start_from(build(arch()), "~nobody-at-all")
+
+
 def test_another_kind_of_network_is_refused(tmp_path) -> None:
     torch.save(timm.create_model("test_vit", num_classes=10).state_dict(), tmp_path / "vit.pth")
 

@@ -115,3 +115,16 @@ def test_whatever_starts_processes_by_itself_starts_no_more_than_there_are_cores
         found = settings.workers, hardware.loaders(None), cluster._options(settings)["num_cpus"]
         assert found == (workers, loaders, trials)
     assert hardware.loaders(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "each"), [(64, 4, 8), (16, 2, 4), (16, 4, 2), (2, 2, 0), (1, 1, 1), (2, 1, 1)]
+)
+def test_training_processes_on_one_machine_share_what_loads_images(monkeypatch, cores, processes, each):
+    """Half the cores for all of them together; where that is none for each, each loads its own images."""
+    from evit_nas.training import hardware
+
+    monkeypatch.setattr(hardware, "usable_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))  # as torchrun and accelerate say it
+    assert hardware.loaders(None) == each
+    assert hardware.loaders(3) == 3

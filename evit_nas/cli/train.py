@@ -228,7 +228,7 @@ def print_trained(
     emit(rows, format_, make_table(title, header, cells, text=["network", *varied], spare=spare))
     if format_ is not Format.table:
         return
-    say(f"top-1: ± its standard error on so many images{' and over seeds' if seeds else ''}")
+    say(f"top-1: ± its standard error on so many images{', and of its mean over seeds' if seeds else ''}")
     if latencies_ms:
         say("ms: one image, one thread of this processor")
     if baselines:
@@ -242,7 +242,8 @@ def print_trained(
 
 
 def _top1(row: Mapping[str, Any]) -> str:
-    errors = [error for error in (row["top1_error"], row["top1_sd"]) if error is not None]
+    of_mean = None if row["top1_sd"] is None else row["top1_sd"] / math.sqrt(row["seeds"])
+    errors = [error for error in (row["top1_error"], of_mean) if error is not None]
     return f"{row['top1']:.2f}" + (f" ± {math.hypot(*errors):.2f}" if errors else "")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from evit_nas.data.images import Images, Source, hold_out, stamp_of
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, first_few
 
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm"),
@@ -28,7 +28,6 @@ _SYSTEM = (  # what macOS, Windows and network drives leave in a folder, in any 
     *("thumbs.db", "desktop.ini"),
 )
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xml", ".parquet")  # where labels may be, which are not read
-NAMED = 5  # folders or suffixes in a message
 _VERSION = 2  # of how a tenth is held out; a new one makes cached images void
 
 
@@ -91,8 +90,8 @@ def open_folder(root: Path, seed: int) -> Source:
     strange = [path.name for path in others if _pictures(path) or _folders(path)]
     if strange:
         raise UsageError(
-            f"{root}: {training.name} holds folders as a training set does, but what {_some(strange)} beside it are "
-            f"for is not known. Name {training} instead, or call the folder with the validation images val."
+            f"{root}: {training.name} holds folders as a training set does, but what {first_few(strange)} beside it "
+            f"are for is not known. Name {training} instead, or call the folder with the validation images val."
         )
     left_out = [f"{path} has no folder for each class and is left out" for path in candidates]
     return _open_whole(root, training, seed, left_out)
@@ -154,7 +153,7 @@ def _check_classes(root: Path, files: Mapping[str, _Class]) -> None:
     for name, folders in inner.items():
         if len(folders) > 1 and folders <= files.keys():
             raise UsageError(
-                f"{root / name}: a class must hold pictures, this one holds {_some(sorted(folders))}, which are "
+                f"{root / name}: a class must hold pictures, this one holds {first_few(sorted(folders))}, which are "
                 f"classes beside it: a copy of the data in itself? Remove it, or name {root / name} instead."
             )
     if len(inner) < len(files):
@@ -163,8 +162,8 @@ def _check_classes(root: Path, files: Mapping[str, _Class]) -> None:
     if len(first) > 1 and all(folders == first for folders in inner.values()):
         raise UsageError(
             f"{root}: must hold classes, or train and val; its {', '.join(files)} look like parts of a data set: each "
-            f"has the folders {_some(sorted(first))} and no pictures beside them. Call two of them train and val, or "
-            "name one of them."
+            f"has the folders {first_few(sorted(first))} and no pictures beside them. Call two of them train and val, "
+            "or name one of them."
         )
 
 
@@ -263,11 +262,7 @@ def _left_out(classes: Iterable[_Class]) -> list[str]:
 
 
 def _counted(others: Counter[str]) -> str:
-    return _some([f"{count} {suffix}" for suffix, count in others.most_common()])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return first_few([f"{count} {suffix}" for suffix, count in others.most_common()])
 
 
 def _refuse(error: OSError) -> None:  # os.walk by itself passes over folders that it cannot read

@@ -15,11 +15,10 @@ from evit_nas.evaluation.figures import Answers, Evaluation, class_cells, confus
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evit_nas.data.images import Images, Source
     from evit_nas.data.preprocessing import Preprocessing
     from evit_nas.evaluation.classifiers import Classifier
 
-__all__ = ["Evaluation", "Images", "Source", "class_cells", "confusion_cells", "evaluate", "rows", "summary_cells"]
+__all__ = ["Evaluation", "class_cells", "confusion_cells", "evaluate", "rows", "summary_cells"]
 
 
 def evaluate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
 from evit_nas.exporting import open_onnx
+from evit_nas.files import expanded
 from evit_nas.network.saved import Saved, open_saved
 from evit_nas.network.supernet import Supernet
 from evit_nas.shipped import FP32, INT8, Shipped
@@ -51,17 +51,17 @@ def open_classifiers(text: str, like: str | None = None) -> list[Classifier]:
     Raises:
         UsageError: there is no such network, or nobody knows how it wants its images.
     """
-    path = Path(os.path.expanduser(text))
+    path = expanded(text)
     if path.suffix == ".onnx":
         if not path.is_file():
             raise UsageError(f"there is no file {text}.")
-        folder = Path(like).expanduser() if like else path.resolve().parent
+        folder = expanded(like) if like else path.resolve().parent
         training = _training(folder)
         about = _named(open_saved(str(folder)), training)
         return [_onnx(path, about, _preprocessing(about, text), training)]
     saved = open_saved(text)
     if like and saved.preprocessing is None:
-        about, training = open_saved(like), _training(Path(like).expanduser())
+        about, training = open_saved(like), _training(expanded(like))
     else:
         training = _training(path)
         saved = about = _named(saved, training)

@@ -6,7 +6,6 @@ Nothing is downloaded unasked (`fetch`): what is not here is refused, with the c
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, first_few
+from evit_nas.files import expanded
 from evit_nas.runs import named_arch
 from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained, parted
 
@@ -57,14 +57,12 @@ def open_saved(text: str) -> Saved:
         return _open_timm(text)
     if (parts := parted(text)) is not None:
         return _open_member(*parts)
-    path = Path(os.path.expanduser(text))
+    path = expanded(text)
     if path.is_dir():
         return _open_folder(path)
     arch, equals, file = text.partition("=")
     if equals and not path.is_file():  # a file's own name may have an equals sign
-        return _open_file(
-            Path(os.path.expanduser(file)), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch)
-        )
+        return _open_file(expanded(file), ArchConfig.preset(arch) if arch in PRESETS else ArchConfig.load(arch))
     if path.is_file():
         beside = path.parent / ARCH
         return _open_file(path, ArchConfig.load(beside) if beside.is_file() else None)
@@ -122,7 +120,7 @@ def class_order(ours: Sequence[str], theirs: Sequence[str], who: str) -> list[in
     """
     if set(ours) != set(theirs) or len(ours) != len(theirs):
         only = {"missing": sorted(set(ours) - set(theirs)), "unknown here": sorted(set(theirs) - set(ours))}
-        listed = "; ".join(f"{what}: {_some(names)}" for what, names in only.items() if names)
+        listed = "; ".join(f"{what}: {first_few(names)}" for what, names in only.items() if names)
         raise UsageError(f"{who} must have the classes of the data ({len(ours)}), got {len(theirs)}; {listed}.")
     return [theirs.index(name) for name in ours]
 
@@ -251,7 +249,3 @@ def _preprocessing(config: Any) -> Preprocessing:
 
     resolved = resolve_data_config(pretrained_cfg=config)
     return Preprocessing.model_validate({name: resolved[name] for name in Preprocessing.model_fields})
-
-
-def _some(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from evit_nas.arch import StageConfig
 from evit_nas.errors import UsageError
+from evit_nas.files import expanded
 from evit_nas.network.model import EfficientViT, resize_bias_table
 from evit_nas.network.saved import Saved, class_order, efficientvit, open_saved
 from evit_nas.network.supernet import Members
@@ -108,7 +109,7 @@ def start_from(model: EfficientViT, source: str | Path, *, classes: Sequence[str
 
 def _opened(model: EfficientViT, source: str) -> Saved:
     """What `source` names; of a supernet the very network, with the weights that it has there."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not (folder / SUPERNET_RECORD).is_file():
         return open_saved(source)
     members = Members(folder)

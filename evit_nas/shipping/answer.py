@@ -19,6 +19,7 @@ from evit_nas.data.cache import UNREADABLE
 from evit_nas.data.folder import SUFFIXES, pictures_below
 from evit_nas.data.images import Images, reason
 from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.files import expanded
 from evit_nas.shipped import FP32, INT8, Shipped
 
 STDIN = "-"  # as a picture's name
@@ -58,24 +59,27 @@ def find_pictures(names: Sequence[str]) -> Pictures:
     """What `names` stand for: files, "-", and of folders the pictures in them, however deep.
 
     Raises:
-        UsageError: there is no such file, or a folder has no pictures or cannot be read.
+        UsageError: there is no such file, a folder has no pictures, or one of them cannot be read.
     """
     found: list[str] = []
     for name in names:
-        path = Path(name).expanduser()
-        if not path.is_dir():
-            if name != STDIN and not path.exists():
-                raise UsageError(f"there is no picture or folder {name}.")
-            found.append(name if name == STDIN else str(path))
-            continue
         try:
-            inside = pictures_below(path)
+            found += [name] if name == STDIN else _pictures_of(name)
         except OSError as error:
             raise UsageError(f"{error.filename or name} cannot be read: {error.strerror}.") from None
-        if not inside:
-            raise UsageError(f"{name} must have pictures ({' '.join(SUFFIXES)}), found none.")
-        found += map(str, inside)
     return Pictures(found)
+
+
+def _pictures_of(name: str) -> list[str]:
+    path = expanded(name)
+    if not path.is_dir():
+        if not path.exists():
+            raise UsageError(f"there is no picture or folder {name}.")
+        return [str(path)]
+    inside = pictures_below(path)
+    if not inside:
+        raise UsageError(f"{name} must have pictures ({' '.join(SUFFIXES)}), found none.")
+    return [str(picture) for picture in inside]
 
 
 def answers(
@@ -141,5 +145,5 @@ def _session(folder: Path, shipped: Shipped, file: str) -> Any:
         return opened(folder / file, shipped.fp32.latency.conditions.threads)
     except Exception as error:  # ONNX Runtime has many
         raise UsageError(
-            f"{folder / file}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}"
+            f"{folder / file}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:REASON]}"
         ) from None

@@ -106,9 +106,10 @@ def _top1(percent: float, images: int) -> str:
 def _preprocessing(shipped: Shipped) -> str:
     steps = shipped.trained.preprocessing
     channels, height, width = steps.input_size
-    resized = math.floor(min(height, width) / steps.crop_pct)
+    high, wide = (math.floor(side / steps.crop_pct) for side in (height, width))
+    resized = f"shorter side resized to {high}" if high == wide else f"scaled until it covers {high} x {wide}"
     return (
-        f"## From an image to an input\n\n{_mode(channels)}, shorter side resized to {resized} pixels "
+        f"## From an image to an input\n\n{_mode(channels)}, {resized} pixels "
         f"({steps.interpolation}), centre crop of {height} x {width}, pixels from 0 to 1, minus "
         f"{_numbers(steps.mean)}, divided by {_numbers(steps.std)}; float32, (1, {channels}, {height}, {width})."
     )

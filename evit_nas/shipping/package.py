@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from evit_nas import __version__
 from evit_nas.config import Conditions
 from evit_nas.data.images import Source
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, MeasurementError, UsageError
+from evit_nas.errors import EvitNasError, MeasurementError, UsageError, first_few
 from evit_nas.exporting import TOLERANCE, open_onnx
 from evit_nas.latency import STRICT, Steady, open_device
 from evit_nas.network.cost import cost
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 256  # 16 to 1024 of Fashion-MNIST made no difference beyond 0.3 points
 VALIDATION_IMAGES = 5000  # the difference of two accuracies on them has a standard error of about 0.2 points
-NAMED = 5  # classes or images in a message
 
 
 def ship(
@@ -88,7 +87,7 @@ def ship(
         found = compare(model, sessions, validation, preprocessing, skipped.append)
         _check_equal(found)
         if skipped:
-            note(f"{source.name}: skipped {len(skipped)} unreadable of these images: {_some(skipped)}")
+            note(f"{source.name}: skipped {len(skipped)} unreadable of these images: {first_few(skipped)}")
         note(f"measuring {' and '.join(path.name for path in paths)} on {conditions}")
         # both in one session of the device: `refusal` compares their latencies
         with Steady(open_device(conditions)) as device:
@@ -149,7 +148,7 @@ def source_of(trained: Trained, data: str) -> Source:
     """
     source = open_source(data, seed=0)  # which splits as the training did
     if source.classes != trained.classes:
-        wanted, got = (f"{_some(names)} ({len(names)})" for names in (trained.classes, source.classes))
+        wanted, got = (f"{first_few(names)} ({len(names)})" for names in (trained.classes, source.classes))
         raise UsageError(f"{data} must have the classes that the network was trained on: {wanted}, got {got}.")
     return source
 
@@ -178,10 +177,6 @@ def _check_equal(found: Comparison) -> None:
             f"the ONNX graph differs from the torch network by {error:.1e} on real images (allowed: {TOLERANCE:.0e}); "
             "nothing is written."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _write_network(folder: Path, trained: Trained, model: EfficientViT) -> None:

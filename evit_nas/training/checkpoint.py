@@ -7,7 +7,7 @@ dropout.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class State(TypedDict):
     """Epochs that are done."""
     step: int
     """Steps of the current epoch that are done."""
+    loss_sum: NotRequired[float]  # versions up to 0.3 saved nothing between two lines of metrics
+    """Of the training losses since the last line of metrics, the mean over processes."""
+    loss_steps: NotRequired[int]
+    """How many these are."""
     seconds: float
     """Spent training and validating so far."""
     best: dict[str, Any] | None

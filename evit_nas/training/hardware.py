@@ -22,8 +22,15 @@ ALONE = Hardware()  # one process that loads its own images
 
 
 def loaders(asked: int | None) -> int:
-    """So many processes that load images; half the cores, at most 8, where nobody asks."""
-    return min(max(usable_cores() // 2, 1), 8) if asked is None else asked
+    """So many processes that load images for each training process; where nobody asks, half the cores for all that a
+    launcher began here, at most 8 for each.
+
+    One alone has one at least. Of several each loads its own images where cores are few: they are all at work already.
+    """
+    if asked is not None:
+        return asked
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # those on this machine
+    return min(max(usable_cores() // (2 * processes), int(processes == 1)), 8)
 
 
 def several() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images, Source
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, UsageError, out_of_memory
+from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
 from evit_nas.files import lock
 from evit_nas.latency.machine import usable_cores
 from evit_nas.trained import WEIGHTS
@@ -50,6 +50,7 @@ from evit_nas.training.validation import merit, share_statistics, validate
 
 CHECKPOINT_EVERY_S = 120.0
 LINES_AN_EPOCH = 10  # of training loss
+LOOK_STEPS = 20  # at most, until the loss is looked at: by steps, which all processes take together, not by time
 TIMED_STEPS = 3  # at least, beyond the first one, where only the pace is asked for
 
 Result = TypeVar("Result", bound=Finished)
@@ -63,7 +64,7 @@ def carry_on(kind: type[TrainingRun[Result]], folder: Path, watch: TrainWatcher,
 
     Raises:
         UsageError: data, weights, teacher or precision cannot be used.
-        RunError: another process is at it, or what was trained cannot be written.
+        RunError: another process is at it, or the folder cannot be written.
         EvitNasError: the loss is not finite any more, or memory ran out; the last good checkpoint is kept.
     """
     record = read_record(folder)
@@ -72,15 +73,21 @@ def carry_on(kind: type[TrainingRun[Result]], folder: Path, watch: TrainWatcher,
     if torch.get_num_threads() > usable_cores():  # a container's quota, of which torch knows nothing
         torch.set_num_threads(usable_cores())
     training = kind(folder, record, watch, hardware)
-    with lock(folder) if training.first else nullcontext():  # it would keep out the other processes of this training
-        try:
+    try:
+        with lock(folder) if training.first else nullcontext():  # it would keep out this training's other processes
             return training.run()
-        except (RuntimeError, MemoryError) as error:
-            if advice := _advice(error, record.settings.recipe, hardware, folder):
-                raise EvitNasError(f"{record.settings.name}: {advice}") from error
+    except (RuntimeError, MemoryError) as error:
+        if advice := _advice(error, record.settings.recipe, hardware, folder):
+            raise EvitNasError(f"{record.settings.name}: {advice}") from error
+        raise
+    except OSError as error:
+        if not Path(str(error.filename)).is_relative_to(folder):
             raise
-        finally:
-            training.end()
+        raise RunError(
+            f"cannot write the training folder {folder}: {error.strerror}. Put that right, then add --resume."
+        ) from error
+    finally:
+        training.end()
 
 
 def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) -> str:
@@ -101,6 +108,11 @@ def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) 
 def _beside(folder: Path) -> str:
     """Where a training with other settings goes: what has been trained keeps its folder."""
     return f", with another --out: the last good checkpoint is kept in {folder}" if holds_weights(folder) else ""
+
+
+def steps_a_line(steps: int) -> int:
+    """Of an epoch of so many steps, those that a line of training loss is about."""
+    return max(1, steps // LINES_AN_EPOCH)
 
 
 def meet() -> None:
@@ -129,7 +141,7 @@ class TrainingRun(ABC, Generic[Result]):
 
         settings = record.settings
         self._folder, self._record, self._settings, self._recipe = folder, record, settings, settings.recipe
-        self._watch = watch
+        self._watch, self._workers = watch, hardware.workers
         self._source = self._opened()
         AcceleratorState._reset_state()  # else this one would have the precision of the last training in this process
         self._accelerator = Accelerator(
@@ -196,9 +208,11 @@ class TrainingRun(ABC, Generic[Result]):
     def _share_gradients(self) -> None:
         """Sets gradients to their mean over processes, where accelerate does not."""
 
-    def _validated(self, network: Any, batches: Iterable[Any], unreadable: set[int]) -> dict[str, Any] | None:
-        """What `validate` says of it."""
-        return validate(network, batches, self._accelerator, len(self._source.classes), unreadable)
+    def _validated(
+        self, networks: Mapping[str, Any], batches: Iterable[Any], unreadable: set[int]
+    ) -> dict[str, dict[str, Any]] | None:
+        """What `validate` says of them."""
+        return validate(networks, batches, self._accelerator, len(self._source.classes), unreadable)
 
     @abstractmethod
     def _result(self, init: str) -> Result:
@@ -283,12 +297,15 @@ class TrainingRun(ABC, Generic[Result]):
         if self._accelerator.scaler is not None and state["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self._epoch, self._step = state["epoch"], state["step"]
+        self._loss_sum.fill_(state.get("loss_sum", 0.0))
+        self._loss_steps = state.get("loss_steps", 0)
         self._best, self._unreadable = state["best"], set(state["unreadable"])
 
     def _train_epoch(self, epoch: int) -> None:
         recipe, steps = self._recipe, self._batches.steps
-        every = max(1, steps // LINES_AN_EPOCH)
+        every = steps_a_line(steps)
         saved = last = time.monotonic()
+        seen = self._step
         self._model.train()
         for step, part, batch in self._batches(epoch, self._step):
             loss = self._take_step(batch, epoch, step, part)
@@ -298,11 +315,13 @@ class TrainingRun(ABC, Generic[Result]):
             self._step, self._loss_steps = step + 1, self._loss_steps + 1
             if self._average is not None:
                 self._average.update(self._plain, step=epoch * steps + step + 1)  # by which its warm-up goes
-            if self._loss_steps >= every or self._step == steps:
-                now = time.monotonic()
-                self._report_loss(epoch, now - last)
-                last = now
-            if time.monotonic() - saved > CHECKPOINT_EVERY_S and not self._loss_steps:  # the loss was finite
+            line = self._step % every == 0 or self._step == steps
+            if not line and self._step % LOOK_STEPS:
+                continue
+            now = time.monotonic()
+            self._look(epoch, self._step - seen, now - last, line)
+            last, seen = now, self._step
+            if now - saved > CHECKPOINT_EVERY_S:  # the loss was finite
                 self._save()
                 saved = last = time.monotonic()  # time that is spent saving is not the training's
 
@@ -335,13 +354,13 @@ class TrainingRun(ABC, Generic[Result]):
             if sum(seconds[1:]) > watched_s and len(seconds) > TIMED_STEPS:
                 break
         start = time.monotonic()
-        self._validated(self._plain, islice(self._validation, 1), set())
-        share = min(VALIDATION_BATCH, len(self._source.val)) / len(self._source.val)
-        networks = 2 if self._average else 1
+        batches = 2 * max(self._workers, 1)  # or one loads while the others wait
+        self._validated(self._networks(), islice(self._validation, batches), set())
+        share = min(batches * VALIDATION_BATCH / len(self._source.val), 1.0)
         return Pace(
             steps=self._batches.steps,
             step_s=fmean(seconds[1:] or seconds),  # the first one waits for what loads images
-            validation_s=networks * (time.monotonic() - start) / share,
+            validation_s=(time.monotonic() - start) / share,
         )
 
     def _mixed(self, batch: Batch, epoch: int, step: int, part: int) -> tuple[Tensor, Tensor]:
@@ -355,18 +374,19 @@ class TrainingRun(ABC, Generic[Result]):
         )
         return self._mix(batch, epoch, step, part) if self._mix else (batch.images, batch.labels)
 
-    def _report_loss(self, epoch: int, seconds: float) -> None:
-        """A line of metrics, and a word to the watcher, about the steps since the last one."""
-        steps = self._loss_steps
-        loss = float(self._accelerator.reduce(self._loss_sum / steps, "mean"))
+    def _look(self, epoch: int, steps: int, seconds: float, line: bool) -> None:
+        """A word to the watcher about the last `steps`, and at the end of a line of metrics the line."""
+        self._loss_sum = self._accelerator.reduce(self._loss_sum, "mean")  # from here on the same in every process
+        loss = float(self._loss_sum / self._loss_steps)
         self._check_finite(loss, epoch)
         images = steps * self._recipe.batch_size
         self._trained_s, self._trained_images = self._trained_s + seconds, self._trained_images + images
-        rate = self._optimiser.param_groups[0]["lr"]
-        row = {"kind": "train", "epoch": epoch + 1, "step": self._step, "loss": loss, "rate": rate}
-        self._records.log(row, at=epoch * self._batches.steps + self._step)
-        self._loss_sum.zero_()
-        self._loss_steps = 0
+        if line:
+            rate = self._optimiser.param_groups[0]["lr"]
+            row = {"kind": "train", "epoch": epoch + 1, "step": self._step, "loss": loss, "rate": rate}
+            self._records.log(row, at=epoch * self._batches.steps + self._step)
+            self._loss_sum.zero_()
+            self._loss_steps = 0
         to_go = (self._recipe.epochs - epoch) * self._batches.steps - self._step
         self._watch.trained(
             TrainStatus(
@@ -398,12 +418,13 @@ class TrainingRun(ABC, Generic[Result]):
 
     def _validate(self, epoch: int) -> None:
         """Validates the weights and their average, keeps the better if it is the best so far, and saves the state."""
-        networks: dict[str, nn.Module] = {"raw": self._plain}
-        if self._average is not None:
-            networks["average"] = self._average.module
+        networks = self._networks()
         for network in networks.values():
             share_statistics(network, self._accelerator)
-        found = {name: self._figures(network) for name, network in networks.items()}
+        found = self._validated(networks, self._validation, self._not_validated)
+        check_images_are_to_blame(self._source.val, self._not_validated)
+        if found is None:
+            raise UsageError(f"{self._settings.data}: no validation image can be read.")
         self._check_finite(found["raw"]["loss"], epoch)  # before the best weights and the state are written
         finite = [name for name in found if math.isfinite(found[name]["loss"])]  # an average never loses a NaN again
         which = max(finite, key=lambda name: merit(found[name]))
@@ -419,12 +440,10 @@ class TrainingRun(ABC, Generic[Result]):
         self._epoch, self._step = epoch + 1, 0
         self._save()
 
-    def _figures(self, network: Any) -> dict[str, Any]:
-        found = self._validated(network, self._validation, self._not_validated)
-        check_images_are_to_blame(self._source.val, self._not_validated)
-        if found is None:
-            raise UsageError(f"{self._settings.data}: no validation image can be read.")
-        return found
+    def _networks(self) -> dict[str, nn.Module]:
+        """The weights and, if there is one, their average."""
+        average = {} if self._average is None else {"average": self._average.module}
+        return {"raw": self._plain} | average
 
     def _save(self) -> None:
         self._records.save_state(
@@ -435,6 +454,8 @@ class TrainingRun(ABC, Generic[Result]):
                 "scaler": None if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
                 "epoch": self._epoch,
                 "step": self._step,
+                "loss_sum": float(self._loss_sum),
+                "loss_steps": self._loss_steps,
                 "seconds": time.monotonic() - self._started,
                 "best": self._best,
                 "unreadable": sorted(self._unreadable),

@@ -17,7 +17,7 @@ from evit_nas.network.model import EfficientViT, build
 from evit_nas.network.weights import load_weights
 from evit_nas.runs import installed_versions
 from evit_nas.trained import Trained
-from evit_nas.training.batches import plain_batches
+from evit_nas.training.batches import end_workers, plain_batches
 from evit_nas.training.folder import BEST, RECORD
 from evit_nas.training.hardware import ALONE, Hardware
 from evit_nas.training.loop import TrainingRun, carry_on
@@ -25,7 +25,7 @@ from evit_nas.training.status import TrainWatcher
 from evit_nas.training.validation import validate
 from evit_nas.training.verdict import judge
 
-SEEN_IMAGES = 500  # training images that the trained network is tried on, at least
+SEEN_IMAGES = (500, 2000)  # least and most training images that the trained network is tried on
 
 
 def train(folder: Path, watch: TrainWatcher, hardware: Hardware = ALONE) -> Trained:
@@ -71,7 +71,7 @@ class NetworkRun(TrainingRun[Trained]):
         return loss
 
     def _train_top1(self) -> float | None:
-        """Accuracy in percent of the best weights on as many training images as there are for validation, and not few.
+        """Accuracy in percent of the best weights on about as many training images as there are for validation.
 
         None if no weights were written, or none of these images can be read.
         """
@@ -80,11 +80,16 @@ class NetworkRun(TrainingRun[Trained]):
             return None
         load_weights(self._plain, self._folder / BEST)
         images, rank, processes = self._source.train, self._accelerator.process_index, self._accelerator.num_processes
-        count = min(len(images), max(len(self._source.val), SEEN_IMAGES))
+        least, most = SEEN_IMAGES
+        count = min(len(images), max(least, min(len(self._source.val), most)))
         chosen = np.random.default_rng(self._settings.seed).choice(len(images), count, replace=False)
-        batches = plain_batches(images, self._settings.preprocessing, chosen[rank::processes].tolist())
-        found = validate(self._plain, batches, self._accelerator, len(self._source.classes), set())
-        return None if found is None else float(found["top1"])
+        share = chosen[rank::processes].tolist()
+        batches = plain_batches(images, self._settings.preprocessing, share, workers=self._workers)
+        try:
+            found = validate({"best": self._plain}, batches, self._accelerator, len(self._source.classes), set())
+        finally:
+            end_workers(batches)
+        return None if found is None else float(found["best"]["top1"])
 
     def _result(self, init: str) -> Trained:
         train_top1 = self._train_top1()

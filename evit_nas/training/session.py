@@ -311,7 +311,7 @@ def carry_out(
                 shipped = _shipped(folder, trained, command, watch.note)
                 if shipped is not None:
                     outcome.shipped[settings] = shipped
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):  # the second from Python
             if again:
                 watch.note(_goes_on(planned.plans, again))
             raise

@@ -18,7 +18,7 @@ class TrainStatus:
     """Steps of the current epoch that are done."""
     steps: int
     loss: float
-    """Mean training loss since the last status, in nats."""
+    """Mean training loss since the last line of metrics, in nats."""
     images_per_s: float
     """Trained images a second, since the last status."""
     eta_s: float

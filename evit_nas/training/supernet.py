@@ -8,10 +8,11 @@ the memory of its largest network and not of all.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -84,6 +85,16 @@ def _size(arch: ArchConfig) -> int:
     return known.macs * known.params
 
 
+def _means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the figures of several members, and the accuracy of each."""
+    first, *_ = found.values()
+    means = {
+        name: None if first[name] is None else fmean(figures[name] for figures in found.values())
+        for name in ("top1", "top5", "loss")
+    }
+    return means | {"images": first["images"]} | {f"{end}_top1": figures["top1"] for end, figures in found.items()}
+
+
 class SupernetRun(TrainingRun[Supernet]):
     """One process's part of the training of a supernet."""
 
@@ -145,24 +156,20 @@ class SupernetRun(TrainingRun[Supernet]):
             gradient.copy_(shared[start : start + gradient.numel()].view_as(gradient))
             start += gradient.numel()
 
-    def _validated(self, network: Elastic, batches: Iterable[Any], unreadable: set[int]) -> dict[str, Any] | None:
-        """Means of the largest and the smallest member, with statistics of their own, and the accuracy of each."""
-        # both networks read them, and an iterator (`pace`) is read once; they are 500 images at most
-        seen, ends = list(batches), {"largest": self._settings.arch, "smallest": self._wish.smallest}
-        found = {}
-        for name, arch in ends.items():
-            model = network.extract(arch).to(self._accelerator.device)
-            recalibrate(model, batches_of(self._calibration, self._accelerator.device))
-            figures = validate(model, seen, self._accelerator, len(self._source.classes), unreadable)
-            if figures is None:
-                return None
-            found[name] = figures
-        first, *_ = found.values()
-        means = {
-            name: None if first[name] is None else sum(figures[name] for figures in found.values()) / len(found)
-            for name in ("top1", "top5", "loss")
-        }
-        return means | {"images": first["images"]} | {f"{name}_top1": f["top1"] for name, f in found.items()}
+    def _validated(
+        self, networks: Mapping[str, Elastic], batches: Iterable[Any], unreadable: set[int]
+    ) -> dict[str, dict[str, Any]] | None:
+        """Means of the largest and the smallest member of each, with statistics of their own, and both accuracies."""
+        ends, device = {"largest": self._settings.arch, "smallest": self._wish.smallest}, self._accelerator.device
+        members = {}
+        for name, network in networks.items():
+            for end, arch in ends.items():
+                members[name, end] = network.extract(arch).to(device)
+                recalibrate(members[name, end], batches_of(self._calibration, device))
+        figures = validate(members, batches, self._accelerator, len(self._source.classes), unreadable)
+        if figures is None:
+            return None
+        return {name: _means({end: figures[name, end] for end in ends}) for name in networks}
 
     @cached_property
     def _calibration(self) -> Tensor:

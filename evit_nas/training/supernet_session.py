@@ -117,7 +117,7 @@ def train_supernet(
     meet()
     try:
         supernet = carry_on(SupernetRun, folder, watch, hardware)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):  # the second from Python
         if first():
             again = command_line("supernet", "train", folder, "--resume")
             watch.note(
