@@ -18,7 +18,7 @@ _opened: ContextVar[dict[tuple[str, int], Source] | None] = ContextVar("_opened"
 
 @contextmanager
 def opened_once() -> Iterator[None]:
-    """A command, and what is within it: `open_source` gives all of it what it opened first for a text and a seed.
+    """A command, and what is within it: `open_source` gives all of it what it opened first of a place and a seed.
 
     The next command opens anew: in a notebook, pictures may have come in between.
     """
@@ -30,6 +30,6 @@ def opened_once() -> Iterator[None]:
 
 
 def opened() -> dict[tuple[str, int], Source]:
-    """What the command has opened so far, by text and seed; outside of one, a dictionary that nobody keeps."""
+    """What the command has opened so far, by place and seed; outside of one, a dictionary that nobody keeps."""
     known = _opened.get()
     return {} if known is None else known

@@ -15,6 +15,7 @@ from evit_nas.data.once import opened
 from evit_nas.data.tasks import open_procedural
 from evit_nas.data.timm_sets import PREFIXES, open_timm
 from evit_nas.errors import UsageError
+from evit_nas.files import located
 
 FORMS = (
     "a folder train/CLASS/* with val/CLASS/* beside it, a folder CLASS/*, a folder with the four IDX files of MNIST or "
@@ -31,10 +32,10 @@ def open_source(text: str, seed: int) -> Source:
     Raises:
         UsageError: there is none, or it cannot be used; the message says why.
     """
-    known = opened()
-    if (text, seed) not in known:
-        known[text, seed] = _found(text, seed)
-    return known[text, seed]
+    known, key = opened(), (located(text), seed)
+    if key not in known:
+        known[key] = _found(text, seed)
+    return known[key]
 
 
 def _found(text: str, seed: int) -> Source:
