@@ -5,7 +5,7 @@
 
 `card` judges those networks of the table that are in the supernet's space and band, and prints Kendall's tau with their
 own trainings, among all and among rivals of about equal latency: of the inherited cross-entropy, of a predictor that
-has learned from 30 of the labels, and of sizes; with the hours that each took.
+has learned from 30 of the labels, and of sizes; and how much of the scores is noise of so many held-out images.
 
 `cost` takes steps of the largest network alone and steps of the supernet in turn, each in a process of its own, and
 prints time and peak memory of the second as multiples of the first.
@@ -29,7 +29,7 @@ from evit_nas.accuracy.features import table as features_of
 from evit_nas.accuracy.predictor import AccuracyPredictor
 from evit_nas.accuracy.supernet import SupernetScore
 from evit_nas.accuracy.table import LabelTable
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import UsageError
 from evit_nas.latency.machine import probe
 from evit_nas.network.cost import cost
 from evit_nas.network.elastic import Elastic
@@ -42,6 +42,7 @@ from evit_nas.training.supernet import BETWEEN, Band
 
 LABELS = 30  # that the predictor learns from; the others are ranked
 SPLITS = 20  # random choices of these
+HELD_OUT = (100, 250, 500, 1000, 2000)  # images that members might be judged on
 STEPS, ROUNDS = 5, 3  # of each kind in turn
 
 
@@ -66,17 +67,18 @@ def main() -> None:
 
 def print_card(folder: Path, table: LabelTable) -> None:
     supernet, score = Supernet.load(folder), SupernetScore(folder)
-    (truth, _), inherited, seconds = table.truth(), list[float](), list[float]()
+    (truth, _), losses, seconds = table.truth(), list[np.ndarray](), list[float]()
     at = []
     for index, arch in enumerate(table.archs):
         macs = cost(supernet.space.adapted(arch)).macs
         if not supernet.macs[0] <= macs <= supernet.macs[1]:
             continue
-        start = time.monotonic()
         try:
-            inherited.append(-score.of(arch).cross_entropy)
-        except MeasurementError:
+            supernet.fitted(arch)
+        except UsageError:  # not in the space
             continue
+        start = time.monotonic()
+        losses.append(score.judged(arch)[0].numpy())
         seconds.append(time.monotonic() - start)
         at.append(index)
     chosen = np.array(at)
@@ -85,7 +87,8 @@ def print_card(folder: Path, table: LabelTable) -> None:
     pairs = int(rivals(len(chosen), latency_ms).sum()) // 2
     print(f"{len(chosen)} of {len(table.archs)} networks are in the band, {pairs} pairs of rivals; {table.origin}")
     print(f"judging one takes {np.median(seconds):.1f} s (median)")
-    scores = {"inherited cross-entropy": np.array(inherited), "MACs": sizes[:, 1], "parameters": sizes[:, 0]}
+    print_noise(np.array(losses))
+    scores = {"inherited cross-entropy": -np.mean(losses, axis=1), "MACs": sizes[:, 1], "parameters": sizes[:, 0]}
     for name, values in scores.items():
 
         def iso(index: np.ndarray, values: np.ndarray = values) -> float:
@@ -95,6 +98,20 @@ def print_card(folder: Path, table: LabelTable) -> None:
         print(f"{name:28} tau {tau:5.2f}, iso tau {bootstrap(iso, len(chosen), seed=0)}")
     if len(chosen) > LABELS + 5:
         print(f"{f'predictor, {LABELS} labels':28} iso tau {_with_labels(table, chosen):.2f} (mean of {SPLITS} splits)")
+
+
+def print_noise(losses: np.ndarray) -> None:
+    """How much of what networks differ by is the choice of held-out images, by a two-way analysis of variance.
+
+    Args:
+        losses: (networks, images) cross-entropies. How hard an image is for all of them moves no comparison.
+    """
+    networks, images = losses.shape
+    apart = losses - losses.mean(axis=1, keepdims=True) - losses.mean(axis=0) + losses.mean()
+    per_image = (apart**2).sum() / ((networks - 1) * (images - 1))
+    true = max(losses.mean(axis=1).var(ddof=1) - per_image / images, 0.0)
+    shares = [f"{per_image / count / (per_image / count + true):.0%} with {count}" for count in HELD_OUT]
+    print(f"of the variance of scores the choice of held-out images is {', '.join(shares)} of them")
 
 
 def _with_labels(table: LabelTable, chosen: np.ndarray) -> float:

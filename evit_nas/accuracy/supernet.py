@@ -48,7 +48,7 @@ class SupernetScore:
             self._members.supernet.fitted(arch)
         except UsageError:
             raise MeasurementError("the supernet has no weights for it", "rejected") from None
-        losses, right = self._judged(arch)
+        losses, right = self.judged(arch)
         cross_entropy = float(losses.mean())
         if not math.isfinite(cross_entropy):
             raise MeasurementError(f"{arch.key} has a cross-entropy of {cross_entropy} with inherited weights")
@@ -56,18 +56,22 @@ class SupernetScore:
         deviation = float(apart.std()) / math.sqrt(len(apart))
         return Inherited(cross_entropy, deviation, float(right.double().mean()))
 
-    @cached_property
-    def _largest(self) -> Tensor:
-        losses, _ = self._judged(self._members.supernet.largest)
-        return losses
-
     @torch.no_grad()
-    def _judged(self, arch: ArchConfig) -> tuple[Tensor, Tensor]:
-        """(N,) cross-entropy of each held-out image, and whether it is classified right."""
+    def judged(self, arch: ArchConfig) -> tuple[Tensor, Tensor]:
+        """(N,) cross-entropy of each held-out image in nats, and whether it is classified right.
+
+        Raises:
+            UsageError: it is not in the supernet's space, or the images are gone.
+        """
         images, labels = self._members.held_out
         model = self._members.take(arch)
         logits = torch.cat([model(batch) for batch in batches_of(images)]).double()
         return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1) == labels
+
+    @cached_property
+    def _largest(self) -> Tensor:
+        losses, _ = self.judged(self._members.supernet.largest)
+        return losses
 
 
 @cache
