@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,11 +30,10 @@ from evit_nas.data.copies import said_copies
 from evit_nas.data.dataset import Dataset, Split, check_channels
 from evit_nas.data.images import GRAY_MODES, WARNED, Images, Source, in_mode, plain, reason, warn_once
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.errors import EvitNasError, UsageError, first_few
 from evit_nas.workers import end, worker_pool
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # from Pillow
-NAMED = 5  # skipped images in a message
 _BROKEN = (None, errno.EINVAL)  # numbers of an OSError about one image: Pillow's own, and a seek to before its start
 _VERSION = 1  # of what is done to an image; a new one makes old entries void
 _FEW = 2000  # images that one process decodes: others take seconds to begin
@@ -91,7 +90,7 @@ def load_dataset(
     for remark in opened.remarks:
         note(f"{opened.name}: {remark}")
     if dataset.skipped:
-        listed = some(f"{name} ({why})" for name, why in dataset.skipped.items())
+        listed = first_few(f"{name} ({why})" for name, why in dataset.skipped.items())
         note(f"{opened.name}: skipped {len(dataset.skipped)} unreadable of its images: {listed}")
     return dataset
 
@@ -293,7 +292,7 @@ def _mode(source: Source) -> str:
 
 def why_unreadable(images: Images, indices: Iterable[int]) -> str:
     """The first few images that a loader could not read, by name, and why: they are read once more."""
-    return some(f"{images.name(index)} ({_why(images, index)})" for index in indices)
+    return first_few(f"{images.name(index)} ({_why(images, index)})" for index in indices)
 
 
 def _why(images: Images, index: int) -> str:
@@ -302,12 +301,6 @@ def _why(images: Images, index: int) -> str:
     except UNREADABLE as error:
         return reason(error)
     return "it can be read again"
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few of `names`, for a message."""
-    first = list(islice(names, NAMED + 1))
-    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")
 
 
 def check_image_is_to_blame(error: Exception, name: str) -> None:
