@@ -565,7 +565,7 @@ def test_validation_decodes_an_image_once_for_the_weights_and_their_average(tmp_
     read, decoded = FolderImages.__getitem__, []
 
     def counted(self, index):
-        decoded.append(self.paths[index])
+        decoded.append(self.file(index))
         return read(self, index)
 
     monkeypatch.setattr(FolderImages, "__getitem__", counted)
