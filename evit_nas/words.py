@@ -223,7 +223,7 @@ def _method(given: dict[str, Any], before: dict[str, Any]) -> str:
     meant = next((method for word, method in _MEANT.items() if word in given), None)
     known = before["accuracy"].method if "accuracy" in before else None
     method: str = given.get("accuracy") or meant or known or default_method(before["space"], given.get("data"))
-    for word, only in _MEANT.items() | _ONLY.items():
+    for word, only in (_MEANT | _ONLY).items():
         default = AccuracySettings.model_fields[word].default  # which has no effect anywhere
         if given.get(word, default) != default and method != only:
             option = f"--{word.replace('_', '-')}"

@@ -81,7 +81,7 @@ def carry_on(kind: type[TrainingRun[Result]], folder: Path, watch: TrainWatcher,
             raise EvitNasError(f"{record.settings.name}: {advice}") from error
         raise
     except OSError as error:
-        if not Path(str(error.filename)).is_relative_to(folder):
+        if error.filename is None or not Path(str(error.filename)).is_relative_to(folder):
             raise
         raise RunError(
             f"cannot write the training folder {folder}: {error.strerror}. Put that right, then add --resume."

@@ -71,7 +71,7 @@ class SupernetSettings(TrainSettings):
     """Least and most multiply-accumulates of the networks that are trained, at the space's own image size."""
     smallest: ArchConfig
     """The least of them."""
-    within: str = ""
+    budget: str = ""
     """The latency that they were to keep, for example 5 ms on cpu, 1 thread, batch 1, fp32; empty if MACs were said."""
     held_out: Annotated[int, Field(ge=1)]
     """Training images that are left out, to judge networks on."""

@@ -59,7 +59,7 @@ class SupernetAsked:
     out: Path | None = None
 
     @property
-    def within(self) -> str:
+    def budget(self) -> str:
         """The latency that its networks are to keep, and where; empty if MACs are said."""
         return "" if self.budget_ms is None else f"{self.budget_ms:g} ms on {self.conditions}"
 
@@ -155,7 +155,7 @@ def _is_for(asked: SupernetAsked, folder: Path) -> bool:
         return False
     space = SearchSpace.load(resolved_space(asked.space))
     same_space = space.model_copy(update={"num_classes": before.space.num_classes}).hash == before.space.hash
-    return same_space and located(before.data) == located(asked.data or "") and before.within == asked.within
+    return same_space and located(before.data) == located(asked.data or "") and before.budget == asked.budget
 
 
 def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, SupernetSettings]:
@@ -188,7 +188,7 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
         "macs": band.macs,
         "held_out": held_out,
         "data": located(asked.data),
-        "within": asked.within,
+        "budget": asked.budget,
         "recipe_name": Path(asked.recipe).stem,
         "recipe": recipe,
         "seed": asked.seed,
