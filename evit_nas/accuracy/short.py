@@ -181,15 +181,13 @@ class ShortTraining:
         return ShortScore(accuracy=accuracy, cross_entropy=_finite(cross_entropy, arch, end), curve=tuple(curve))
 
     def fitted(self, arch: ArchConfig) -> ArchConfig:
-        """The architecture as it is trained: at the recipe's image size and width, with the classes of the data set.
+        """The architecture as it is trained on the data set.
 
         Raises:
             UsageError: it does not take the channels of the images.
         """
         check_channels(self._train.images.shape[1], arch.in_channels)
-        stages = [_narrowed(stage, self.recipe.width) for stage in arch.stages]
-        own = {"image_size": self.recipe.image_size, "num_classes": self.classes, "stages": stages}
-        return ArchConfig.model_validate(arch.model_dump() | own)
+        return as_trained(arch, self.recipe, self.classes)
 
     def _train_epoch(self, model: EfficientViT, optimiser: torch.optim.Optimizer, seed: int, epoch: int) -> float:
         """Mean loss of the epoch in nats."""
@@ -229,6 +227,13 @@ class ShortTraining:
             right += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum").double())
         return right / len(self._val.labels), loss / len(self._val.labels)
+
+
+def as_trained(arch: ArchConfig, recipe: ShortRecipe, classes: int) -> ArchConfig:
+    """The architecture at the recipe's image size and width, with so many classes."""
+    stages = [_narrowed(stage, recipe.width) for stage in arch.stages]
+    own = {"image_size": recipe.image_size, "num_classes": classes, "stages": stages}
+    return ArchConfig.model_validate(arch.model_dump() | own)
 
 
 def _finite(loss: float, arch: ArchConfig, epoch: int) -> float:
