@@ -13,7 +13,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions, ShortRecipe
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.files import lock
-from evit_nas.latency import Protocol
+from evit_nas.latency import Protocol, Unit
 from tests.fakes import FakeDevice, latency_of
 from tests.networks import tiny_arch
 from tests.searches import Silent
@@ -57,6 +57,21 @@ def test_variants_differ_in_ffns_and_in_the_stages_that_attend_and_in_nothing_el
         assert [stage.model_copy(update=plain) for stage in arch.stages] == list(BASE.stages)
     assert found["1 FFN a side, attention in 1, 2, 3"] == BASE
     assert [stage.mixer for stage in found["2 FFNs a side, attention in 3"].stages] == ["none", "none", "softmax"]
+
+
+@pytest.mark.parametrize("plain", [[0], [1], [0, 2]])
+def test_stages_without_attention_stay_so_and_keep_an_ffn(plain):
+    stages = [stage.model_dump() | {"mixer": "none" if i in plain else "softmax"} for i, stage in enumerate(BASE.stages)]
+    found = [arch for _, arch in variants(ArchConfig.model_validate(BASE.model_dump() | {"stages": stages}))]
+    assert len(found) == 3 * (3 - len(plain))
+    assert all(arch.stages[index].mixer == "none" for arch in found for index in plain)
+
+
+def test_a_network_without_attention_is_refused_before_anything_is_made(tmp_path, device):
+    with pytest.raises(UsageError, match="no stage of the network has attention"):
+        study(tmp_path / "s", tiny_arch(mixer="none"), "digits", device, Silent(), recipe=RECIPE)
+    assert device.calls == []
+    assert not (tmp_path / "s").exists()
 
 
 def test_every_variant_is_brought_to_the_latency_of_the_network(device):
@@ -133,6 +148,33 @@ def test_a_study_that_is_interrupted_while_it_measures_goes_on(tmp_path, device,
         study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
     assert len(study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE).points) == 10
     assert len(tries) == 4 + 1 + 6
+
+
+def test_a_study_that_goes_on_matches_by_the_yardstick_that_it_began_with(tmp_path, trainings, here, monkeypatch):
+    class Learning(FakeDevice):
+        quiet_ms = 1.0
+
+        def measure(self, subject, protocol):
+            latency, samples = super().measure(subject, protocol)
+            return latency.by(Unit(self.quiet_ms, 0.04)), samples
+
+    device = Learning(Conditions(device="fake"))
+    tries = []
+
+    def matched_until_a_better_one_is_known(*asked: object) -> object:
+        tries.append(asked)
+        if len(tries) == 5:
+            raise KeyboardInterrupt
+        return matched(*asked)
+
+    monkeypatch.setattr(proportion, "matched", matched_until_a_better_one_is_known)
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
+    monkeypatch.setattr(Learning, "quiet_ms", 0.8)
+    found = study(tmp_path, BASE, "digits", device, Silent(), recipe=RECIPE)
+    assert len(found.points) == 10
+    assert {point.variant.latency.canary_ms for point in found.points} == {1.0}
+    assert all(abs(p.variant.latency.median_ms / found.target_ms - 1) <= TOLERANCE for p in found.points)
 
 
 def test_the_folder_of_another_network_is_refused(tmp_path, device, trainings, here):

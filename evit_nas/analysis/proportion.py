@@ -24,7 +24,7 @@ from evit_nas.config import ShortRecipe
 from evit_nas.data.cache import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import work_folder, write_atomically
-from evit_nas.latency import Device, Latency, Protocol
+from evit_nas.latency import Device, Latency, Protocol, Steady, Unit
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.searching.status import Watcher
 
@@ -95,7 +95,7 @@ def variants(arch: ArchConfig) -> Iterator[tuple[str, ArchConfig]]:
     for count in FFN_COUNTS:
         for without in range(len(attending)):  # the paper's stages lose their attention from the first on
             stages = [stage.model_dump() | {"ffn_count": count} for stage in arch.stages]
-            if without and not count:  # a block must hold something
+            if not count and (without or len(attending) < len(arch.stages)):  # a block must hold something
                 continue
             for index in attending[:without]:
                 stages[index]["mixer"] = "none"
@@ -169,11 +169,13 @@ def study(
         workers: trainings at a time; 0 measures and trains nothing more.
 
     Raises:
-        UsageError: the data cannot be used, or the folder is of another study, or cannot be written, or there is none
-            and it is not to be begun.
+        UsageError: the data cannot be used, no stage of the network has attention, or the folder is of another study,
+            or cannot be written, or there is none and it is not to be begun.
         RunError: another process is at work in the folder; names it.
         EvitNasError: a training process died, or nothing could be measured or trained.
     """
+    if all(stage.mixer == "none" for stage in arch.stages):
+        raise UsageError("no stage of the network has attention, so there is no share of it to vary. Take another one.")
     if not workers and not (folder / VARIANTS).is_file():
         raise UsageError(f"{folder} holds no study that could be shown. Begin it with --workers 1.")
     with work_folder(folder):
@@ -234,7 +236,10 @@ def _variants(
         if plain["about"] != about:
             raise UsageError(f"{folder} holds the study of another network or device. Choose another folder.")
     else:
-        plain = {"about": about, "target_ms": device.measure(arch, Protocol())[0].median_ms, "variants": {}}
+        own, _ = device.measure(arch, Protocol())
+        plain = {"about": about, "target_ms": own.median_ms, "unit": own.unit, "variants": {}}
+    unit = plain.get("unit")  # earlier versions kept none
+    device = Steady(device, unit and Unit(*unit))
     target_ms, found, plans = float(plain["target_ms"]), plain["variants"], list(variants(arch)) if look else []
     for done, (name, variant) in enumerate(plans, start=1):
         if name in found:

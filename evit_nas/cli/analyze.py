@@ -110,10 +110,10 @@ def proportion(
     """How much attention pays: variants of equal latency with more and less of it, each trained briefly."""
     from evit_nas.analysis.page import write_page
     from evit_nas.analysis.proportion import study
-    from evit_nas.latency import Steady, open_device
+    from evit_nas.latency import open_device
 
     config = find_arch(arch) if image_size is None else resized(find_arch(arch), image_size)
-    with Steady(open_device(conditions_of(device, threads, 1, None, None))) as opened, progress_view() as view:
+    with open_device(conditions_of(device, threads, 1, None, None)) as opened, progress_view() as view:
         found = study(out, config, data, opened, view, seeds=range(seeds), workers=workers)
     write_page(out / "proportion.html", proportion=found)
     rows = [
