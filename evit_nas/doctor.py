@@ -50,7 +50,7 @@ def examine(conditions: Conditions) -> list[Finding]:
         Finding("python", machine.python),
         Finding("evit-nas", __version__),
         *_packages(),
-        _providers(),
+        _onnxruntime(),
     ]
     meter = LoadMeter()
     time.sleep(LOAD_S)
@@ -99,7 +99,7 @@ def load_of_others(cores: float) -> Finding:
 
 def _packages() -> list[Finding]:
     found = []
-    for name in ("torch", "timm", "optuna", "onnx", "onnxruntime"):
+    for name in ("torch", "timm", "optuna", "onnx"):
         try:
             found.append(Finding(name, version(name)))
         except PackageNotFoundError:
@@ -107,11 +107,11 @@ def _packages() -> list[Finding]:
     return found
 
 
-def _providers() -> Finding:
-    import onnxruntime
+def _onnxruntime() -> Finding:
+    import onnxruntime  # the package's name differs between builds, the module's does not
 
     names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
-    return Finding("ONNX Runtime runs on", ", ".join(names))
+    return Finding("onnxruntime", f"{onnxruntime.__version__}, runs on {', '.join(names)}")
 
 
 def duel(device: Device) -> list[Finding]:

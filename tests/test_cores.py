@@ -54,6 +54,39 @@ def test_the_smallest_of_affinity_and_quotas_counts(on, files, expected):
     assert machine.usable_cores() == expected
 
 
+def kinds(file: str, *speeds: int) -> dict[str, str]:
+    """Cores of different kinds, in their order."""
+    return {f"/sys/devices/system/cpu/cpu{core}/{file}": str(speed) for core, speed in enumerate(speeds)}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 7),
+        (kinds("cpu_capacity", *[446] * 4, *[1024] * 4), 7),  # ARM, the large ones last
+        (kinds("cpu_capacity", *[1024] * 2, *[446] * 6), 1),
+        (kinds("acpi_cppc/highest_perf", 68, 68, 70, 66, 42, 42, 42, 42), 3),  # Intel, a favoured core among the fast
+        (kinds("acpi_cppc/highest_perf", *[196] * 3, 151, *[196] * 2, *[151] * 2), 5),  # AMD
+        (kinds("cpufreq/cpuinfo_max_freq", *[5_000_000] * 4, *[3_800_000] * 4), 3),
+        (kinds("cpufreq/cpuinfo_max_freq", *[5_000_000] * 7), 7),  # the last one does not tell
+        (kinds("cpu_capacity", *[1024] * 6, 446, 446) | kinds("cpufreq/cpuinfo_max_freq", *[2_000_000] * 8), 5),
+    ],
+)
+def test_one_thread_is_measured_on_the_last_core_of_the_fastest_kind(on, files, expected):
+    on(8, files)
+    assert machine.measuring_core() == {expected}
+
+
+def test_cores_of_a_slower_kind_are_another_processor(on, monkeypatch):
+    files = {"/proc/cpuinfo": "model name : Some Core"} | kinds("acpi_cppc/highest_perf", *[68] * 4, *[42] * 4)
+    on(8, files)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert machine.processor() == "Some Core"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5, 6, 7})
+    assert machine.processor() == "Some Core, slower cores"
+    assert machine.measuring_core() == {7}
+
+
 def test_as_many_threads_as_cores_are_taken(on):
     on(4)
     for conditions in (parse_conditions("cpu:4"), parse_conditions("torch", threads=4)):

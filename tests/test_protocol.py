@@ -321,6 +321,10 @@ def load_of_others(monkeypatch, cores, everywhere=0.0):
     )
 
 
+def torch_gpu(index):
+    return SimpleNamespace(uuid=f"uuid-of-{index}", name="Imaginary", total_memory=2**30)
+
+
 def bench(**conditions):
     return child.MeasuringBench(Conditions(device="fake", **conditions))
 
@@ -354,6 +358,11 @@ class TestMeasuringBench:
         workshop.slowdown = lambda now, cost_ns: 1.25
         latency, _ = quiet.measure(tiny_arch(), Protocol())
         assert (latency.median_ms, latency.wall_ms, latency.wall_p90_ms) == pytest.approx((4, 5, 5))
+
+    @pytest.mark.parametrize(("cores", "busy"), [(2, True), (12, True), (64, False)])
+    def test_the_daemons_of_a_large_machine_are_no_other_work(self, cores, busy, monkeypatch):
+        monkeypatch.setattr(child, "every_core", lambda: frozenset(range(cores)))
+        assert child._busy(SimpleNamespace(foreign_cores=lambda: 0.3)) == busy
 
     def test_a_slight_slow_down_is_no_noise(self, workshop):
         quiet = bench()
@@ -463,12 +472,21 @@ class TestMeasuringBench:
             return SimpleNamespace(stdout="Imaginary\n")
 
         monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary GPU", "fake_backend", argument="index"))
-        monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=f"uuid-of-{index}"))
+        monkeypatch.setattr("torch.cuda.get_device_properties", torch_gpu)
         monkeypatch.setattr(machine.subprocess, "run", smi)
         machine._gpu.cache_clear()
         assert [machine.machine_of(Conditions(device="fake:1")) for _ in range(2)] == ["Imaginary"] * 2
         machine._gpu.cache_clear()
         assert asked == ["GPU-uuid-of-1"]
+
+    def test_a_gpu_whose_driver_cannot_be_asked_is_called_as_torch_knows_it(self, monkeypatch):
+        seen = SimpleNamespace(uuid="a-slice", name="A100 MIG 1g.5gb", total_memory=5 * 2**30)
+        monkeypatch.setitem(RUNTIMES, "fake", Runtime("an imaginary GPU", "fake_backend", argument="index"))
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: seen)
+        monkeypatch.setenv("PATH", "")
+        machine._gpu.cache_clear()
+        assert machine.machine_of(Conditions(device="fake:0")) == "A100 MIG 1g.5gb, 5 GiB"
+        machine._gpu.cache_clear()
 
 
 @pytest.mark.usefixtures("backend")

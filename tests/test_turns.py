@@ -17,6 +17,7 @@ import pytest
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import Protocol, local
+from evit_nas.latency.board import BoardDevice
 from evit_nas.latency.local import LocalDevice, alone, run_alone
 from evit_nas.latency.memory import peak_memory_mb
 from evit_nas.latency.profile import profile
@@ -65,6 +66,34 @@ def test_a_measurement_waits_for_that_of_another_process(other):
     end.set()
     assert measured.wait(30)
     thread.join(30)
+
+
+def test_a_wait_can_be_ended_by_another_thread(other):
+    """A worker on a board is told to end while somebody else measures there, or was stopped while doing so."""
+    _, end = other
+    device, said = BoardDevice(Conditions()), []
+
+    def measure():
+        try:
+            device.measure(tiny_arch(), PROTOCOL)
+        except MeasurementError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=measure, daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    device.end()
+    thread.join(30)
+    assert said == ["it was ended while it waited for its turn"]
+    end.set()
+    _, measured = wanting()
+    assert measured.wait(30)  # what waited in vain does not keep the lock when it comes to it
+
+
+def test_machines_that_share_a_folder_do_not_wait_for_each_other(other, monkeypatch):
+    monkeypatch.setattr(local, "boot", lambda: "elsewhere")
+    _, measured = wanting()
+    assert measured.wait(30)
 
 
 def test_a_process_that_is_killed_gives_the_lock_back(other):

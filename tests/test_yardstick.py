@@ -179,6 +179,13 @@ class TestIdentity:
         here = [identity_of(Conditions(device="cpu", batch=batch)) for batch in (1, 1, 2)]
         assert here[0] == here[1] != here[2]
 
+    def test_is_another_on_another_machine_of_the_same_processor(self, monkeypatch):
+        found = []
+        for machine in ("one", "other", "one"):
+            monkeypatch.setattr(yardstick, "installation", lambda machine=machine: machine)
+            found.append(identity_of(Conditions(device="cpu")))
+        assert found[0] == found[2] != found[1]
+
 
 class TestUnits:
     def test_say_a_measurement_in_other_milliseconds(self):

@@ -131,7 +131,8 @@ class BoardDevice(LocalDevice):
     """A local device whose measurement another thread can end."""
 
     def end(self) -> None:
-        """Ends the measuring process; the thread that measures notices."""
+        """Ends the measuring process, or the wait for a turn; the thread that measures notices."""
+        self._ended.set()
         # close() would close the pipe under that thread, which would then wait for it until the wall limit
         child = self._child
         if child is not None:

@@ -39,6 +39,7 @@ from evit_nas.latency.runtimes import RUNTIMES, Loaded, clock_of
 from evit_nas.latency.values import Latency, Measurable, Protocol
 from evit_nas.latency.yardstick import (
     BUSY_CORES,
+    BUSY_SHARE,
     CANARIES,
     QUICKEST,
     WINDOW,
@@ -177,7 +178,7 @@ class MeasuringBench:
 
 
 def _busy(others: LoadMeter) -> bool:
-    return (others.foreign_cores() or 0.0) > BUSY_CORES
+    return (others.foreign_cores() or 0.0) > max(BUSY_CORES, BUSY_SHARE * len(every_core()))
 
 
 def _disagree(visits: list[RawSamples]) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import selectors
 import signal
@@ -19,22 +20,24 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from evit_nas import __version__
 from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, out_of_memory
 from evit_nas.latency.device import Device
-from evit_nas.latency.machine import machine_of
+from evit_nas.latency.machine import boot, machine_of
 from evit_nas.latency.measurable import encoded, resolved
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.values import Latency, Measurable, Protocol
 from evit_nas.latency.yardstick import identity_of, known
 
 WAIT_S = 1.0  # parts of a time limit: a halt costs one of them, however long it is
+LOOK_S = 0.1  # between looks whether a wait was ended
 TOLD_AFTER_S = 30.0  # a network takes half a second, one with strict measurements some
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class LocalDevice(Device):
     def __init__(self, conditions: Conditions, timeout_s: float | None = None) -> None:
         self.conditions = conditions
         self._timeout_s = timeout_s or RUNTIMES[conditions.family].timeout_s
+        self._ended = threading.Event()  # by another thread: it waits for its turn no longer
         self._child: subprocess.Popen[str] | None = None
         # lives as long as the device; a pipe would fill up and stop the child, since nobody reads it meanwhile
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -52,7 +56,7 @@ class LocalDevice(Device):
     def measure(self, network: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
         # before the lock: a timm model may have to be exported, which takes seconds
         request = {"network": encoded(resolved(network, self.conditions.family)), "protocol": protocol.model_dump()}
-        with alone():
+        with alone(self._ended):
             reply = self._exchange(json.dumps(request), self._timeout_s * most_visits(protocol))
         if "error" in reply:
             runtime = RUNTIMES[self.conditions.family].what
@@ -182,13 +186,17 @@ def _waits(timeout_s: float) -> list[float]:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def alone(ended: threading.Event | None = None) -> Iterator[None]:
     """Waits until nobody else with the same cache folder measures on this machine, and keeps it so.
 
     The lock is the operating system's and goes with the process; a stopped one keeps it, so that a long wait is told.
     Without a folder to lock in, nobody waits.
+
+    Raises:
+        MeasurementError: `ended` was set while it waited.
     """
-    path = cache_folder() / "measuring.lock"
+    # by its boot, which all containers of a machine have in common: other machines may share the folder over a network
+    path = cache_folder() / f"measuring-{boot()}.lock"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # no folder, or a file system without locks
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,28 +204,36 @@ def alone() -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike lockf's it holds between threads too
             except BlockingIOError:
-                with _told(path):
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                _wait(lock, path, ended or threading.Event())
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Says who has the lock if it takes long to get it."""
+def _wait(lock: BinaryIO, path: Path, ended: threading.Event) -> None:
+    """Takes the lock when it is its turn; says who has it if that takes long.
 
-    def tell() -> None:
-        with contextlib.suppress(OSError):
-            owner = path.read_text(encoding="utf-8") or "another process"
-            logger.warning(
-                "waiting for %s, which is measuring on this machine; if it was stopped let it go on, or end it", owner
-            )
+    Raises:
+        MeasurementError: `ended` was set before.
+    """
+    held = threading.Event()
 
-    teller = threading.Timer(TOLD_AFTER_S, tell)
-    teller.daemon = True
-    teller.start()
-    try:
-        yield
-    finally:
-        teller.cancel()
+    def take() -> None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        held.set()
+
+    # nothing ends this wait, and asking again and again would never win against a search that measures all the time
+    threading.Thread(target=take, daemon=True).start()
+    tell_at = time.monotonic() + TOLD_AFTER_S
+    while not held.wait(LOOK_S):
+        if ended.is_set():
+            raise MeasurementError("it was ended while it waited for its turn", "ended")
+        if time.monotonic() > tell_at:
+            tell_at = math.inf
+            with contextlib.suppress(OSError):
+                owner = path.read_text(encoding="utf-8") or "another process"
+                logger.warning(
+                    "waiting for %s, which is measuring on this machine; if it was stopped let it go on, or end it",
+                    owner,
+                )

@@ -21,6 +21,9 @@ from evit_nas.errors import UsageError
 from evit_nas.latency.runtimes import RUNTIMES
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+# of each core, in units of their own: ARM's and new kernels', AMD's and Intel's, and the clock
+SPEEDS = ("cpu_capacity", "acpi_cppc/highest_perf", "cpufreq/cpuinfo_max_freq")
+ONE_KIND = 0.8  # of the fastest: favoured cores of one kind differ by a few percent, kinds by a quarter or more
 
 
 class Machine(BaseModel):
@@ -61,8 +64,9 @@ def processor() -> str:
     # virtual machines often hide the marketing name and 64-bit ARM has none; numbers still identify the silicon
     first, second = ("cpu family", "model") if "model name" in fields else ("CPU implementer", "CPU part")
     if fields.get(first) and fields.get(second):
-        return f"{name} ({first.split()[-1]} {fields[first]}, {second.split()[-1]} {fields[second]})"
-    return name
+        name = f"{name} ({first.split()[-1]} {fields[first]}, {second.split()[-1]} {fields[second]})"
+    fastest = _fastest(set(range(os.cpu_count() or 1)))
+    return name if os.sched_getaffinity(0) & fastest else f"{name}, slower cores"  # whose figures are others
 
 
 def machine_of(conditions: Conditions) -> str:
@@ -78,14 +82,16 @@ def _gpu(index: int) -> str:
     try:
         import torch
 
-        named = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+        seen = torch.cuda.get_device_properties(index)
+        # a part of a GPU (MIG) has the name of the whole, and less memory
+        named, known = f"GPU-{seen.uuid}", f"{seen.name}, {seen.total_memory / 2**30:.0f} GiB"
     except (ImportError, RuntimeError, AssertionError):  # no torch, or none that finds the GPU
-        named = str(index)
+        named, known = str(index), f"GPU {index}"
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", named]
     try:
         return subprocess.run(query, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return f"GPU {index}"
+        return known
 
 
 def usable_cores() -> int:
@@ -135,11 +141,31 @@ def _quotas() -> Iterator[float]:
 
 
 def measuring_core() -> frozenset[int]:
-    """The core that one-thread measurements are pinned to: the last one, since core 0 serves most interrupts.
+    """The core that one-thread measurements are pinned to: of the fastest the last, since core 0 serves most interrupts.
 
     Empty where the system knows no pinning.
     """
-    return frozenset({max(os.sched_getaffinity(0))} if hasattr(os, "sched_getaffinity") else ())
+    return frozenset({max(_fastest(os.sched_getaffinity(0)))} if hasattr(os, "sched_getaffinity") else ())
+
+
+def _fastest(cores: set[int]) -> set[int]:
+    """Those of the fastest kind, where a processor has several; all where the system does not tell."""
+    for file in SPEEDS:
+        texts = {core: _read(f"/sys/devices/system/cpu/cpu{core}/{file}") or "" for core in cores}
+        if all(text.isdecimal() for text in texts.values()):
+            speeds = {core: int(text) for core, text in texts.items()}
+            return {core for core in cores if speeds[core] >= ONE_KIND * max(speeds.values())}
+    return cores
+
+
+def installation() -> str:
+    """What tells this machine from others of its kind: the operating system's own number; empty where it has none."""
+    return _read("/etc/machine-id") or _read("/var/lib/dbus/machine-id") or ""
+
+
+def boot() -> str:
+    """What this machine's run of the operating system is called, in all of its containers; else the host's name."""
+    return (_read("/proc/sys/kernel/random/boot_id") or platform.node())[:12]
 
 
 def pin_to_one_core() -> None:

@@ -4,7 +4,7 @@ Ratios to a canary of about the same size repeat on a loaded machine, absolute t
 of its moments are quiet. So canary samples fall into windows of a few, a window stands for what its quickest samples
 say, and the yardstick is the mean of the best windows that were ever seen, at most one of each five seconds: what a
 neighbour takes, it takes for a while. The more moments there were, the more it is worth. Every measurement of every
-process adds its windows, so it changes in one direction only, and by ever less; it is kept for a processor, a runtime
+process adds its windows, so it changes in one direction only, and by ever less; it is kept for a machine, a runtime
 and conditions in the user's cache folder.
 """
 
@@ -27,7 +27,7 @@ from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.caches import cache_folder
 from evit_nas.config import Conditions
 from evit_nas.files import write_atomically
-from evit_nas.latency.machine import machine_of
+from evit_nas.latency.machine import installation, machine_of
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.values import Latency, Unit
 from evit_nas.network.onnx_graph import build_onnx
@@ -46,7 +46,7 @@ BEST = 3  # moments whose mean is the yardstick
 # How far off it may be for want of quiet moments, as a share; docs/results/first_use.md has what was seen.
 FIRST, FIRST_MOMENTS = 0.1, 6  # after a first use; then it goes with the root of the moments, 4 % after three minutes
 BESIDE_WORK = 0.15  # as long as other processes have kept a core busy all the time
-BUSY_CORES = 0.25
+BUSY_CORES, BUSY_SHARE = 0.25, 0.02  # kept by others: the first, or so many of a large machine's, whose daemons add up
 
 Units = Mapping[str, Unit]  # by the name of the device
 
@@ -142,9 +142,11 @@ def window_of(samples_ms: Sequence[Sequence[float]], beside_work: bool) -> Windo
 
 
 def identity_of(conditions: Conditions) -> str:
-    """What the yardstick of a device depends on: processor, runtime, conditions and canary graphs, as a hash."""
+    """What the yardstick of a device depends on, as a hash: machine, processor, runtime, conditions, canary graphs."""
     version = RUNTIMES[conditions.family].version(conditions.family)
-    digest = hashlib.sha256(f"{machine_of(conditions)}; {version}; {conditions.model_dump_json()}".encode())
+    # two machines of one processor may share a cache folder, and differ in memory, cooling and neighbours
+    where = f"{installation()}; {machine_of(conditions)}"
+    digest = hashlib.sha256(f"{where}; {version}; {conditions.model_dump_json()}".encode())
     for arch in CANARIES:
         digest.update(build_onnx(arch).SerializeToString())  # with the version of this package in it
     return digest.hexdigest()[:12]
