@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from evit_nas.analysis import Analysis, analyze
 from evit_nas.analysis.channels import head_rows, mixers, parts
 from evit_nas.analysis.heads import by_head, head_similarity, nearest
+from evit_nas.analysis.pruning import write_start
 from evit_nas.analysis.taylor import importance
 from evit_nas.arch import ArchConfig
 from evit_nas.config import Conditions
@@ -48,7 +49,7 @@ def vit(**changes: object) -> VisionTransformer:
 def trained_a_little(model: nn.Module) -> nn.Module:
     """With norms that have learned something."""
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.1)
     return model
 
@@ -246,6 +247,28 @@ class TestAnalyze:
         found = analyze(str(training), "digits", images=32, conditions=Conditions())
         assert asked == [(found.arch, Conditions())]
         assert found.profile.total.memory_bound_share == pytest.approx(0.1)
+
+    @pytest.mark.parametrize("side", [96, 256, 384])
+    def test_weights_of_another_image_size_are_looked_at_and_cut_at_theirs(self, side, tmp_path, monkeypatch):
+        """Of m0 in a folder of timm's, whose tensors are those of 224 px, or of no size that they tell."""
+        network = trained_a_little(
+            timm.create_model(
+                "efficientvit_m0", img_size=side, num_classes=10, pretrained_cfg_overlay={"input_size": (3, side, side)}
+            )
+        )
+        save_for_hf(network, tmp_path / "mine", model_config={"label_names": list("0123456789")})
+        asked = []
+
+        def profiled(subject: ArchConfig, conditions: Conditions) -> Profile:
+            asked.append(subject.image_size)
+            return take_apart(trace_of(*[nodes_lasting(52, 11, 3, 42)] * 8), 0.1, 0.5, 10.0, conditions)
+
+        monkeypatch.setattr("evit_nas.latency.profile.profile", profiled)
+        found = analyze(str(tmp_path / "mine"), "digits", images=8, batch=4, conditions=Conditions())
+        assert asked == [found.arch.image_size] == [side]
+        folder = tmp_path / "start"
+        write_start(str(tmp_path / "mine"), ArchConfig.preset("m0"), found.channels, side, folder)
+        assert ArchConfig.load(folder / "arch.yaml").image_size == side
 
     def test_a_network_in_a_folder_is_profiled_as_what_it_is_before_anything_that_takes_long(
         self, tmp_path, monkeypatch

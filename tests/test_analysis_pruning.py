@@ -160,7 +160,7 @@ def test_what_is_written_is_a_start_for_trainings(tmp_path):
     channels = analyze(str(training), "digits", images=64).channels
     smaller = tiny_arch(ffn_ratio=1.75)
     wanted = ArchConfig.model_validate(smaller.model_dump() | {"image_size": 96, "num_classes": 1000})
-    weights = write_start(str(training), wanted, channels, tmp_path / "start")
+    weights = write_start(str(training), wanted, channels, 64, tmp_path / "start")
     model = open_saved(str(weights)).model
     assert model.arch.stages == wanted.stages
     assert (model.arch.image_size, model.arch.in_channels, model.arch.num_classes) == (64, 1, 10)  # the network's own

@@ -82,6 +82,8 @@ def analyze(
             f"{network}: weights alone do not tell how images are normalised. Name a folder that does with "
             "--like FOLDER."
         )
+    if isinstance(model, EfficientViT):
+        model.set_input_size(about.preprocessing.input_size[1:])  # shapes of weights alone do not tell it
     if _is_fresh(model):
         raise UsageError(f"{network} holds no trained weights: all of its norms are as they were initialised.")
     source, outputs = open_source(data, SPLIT_SEED), int(model.num_classes)  # type: ignore[arg-type]

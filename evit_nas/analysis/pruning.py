@@ -229,19 +229,23 @@ def _of_block(start: str, scores: Mapping[str, Tensor]) -> float:
     return float(sum(part.sum() for name, part in scores.items() if name.startswith(start)))
 
 
-def write_start(network: str, arch: ArchConfig, channels: Sequence[Channels], folder: Path) -> Path:
+def write_start(
+    network: str, arch: ArchConfig, channels: Sequence[Channels], image_size: int | tuple[int, int], folder: Path
+) -> Path:
     """Cuts the network that `network` names and writes what a training can start from; returns the file of weights.
 
-    `arch` is taken at the image size, channels and classes of the network.
+    `arch` is taken with the channels and classes of the network.
 
     Args:
         network: what `open_saved` takes.
+        image_size: that it is trained at, which weights alone do not tell.
         folder: gets model.safetensors and arch.yaml.
 
     Raises:
         UsageError: there is no such network, `arch` is not a part of it, or the folder cannot be written.
     """
     model = efficientvit(open_saved(network))
+    model.set_input_size(image_size)
     own = {name: getattr(model.arch, name) for name in ("image_size", "in_channels", "num_classes")}
     pruned = prune_to(model, validate(ArchConfig, arch.model_dump() | own, "the architecture to cut to"), channels)
     try:

@@ -90,7 +90,9 @@ def analyze(
         say(f"next:    {command_line('search', '--space', suggest_space, '--budget', '5ms')}")
     if target is not None:
         folder = new_run_path(Path(), f"{first.network}-to-{Path(str(prune_to)).stem}")
-        write_start(models[0], target, first.channels, folder)
+        if first.arch is None:
+            raise UsageError(f"{models[0]} is no EfficientViT: it cannot be cut to one.")
+        write_start(models[0], target, first.channels, first.arch.image_size, folder)
         say(f"written: {folder}")
         say(f"next:    {command_line('train', folder, '--init', folder, '--data', data)}")
 

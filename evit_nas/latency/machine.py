@@ -65,8 +65,9 @@ def processor() -> str:
     first, second = ("cpu family", "model") if "model name" in fields else ("CPU implementer", "CPU part")
     if fields.get(first) and fields.get(second):
         name = f"{name} ({first.split()[-1]} {fields[first]}, {second.split()[-1]} {fields[second]})"
-    fastest = _fastest(set(range(os.cpu_count() or 1)))
-    return name if os.sched_getaffinity(0) & fastest else f"{name}, slower cores"  # whose figures are others
+    own = os.sched_getaffinity(0)
+    fastest = _fastest(own | set(range(os.cpu_count() or 1)))
+    return name if own & fastest else f"{name}, slower cores"  # whose figures are others
 
 
 def machine_of(conditions: Conditions) -> str:
@@ -141,7 +142,7 @@ def _quotas() -> Iterator[float]:
 
 
 def measuring_core() -> frozenset[int]:
-    """The core that one-thread measurements are pinned to: of the fastest the last, since core 0 serves most interrupts.
+    """The core that one-thread measurements are pinned to: of the fastest the last, as core 0 serves most interrupts.
 
     Empty where the system knows no pinning.
     """
