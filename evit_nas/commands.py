@@ -13,7 +13,7 @@ from evit_nas.errors import EvitNasError
 PROGRAM = "evit-nas"
 _COMMAND_OR_OPTION = re.compile(  # a command goes to the end of its sentence
     rf"(?P<command>{PROGRAM} [a-z].*?(?=\. |; |\.?$))"
-    r"|--(?P<option>[a-z][a-z\d-]*)(?: (?P<value>\d\w*(?:\.\w+)*|[A-Z]+\b))?"
+    r"|(?<![\w./-])--(?P<option>[a-z][a-z\d-]*)(?: (?P<value>\d\w*(?:\.\w+)*|[A-Z]+\b))?"
 )
 
 

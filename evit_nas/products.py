@@ -9,6 +9,7 @@ tables, and have them as pandas frames.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from evit_nas.commands import in_python, said_in_python
 from evit_nas.data.once import opened_once
-from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.errors import EvitNasError, UsageError, first_few
 from evit_nas.trained import WEIGHTS
 from evit_nas.views import onlooker
 
@@ -165,6 +166,7 @@ def export(
 
     if to not in EXPORTERS:
         raise UsageError(f"to must be one of {', '.join(EXPORTERS)}, got '{to}'.")
+    _check_least(batch=(batch, 0))
     with said_in_python():
         config = arch if isinstance(arch, ArchConfig) else find_arch(str(arch))
         name = config.key if isinstance(arch, ArchConfig) else Path(arch).resolve().name.removesuffix(".yaml")
@@ -205,7 +207,8 @@ def train(
         changes: fields of the recipe.
 
     Returns:
-        What was trained; `rows` compare the networks, with seeds together and the folder of each.
+        What was trained; `rows` compare the networks, with seeds together and the folders of each: what was shipped is
+        in `shipped` there.
 
     Raises:
         UsageError: a wrong word or value.
@@ -217,6 +220,7 @@ def train(
     from evit_nas.training.hardware import Hardware, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 
+    _check_least(epochs=(epochs, 1), batch_size=(batch_size, 2), top=(top, 1), seeds=(seeds, 1), workers=(workers, 0))
     direct = {"epochs": epochs, "batch_size": batch_size}
     with said_in_python():
         asked = Asked(
@@ -261,7 +265,7 @@ def train(
             outcome = carry_out(planned, watch, hardware, command=command, again=again, resume=resume, ship=ship)
         if outcome.failed:
             raise EvitNasError("not everything could be trained and shipped, see above; resume=True does the rest")
-        rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms())
+        rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms(), outcome.folders)
     return Listing(outcome.trained.values(), rows)
 
 
@@ -285,8 +289,10 @@ def evaluate(
         UsageError: a network or the data cannot be used, or their classes differ.
     """
     from evit_nas.evaluation import evaluate as judged
-    from evit_nas.evaluation import rows
+    from evit_nas.evaluation import summary
     from evit_nas.training.hardware import loaders
+
+    _check_least(batch=(batch, 1), workers=(workers, 0))
 
     if split not in ("val", "train"):
         raise UsageError(f"split must be 'val' or 'train', got '{split}'.")
@@ -301,7 +307,7 @@ def evaluate(
             note=watch.note,
             step=lambda done, total: watch.step("batches", done, total),
         )
-    return Listing(found, rows(found))
+    return Listing(found, summary(found))
 
 
 def ship(training: str | Path, out: str | Path | None = None, **options: Any) -> Model:
@@ -324,7 +330,7 @@ def ship(training: str | Path, out: str | Path | None = None, **options: Any) ->
 
 
 def predict(folder: str | Path, *images: str | Path, top: int = 1, int8: bool = False) -> Listing[Answer]:
-    """What the network in a shipped folder says to pictures, which are files or folders of them.
+    """What the network in a shipped folder says to pictures: files or folders of them. Warns of unreadable ones.
 
     Args:
         top: how many classes to name.
@@ -335,8 +341,13 @@ def predict(folder: str | Path, *images: str | Path, top: int = 1, int8: bool = 
     """
     from evit_nas.shipping.answer import answers, find_pictures, rows
 
+    _check_least(top=(top, 1))
+    unread: list[str] = []
     with said_in_python():
-        found = answers(Path(folder), find_pictures([str(image) for image in images]), top=top, int8=int8, skip=_note)
+        pictures = find_pictures([str(image) for image in images])
+        found = answers(Path(folder), pictures, top=top, int8=int8, skip=unread.append)
+    if unread:
+        warnings.warn(f"{len(unread)} of {len(pictures)} pictures could not be read: {first_few(unread)}", stacklevel=2)
     return Listing(found, rows(found))
 
 
@@ -392,6 +403,16 @@ def called(name: str, *arguments: object, **words: object) -> str:
         if value is not None and not (word in known and value == known[word].default):
             given.append(f"{word}={(str(value) if isinstance(value, Path) else value)!r}")
     return f"evit_nas.{name}({', '.join(given)})"
+
+
+def _check_least(**words: tuple[int | None, int]) -> None:
+    """
+    Raises:
+        UsageError: one of these words is below its least value.
+    """
+    for word, (value, least) in words.items():
+        if value is not None and value < least:
+            raise UsageError(f"{word} must be at least {least}, got {value}.")
 
 
 def _note(message: str) -> None:

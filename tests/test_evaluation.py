@@ -314,7 +314,7 @@ def test_the_home_folder_of_nobody_is_no_network(
 def test_an_onnx_file_elsewhere_needs_a_folder_that_it_is_like(trained: Path, tmp_path: Path) -> None:
     alone = export(lively_network(tiny_arch()), tmp_path / "alone.onnx")
 
-    with pytest.raises(UsageError, match="holds no trained network"):
+    with pytest.raises(UsageError, match=r"--like FOLDER.* holds no trained network"):
         evaluate([str(alone)], "digits", workers=0)
     (found,) = evaluate([str(alone)], "digits", like=str(trained), batch=32, workers=0)
 

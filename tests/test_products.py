@@ -49,6 +49,7 @@ def here(tmp_path, monkeypatch):
         ),
         ("run evit-nas eval x --data y. Or give --data", "run evit-nas eval x --data y. Or give data"),
         ("a well-known name -- as it is", "a well-known name -- as it is"),
+        ("photos--final/a.jpg: choose another --out", "photos--final/a.jpg: choose another out"),
     ],
 )
 def test_options_are_said_as_arguments_and_commands_as_they_are(message, said):
@@ -67,6 +68,12 @@ def test_options_are_said_as_arguments_and_commands_as_they_are(message, said):
         (lambda: evit_nas.predict("nowhere", "a.png"), "a.png"),
         (lambda: evit_nas.make("nowhere", "5ms"), "nowhere: no such data"),
         (lambda: evit_nas.make("shades", "5ms", time="soon"), "time must be a positive length of time"),
+        (lambda: evit_nas.train("m0", data="digits", seeds=0), "seeds must be at least 1, got 0"),
+        (lambda: evit_nas.train("m0", data="digits", top=-1), "top must be at least 1, got -1"),
+        (lambda: evit_nas.train("m0", data="digits", workers=-1), "workers must be at least 0, got -1"),
+        (lambda: evit_nas.evaluate("m0", data="digits", batch=0), "batch must be at least 1, got 0"),
+        (lambda: evit_nas.predict("nowhere", "a.png", top=0), "top must be at least 1, got 0"),
+        (lambda: evit_nas.export("m0", batch=-1), "batch must be at least 0, got -1"),
     ],
 )
 def test_what_is_wrong_names_the_argument(here, act, words):
@@ -99,6 +106,7 @@ def test_training_returns_what_was_trained_and_prints_as_a_table(here, monkeypat
     assert [one.top1 for one in found] == [90.0, 91.0]
     (row,) = found.frame.to_dict("records")
     assert (row["name"], row["seeds"], row["top1"]) == ("tiny", 2, 90.5)
+    assert row["folders"] == ["runs/train/tiny-shades-auto-s0", "runs/train/tiny-shades-auto-s1"]
     assert "90.5" in repr(found)
     recipe = trained[0].recipe
     assert (recipe.flip, recipe.epochs, recipe.peak_rate) == (0.1, 10, pytest.approx(0.01))
@@ -163,6 +171,7 @@ def test_evaluation_prints_as_a_table(here):
     found = evit_nas.evaluate(finished(Path("known")), data="digits", workers=0)
     assert found[0].top1 == found.rows[0]["top1"] > 80
     assert "torch" in repr(found)
+    assert max(map(len, repr(found).splitlines())) < 160  # no matrices, no lists of classes
     assert "<table" in found._repr_html_()
 
 
@@ -171,6 +180,14 @@ def test_a_model_is_shipped_and_opened_again(here):
     assert model.folder == Path("known/shipped")
     assert evit_nas.Model.load("known/shipped") == model
     assert "± " in repr(model)
+
+
+def test_pictures_that_cannot_be_read_are_warned_of(here):
+    model = evit_nas.ship(finished(Path("known")), conditions=FILES.model_copy(update={"device": "cpu"}), images=20)
+    Path("broken.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="1 of 2 pictures could not be read: broken.png"):
+        found = model.predict("shades/val/dark/0.png", "broken.png")
+    assert [answer.image for answer in found] == ["shades/val/dark/0.png"]
 
 
 def test_a_listing_is_a_list():

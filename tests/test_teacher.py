@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evit_nas.arch import ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
+from evit_nas.network.model import build
+from evit_nas.training.checkpoint import save_weights
 from evit_nas.training.teacher import Teacher, distillation_loss, open_teacher
 from tests.networks import lively_network, relative_error, tiny_arch
 from tests.test_transfer import CLASSES, training
@@ -150,6 +153,14 @@ def test_what_is_no_network_is_refused(text: str, message: str, monkeypatch, tmp
     with pytest.raises(UsageError) as error:
         open_teacher(text, CLASSES, STUDENT)
     assert message in str(error.value)
+
+
+def test_weights_alone_are_no_teacher_and_what_is_one_is_said(tmp_path: Path) -> None:
+    save_weights(tmp_path / "m0.safetensors", build(ArchConfig.preset("m0"), seed=0).state_dict(), {})
+    with pytest.raises(UsageError, match="weights alone do not tell") as error:
+        open_teacher(str(tmp_path / "m0.safetensors"), CLASSES, STUDENT)
+    assert "A teacher can be the folder of a training" in str(error.value)
+    assert "a file of one of m0 to m5" not in str(error.value)
 
 
 # The loss

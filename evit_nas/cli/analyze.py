@@ -29,7 +29,7 @@ def analyze(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Training or shipped folders, timm:NAME@FILE (DeiT, Swin).")
     ],
-    data: Annotated[str, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="A folder of images, or a name: docs/data.md.")],
     images: Annotated[int, typer.Option(min=2, help="Training images to look at.")] = 512,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -100,7 +100,7 @@ def analyze(
 @app.command()
 def proportion(
     arch: Arch,
-    data: Annotated[str, typer.Option(metavar="DATA", help="Images to train on: see README.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="Images to train on: docs/data.md.")],
     out: Annotated[Path, typer.Option(help="Folder of this study; the same again goes on with it.")],
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,

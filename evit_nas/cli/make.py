@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def make(
-    data: Annotated[str, typer.Argument(metavar="PHOTOS", help="A folder of images, or a name: see README.")],
+    data: Annotated[str, typer.Argument(metavar="PHOTOS", help="A folder of images, or a name: docs/data.md.")],
     budget: Annotated[str, typer.Option(metavar="5ms", help="Latency limit with its unit: 5ms.")],
     time: Annotated[str, typer.Option(metavar="2h", help="How long it may take, about.")] = "2h",
     device: Annotated[

@@ -40,7 +40,7 @@ def list_(format_: FormatOption = Format.table) -> None:
 
 @proxies.command()
 def bench(
-    data: Annotated[str | None, typer.Option(help="Images to train on: a folder or a name; see the README.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images to train on: a folder or a name: docs/data.md.")] = None,
     archs: Annotated[int, typer.Option(min=16, help="Random architectures to train, in all slices together.")] = 48,
     slices: Annotated[str, typer.Option(help="Middles of the latency slices.")] = "2ms,3.5ms,5ms",
     space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",

@@ -30,7 +30,9 @@ def train(
     space: Annotated[
         str, typer.Argument(metavar="SPACE|FOLDER", help="A shipped space, a YAML file, or a training to go on with.")
     ],
-    data: Annotated[str | None, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images: a folder, or a name of docs/data.md.")
+    ] = None,
     macs: Annotated[
         str | None, typer.Option(metavar="100M..300M", help="Only networks of so many MACs, at most 3:1.")
     ] = None,

@@ -54,7 +54,9 @@ def train(
             metavar="WHAT...", help="m0..m5, YAML files, RUN/NAME, RUN with --front or --top, training folders."
         ),
     ],
-    data: Annotated[str | None, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images: a folder, or a name of docs/data.md.")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="auto (by the images), paper, short, finetune, tiny, or a YAML file.")
     ] = "auto",
@@ -75,7 +77,9 @@ def train(
     ] = None,
     image_size: ImageSizeOption = None,
     init: Annotated[str, typer.Option(metavar="MODEL", help=f"First weights. {FROM}")] = "scratch",
-    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from it; named as for --init.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Distil from it: a folder, or timm:NAME.")
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Have timm fetch what timm:NAME names, if it is not here.")
     ] = False,
@@ -201,7 +205,7 @@ def print_trained(
     """The networks side by side, with their latencies where these are known, and what speaks against them."""
     from evit_nas.training.compare import compare
 
-    rows = compare(outcome.trained, planned.baselines, latencies_ms)
+    rows = compare(outcome.trained, planned.baselines, latencies_ms, outcome.folders)
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row["baseline"]))
     varied = [name for name in ("data", "recipe", "init", "teacher") if len({row[name] for row in rows}) > 1]
     varied += ["baseline"] if len(baselines) > 1 else []
@@ -312,7 +316,7 @@ def evaluate_(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Training or shipped folders, .onnx files, timm:NAME@FILE.")
     ],
-    data: Annotated[str, typer.Option(metavar="DATA", help="A folder of images, or a name: see README.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="Images: a folder, or a name of docs/data.md.")],
     split: Annotated[Literal["val", "train"], typer.Option(help="Which images.")] = "val",
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     workers: LoadersOption = None,

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.evaluation.figures import Answers, Evaluation, class_cells, confusion_cells, figures, rows, summary_cells
+from evit_nas.evaluation.figures import (
+    Answers,
+    Evaluation,
+    class_cells,
+    confusion_cells,
+    figures,
+    rows,
+    summary,
+    summary_cells,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
     from evit_nas.data.preprocessing import Preprocessing
     from evit_nas.evaluation.classifiers import Classifier
 
-__all__ = ["Evaluation", "class_cells", "confusion_cells", "evaluate", "rows", "summary_cells"]
+__all__ = ["Evaluation", "class_cells", "confusion_cells", "evaluate", "rows", "summary", "summary_cells"]
 
 
 def evaluate(

@@ -57,7 +57,12 @@ def open_classifiers(text: str, like: str | None = None) -> list[Classifier]:
             raise UsageError(f"there is no file {text}.")
         folder = expanded(like) if like else path.resolve().parent
         training = _training(folder)
-        about = _named(open_saved(str(folder)), training)
+        try:
+            about = _named(open_saved(str(folder)), training)
+        except UsageError as error:
+            if like:
+                raise
+            raise UsageError(f"{text}: name a folder that tells its classes with --like FOLDER; {error}") from None
         return [_onnx(path, about, _preprocessing(about, text), training)]
     saved = open_saved(text)
     if like and saved.preprocessing is None:

@@ -152,6 +152,12 @@ def rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     return [evaluation.model_dump(mode="json") for evaluation in evaluations]
 
 
+def summary(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Of each network what fits into a row: how good it is, how sure that is, and how fast."""
+    names = ("network", "form", "top1", "top1_error", "top5", "cross_entropy", "calibration_error", "images_per_s")
+    return [{name: getattr(each, name) for name in (*names, "batch")} for each in evaluations]
+
+
 def summary_cells(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of the table of networks."""
     columns = ["network", "form", "top-1 %", "±", "top-5 %", "loss", "ECE %", "images/s", "batch"]

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"  # of timm and the Hugging Face hub
 TIMM = "timm:"
+KNOWN_WHOLE = (
+    "the folder of a training, a shipped folder or another one with timm's config.json, timm:NAME or timm:NAME@FILE, "
+    "SUPERNET#ARCH for a network of a supernet"
+)
+"""Networks of which is known how they want their images."""
 FORMS = (
-    "the folder of a training, a shipped folder or another one with timm's config.json, one with arch.yaml and "
-    "model.safetensors, a file with the weights of one of m0 to m5, ARCH=FILE for those of another architecture (a "
-    "preset or a YAML file), timm:NAME or timm:NAME@FILE, SUPERNET#ARCH for a network of a supernet"
+    f"{KNOWN_WHOLE}; with weights alone, a folder with arch.yaml and model.safetensors, a file of one of m0 to m5, "
+    "ARCH=FILE for those of another architecture (a preset or a YAML file)"
 )
 
 

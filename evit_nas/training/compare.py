@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +20,7 @@ def compare(
     trainings: Mapping[TrainSettings, Trained],
     baselines: Mapping[str, str],
     latencies_ms: Mapping[ArchConfig, float] = MappingProxyType({}),
+    folders: Mapping[TrainSettings, Path] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """A row for each network as it was trained, in the order of the trainings: they share one if only the seed differs.
 
@@ -26,17 +28,19 @@ def compare(
         baselines: for networks, by their origin or else their name, the name of the one that they are compared with,
             trained in the same way.
         latencies_ms: of the networks as they are trained, as far as they are known.
+        folders: of the trainings, as far as they are asked for.
 
     Returns:
         Rows of name, origin, image_size, data, recipe, init, teacher, seeds, mean top-1 and top-5 (percent) and loss
         (nats), the standard error of top-1 because the validation images are few (None where their number is not
         known), its standard deviation over seeds, latency_ms, params, macs, the baseline and `gain`: points of top-1
         above it, with the standard error of that difference (`gain_error`; all None where there is no other network to
-        compare with, the error also while one of both has one seed).
+        compare with, the error also while one of both has one seed), and the folder of each seed.
     """
-    groups: dict[TrainSettings, list[Trained]] = {}
-    for settings, trained in trainings.items():
-        groups.setdefault(settings.model_copy(update={"seed": 0}), []).append(trained)
+    seeds: dict[TrainSettings, list[TrainSettings]] = {}
+    for settings in trainings:
+        seeds.setdefault(settings.model_copy(update={"seed": 0}), []).append(settings)
+    groups = {settings: [trainings[each] for each in own] for settings, own in seeds.items()}
     rows = []
     for settings, group in groups.items():
         top5 = [trained.top5 for trained in group if trained.top5 is not None]
@@ -61,6 +65,7 @@ def compare(
             "baseline": None,
             "gain": None,
             "gain_error": None,
+            "folders": [str(folders[each]) for each in seeds[settings] if each in folders],
         }
         others = [other for known, other in groups.items() if _rivals(known, settings, baselines)]
         if others:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.network.saved import FORMS, class_order, open_saved
+from evit_nas.network.saved import KNOWN_WHOLE, class_order, open_saved
 
 
 class Teacher(nn.Module):
@@ -70,7 +70,7 @@ class Teacher(nn.Module):
 
 
 def open_teacher(text: str, classes: Sequence[str], student: Preprocessing) -> Teacher:
-    """The trained network that `text` names (see `saved.FORMS`), as a teacher.
+    """The trained network that `text` names (see `saved.KNOWN_WHOLE`), as a teacher.
 
     Args:
         classes: names of the student's outputs, in their order; the teacher's must be the same, in any order. Where it
@@ -82,7 +82,9 @@ def open_teacher(text: str, classes: Sequence[str], student: Preprocessing) -> T
     """
     saved = open_saved(text)
     if saved.preprocessing is None:
-        raise UsageError(f"{text}: weights alone do not tell how images are normalised. A teacher can be {FORMS}.")
+        raise UsageError(
+            f"{text}: weights alone do not tell how images are normalised. A teacher can be {KNOWN_WHOLE}."
+        )
     order = None
     if saved.classes is not None:
         order = class_order(classes, saved.classes, f"the teacher {saved.name}")
