@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,12 +22,13 @@ import numpy as np
 from evit_nas.accuracy.coverage import default_method
 from evit_nas.api import Result, file_name, new_run
 from evit_nas.commands import command_line
-from evit_nas.config import SearchSettings
+from evit_nas.config import Conditions, SearchSettings
 from evit_nas.console import duration
 from evit_nas.data.images import Source
 from evit_nas.data.look import Look, look
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, Interrupted, RunError, UsageError, interruptions
+from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.quantities import parse_duration
 from evit_nas.runs import Run
 from evit_nas.space import SearchSpace
@@ -34,6 +36,7 @@ from evit_nas.training.auto import auto_size
 from evit_nas.training.folder import RECORD, read_record
 from evit_nas.training.hardware import several
 from evit_nas.training.session import SHIPPED, Asked, Outcome, Planned, carry_out, prepare, shipped
+from evit_nas.training.settings import SCRATCH
 from evit_nas.words import DEFAULT_SPACE, Words, settings_from
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class Order:
     space: str = DEFAULT_SPACE
     image_size: int | None = None
     """None lets it follow from the photographs."""
-    init: str = "scratch"
+    init: str = SCRATCH
     seed: int = 0
 
 
@@ -146,15 +149,19 @@ def made_of(order: Order, hardware: Hardware, view: Viewer, command: str) -> Mad
     source = open_source(order.data, seed=0)
     seen = look(source)
     view.note(str(seen))
+    if order.init != SCRATCH:
+        from evit_nas.network.transfer import check_start
+
+        check_start(order.init)  # the search takes minutes
     try:
         run, front = _search(order, seen, view, command)
         outcome = _train(order, run, front, hardware, view, command)
-        training, shipped = _ship(order, outcome, view)
-        _answer(order, source, view)
+        training, folder, shipped = _ship(order, run, outcome, view)
+        _answer(folder, source, view)
     except (Interrupted, KeyboardInterrupt):  # the second from Python
         view.note(f"interrupted; what is finished and the last checkpoint are kept. Go on with: {command}")
         raise
-    return Made(run.path, training, order.out / SHIPPED, shipped)
+    return Made(run.path, training, folder, shipped)
 
 
 def _words(order: Order, seen: Look) -> Words:
@@ -182,7 +189,7 @@ def _search(order: Order, seen: Look, view: Viewer, command: str) -> tuple[Run, 
     view.step(command_line("search", *options, "--out", folder))
     if (folder / "run.yaml").exists():
         _check_words(order.out, Run.open(folder), settings)
-        if (result := Result(folder)).state == "done":
+        if (result := Result(folder)).state == "done" and result.found.members:  # without any it goes on, or says why
             view.found(result.run, result.found)
             return result.run, result.found
         opening: AbstractContextManager[Run] = Run.open(folder).lock()
@@ -230,16 +237,21 @@ def _train(order: Order, run: Run, front: Front, hardware: Hardware, view: Viewe
         out=out,
         time_s=train_s,
     )
-    begun = [read_record(record.parent).settings.origin for record in sorted(out.glob(f"*/{RECORD}"))]
+    begun = [Path(read_record(record.parent).settings.origin).name for record in sorted(out.glob(f"*/{RECORD}"))]
     # begun ones stay: on a slower day others would be affordable
-    names = begun or [str(run.path / member.name) for member in _affordable(asked, run, front, hardware, view)]
+    members = begun or [member.name for member in _affordable(asked, run, front, hardware, view)]
+    names = [str(run.path / member) for member in members]
     options = ["--data", order.data, "--init", order.init, "--seed", order.seed]
     options += ["--image-size", asked.image_size] if asked.image_size else []
     view.step(command_line("train", *names, *options, "--time", f"{train_s:.0f}s", "--no-ship", "--out", out))
     planned = prepare(replace(asked, what=names), hardware, view.note)
     with view.progress() as watch:
         outcome = carry_out(planned, watch, hardware, command=command, again="", resume=True, ship=False)
+    if not outcome.trained:
+        raise EvitNasError("nothing could be trained, for the reasons above; the same command tries again.")
     view.trained(planned, outcome)
+    if outcome.failed:
+        view.note("not everything could be trained, see above; the same command tries the rest again")
     return outcome
 
 
@@ -261,24 +273,38 @@ def _affordable(asked: Asked, run: Run, front: Front, hardware: Hardware, view: 
     return chosen[: min(max(int(asked.time_s / (per_ms_s * chosen[0].latency.median_ms)), 1), NETWORKS)]
 
 
-def _ship(order: Order, outcome: Outcome, view: Viewer) -> tuple[Path, Shipped]:
+def _ship(order: Order, run: Run, outcome: Outcome, view: Viewer) -> tuple[Path, Path, Shipped]:
+    """The best training, the folder that it is shipped to, and what that is."""
     from evit_nas.shipped import Shipped
+    from evit_nas.trained import Trained
 
-    best, out = outcome.best(), order.out / SHIPPED
+    best = outcome.best()
     if best is None:
         reasons = "; ".join(outcome.doubts())
         raise EvitNasError(f"nothing is shipped: {reasons}. Give more time (--time) or more photographs.")
-    training = outcome.folders[best]
-    line = command_line("ship", training, "--out", out)
+    training, out = outcome.folders[best], order.out / SHIPPED
+    for number in count(2):  # another one may have been the best, before this one was trained
+        if not out.exists() or (made := Shipped.load(out)).trained == Trained.load(training):
+            break
+        out = order.out / f"{SHIPPED}-{number}"
+    conditions = _for_files(run.settings.targets[0].conditions)
+    options = [] if conditions == Conditions() else ["--device", conditions.device]
+    line = command_line("ship", training, *options, "--out", out)
     view.step(line)
-    if out.exists():
-        return training, Shipped.load(out)
-    with view.progress() as watch:
-        return training, shipped(training, out, watch.note, command=line)
+    if not out.exists():
+        with view.progress() as watch:
+            made = shipped(training, out, watch.note, command=line, conditions=conditions)
+    return training, out, made
 
 
-def _answer(order: Order, source: Source, view: Viewer) -> None:
-    """Has the model answer a validation image of each of the first classes, if images are files."""
+def _for_files(conditions: Conditions) -> Conditions:
+    """Those of the search, or one thread of this processor where that device takes no files or has 8 bits alone."""
+    runtime = RUNTIMES.get(conditions.family)  # a board is in no table
+    return Conditions() if conditions.precision == "int8" or (runtime and runtime.takes_timm) else conditions
+
+
+def _answer(folder: Path, source: Source, view: Viewer) -> None:
+    """Has the model in `folder` answer a validation image of each of the first classes, if images are files."""
     from evit_nas.shipping.answer import answers, find_pictures
 
     firsts = [int(np.flatnonzero(source.val.labels == label)[0]) for label in np.unique(source.val.labels)[:PICTURES]]
@@ -286,8 +312,8 @@ def _answer(order: Order, source: Source, view: Viewer) -> None:
     files = {_from_here(file): label for file, label in labels.items() if file is not None}
     if not files:
         return
-    view.step(command_line("predict", order.out / SHIPPED, *files))
-    view.answered(order.out / SHIPPED, answers(order.out / SHIPPED, find_pictures([*files])), files)
+    view.step(command_line("predict", folder, *files))
+    view.answered(folder, answers(folder, find_pictures([*files])), files)
 
 
 def _from_here(file: Path) -> str:

@@ -265,7 +265,8 @@ def train(
             outcome = carry_out(planned, watch, hardware, command=command, again=again, resume=resume, ship=ship)
         if outcome.failed:
             raise EvitNasError("not everything could be trained and shipped, see above; resume=True does the rest")
-        rows = compare(outcome.trained, planned.baselines, outcome.latencies_ms(), outcome.folders)
+        known_ms, equal_time = outcome.latencies_ms(), planned.equal_time
+        rows = compare(outcome.trained, planned.baselines, known_ms, outcome.folders, equal_time=equal_time)
     return Listing(outcome.trained.values(), rows)
 
 

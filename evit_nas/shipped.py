@@ -84,8 +84,8 @@ class Shipped(BaseModel):
         """The network in a line."""
         error = binomial_error(self.top1, self.images)
         return (
-            f"top-1 {self.top1:.1f} ± {error:.1f} % of {self.images} validation images, {self.fp32.latency}, "
-            f"{self.params / 1e6:.1f}M parameters"
+            f"top-1 {self.top1:.1f} ± {error:.1f} % of {self.images} validation images, {self.fp32.latency} "
+            f"on {self.fp32.latency.conditions.device}, {self.params / 1e6:.1f}M parameters"
         )
 
     @property

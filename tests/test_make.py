@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
@@ -14,7 +15,7 @@ import evit_nas
 from evit_nas import making
 from evit_nas.api import Result
 from evit_nas.cli import app
-from evit_nas.errors import Interrupted
+from evit_nas.errors import EvitNasError, Infeasible, Interrupted
 from evit_nas.latency import DEVICES
 from evit_nas.searching import evaluate
 from evit_nas.searching.study import Search
@@ -24,10 +25,20 @@ from evit_nas.training import network, pace
 from evit_nas.training.recipe import RECIPES
 from evit_nas.training.status import Pace
 from evit_nas.words import settings_from
+from tests.fakes import FakeDevice
 from tests.trainings import SHADES, FileDevice, finished, write_shades
 
 MAKE = ("make", "shades", "--budget", "1.2ms", "--device", "fake", "--space", "efficientvit-tiny", "--time", "100s")
 OUT = Path("runs/shades-fake-1.2ms")
+
+
+class AnyDevice(FakeDevice):
+    """Measures what a search proposes and what is shipped."""
+
+    def measure(self, subject, protocol):
+        return (FileDevice if isinstance(subject, Path) else FakeDevice).measure(self, subject, protocol)
+
+    ms = FileDevice.ms
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def photographs(call, monkeypatch):
     monkeypatch.setattr(making, "settings_from", partial(settings_from, trials=12))
     monkeypatch.setattr(evaluate, "worker_pool", lambda count, avoid: ThreadPoolExecutor(count))
     monkeypatch.setattr(evaluate, "end", lambda pool: pool.shutdown(cancel_futures=True))
-    monkeypatch.setitem(DEVICES, "cpu", FileDevice)
+    monkeypatch.setitem(DEVICES, "fake", AnyDevice)
     monkeypatch.setattr(pace, "pace_of", lambda *asked: Pace(steps=4, step_s=2.0, validation_s=2.0))
 
 
@@ -86,11 +97,13 @@ def test_every_step_is_a_command_that_does_it_alone(call, photographs, learned):
     assert search[search.index("--out") + 1] == str(OUT / "search")
     assert train[0].startswith(str(OUT / "search" / "evit-"))
     assert ship[0].startswith(str(OUT / "train"))
+    assert ship[1:3] == ["--device", "fake"]  # what the budget is for
     assert predict == [str(OUT / "shipped"), *(f"shades/val/{name}/0.png" for name in SHADES)]
     assert Shipped.load(OUT / "shipped").trained.classes == SHADES
     assert Result(OUT / "search").state == "done"
     assert (OUT / "search" / "report.html").is_file()
     assert f"next:    evit-nas predict {OUT / 'shipped'} IMAGE" in result.err
+    assert " on fake, " in next(line for line in result.err.splitlines() if line.startswith("made:"))
     assert all(name in result.out for name in SHADES)
 
 
@@ -124,6 +137,82 @@ def test_the_same_command_goes_on_after_each_interruption(call, photographs, lea
     assert call(*MAKE).code == 0
     assert len(set(learned)) == 1
     assert Shipped.load(OUT / "shipped").trained.classes == SHADES
+
+
+def test_a_search_that_has_found_nothing_is_gone_on_with(call, photographs, learned, monkeypatch):
+    assert call(*MAKE).code == 0
+
+    def nothing(search):
+        raise Infeasible("nothing keeps the budget")
+
+    monkeypatch.setattr(Result, "found", SimpleNamespace(members=[], whole=False, ended=True))
+    monkeypatch.setattr(Search, "run", nothing)
+    result = call(*MAKE)
+    assert (result.code, "nothing keeps the budget" in result.err) == (1, True)
+    assert "unexpected" not in result.err
+
+
+def test_a_training_that_comes_later_and_is_better_is_shipped_beside_the_other(call, photographs, learned, monkeypatch):
+    monkeypatch.setattr(pace, "pace_of", lambda *asked: Pace(steps=4, step_s=0.01, validation_s=0.01))
+    known = network.train
+
+    def all_but_one(folder, watch, hardware):
+        if len(learned) == 1:
+            learned.append(folder)
+            raise RuntimeError("the machine was too small")
+        return known(folder, watch, hardware)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "train", all_but_one)
+        first = call(*MAKE)
+    assert first.code == 0, first.err
+    assert "not everything could be trained" in first.err
+    late = learned[1]
+
+    def best_at_last(folder, watch, hardware):
+        found = known(folder, watch, hardware)
+        if folder == late:
+            found = found.model_copy(update={"top1": 99.0})
+            found.save(folder)
+        return found
+
+    monkeypatch.setattr(network, "train", best_at_last)
+    second = call(*MAKE)
+    assert second.code == 0, second.err
+    assert f"made:    {OUT / 'shipped-2'}: " in second.err
+    assert f"next:    evit-nas predict {OUT / 'shipped-2'} IMAGE" in second.err
+    assert Shipped.load(OUT / "shipped-2").trained.top1 == 99.0
+    assert len(steps(call(*MAKE).err)) == 4
+    assert not (OUT / "shipped-3").exists()
+
+
+def test_where_nothing_can_be_trained_no_time_is_asked_for(call, photographs, monkeypatch):
+    def broken(folder, watch, hardware):
+        raise EvitNasError("no image can be read")
+
+    monkeypatch.setattr(pace, "pace_of", lambda *asked: Pace(steps=4, step_s=0.01, validation_s=0.01))
+    monkeypatch.setattr(network, "train", broken)
+    result = call(*MAKE)
+    assert (result.code, "nothing could be trained" in result.err) == (1, True)
+    assert "Give more time" not in result.err
+
+
+def test_first_weights_that_there_are_not_are_refused_before_the_search(call, photographs):
+    result = call(*MAKE, "--init", "m1.phx")
+    assert (result.code, "m1.phx: no such network" in result.err) == (2, True)
+    assert not OUT.exists()
+
+
+def test_it_goes_on_from_another_folder(call, photographs, learned, monkeypatch, tmp_path):
+    data, out = str(Path("shades").absolute()), str(OUT.absolute())
+    words = [MAKE[0], data, *MAKE[2:], "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "train", lambda *args: (_ for _ in ()).throw(Interrupted))
+        assert call(*words, str(OUT)).code == 130
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = call(*words, out)
+    assert result.code == 0, result.err
 
 
 def test_other_words_do_not_take_the_folder(call, photographs, learned):

@@ -135,7 +135,9 @@ def test_a_network_of_timms_must_have_as_many_classes(tmp_path: Path) -> None:
 def test_missing_weights_are_not_downloaded_but_the_command_is_told(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
-    with pytest.raises(UsageError, match=r"hf download timm/resnet18\.\S+ model.safetensors; or name .*resnet18@FILE"):
+    with pytest.raises(
+        UsageError, match=r"hf download timm/resnet18\.\S+ model.safetensors .*; or name .*resnet18@FILE"
+    ):
         open_teacher("timm:resnet18", CLASSES, STUDENT)
 
 

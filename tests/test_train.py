@@ -454,6 +454,22 @@ def test_an_average_that_is_not_finite_is_not_kept(tmp_path, monkeypatch, images
     assert math.isfinite(trained.loss)
 
 
+@pytest.mark.parametrize("name", ["Zebra", "a light"])
+def test_a_training_does_not_go_on_with_classes_of_other_names(tmp_path, images, name):
+    """Their order is that of their names: what was learned of one would be shipped as another."""
+    root = Path(shutil.copytree(images, tmp_path / "mine"))
+    folder = begun(tmp_path / "b", root, recipe=LIVELY | {"epochs": 2})
+    with pytest.raises(Interrupted):
+        train(folder, Stopped(6))
+    for split in ("train", "val"):
+        (root / split / "light").rename(root / split / name)
+    with pytest.raises(UsageError, match=rf"has other classes than when this training began: {name}, light\."):
+        train(folder, Watch())
+    for split in ("train", "val"):
+        (root / split / name).rename(root / split / "light")
+    assert train(folder, Watch()).classes == SHADES
+
+
 def test_what_is_odd_about_the_data_is_said_once_as_a_training_begins(tmp_path, images):
     root = Path(shutil.copytree(images, tmp_path / "mine"))
     shutil.copy(root / "train" / "dark" / "3.png", root / "val" / "dark" / "copy.png")

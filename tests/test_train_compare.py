@@ -45,6 +45,15 @@ def test_each_network_is_compared_with_its_own_baseline():
     assert found == {"a": ("m0", 10.0), "b": ("m1", 5.0), "m0": (None, None), "m1": (None, None)}
 
 
+def test_at_equal_time_a_baseline_has_epochs_of_its_own():
+    settings, result = trained("m0", 70.0, recipe=load_recipe("tiny", {"epochs": 9}))
+    found = dict([trained("a", 80.0), (settings, result)])
+    (row, _) = compare(found, {"a": "m0"}, equal_time=True)
+    assert (row["baseline"], row["gain"]) == ("m0", 10.0)
+    other = settings.model_copy(update={"recipe": load_recipe("tiny", {"epochs": 9, "flip": 0.3})})
+    assert compare(dict([trained("a", 80.0), (other, result)]), {"a": "m0"}, equal_time=True)[0]["gain"] is None
+
+
 def test_a_baseline_that_was_trained_otherwise_is_none():
     other = trained("m0", 70.0, recipe=load_recipe("tiny", {"epochs": 9}))
     assert compare(dict([trained("a", 80.0), other]), {"a": "m0"})[0]["gain"] is None

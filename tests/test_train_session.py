@@ -172,6 +172,29 @@ def test_a_training_that_was_begun_keeps_its_epochs_on_a_slower_day(shades, pace
     assert again.seconds == 0
 
 
+def test_after_an_interruption_the_seeds_to_come_have_as_many_epochs_as_those_before(shades, paced):
+    planned, _ = prepared(shades, seeds=(0, 1), time_s=125.0)
+    session.begin(planned.plans, "evit-nas train", resume=False)
+    (planned.plans[0][0] / "checkpoint.pt").touch()
+    paced[0] = Pace(steps=10, step_s=0.1, validation_s=0.2)  # a quicker day
+    again, _ = prepared(shades, seeds=(0, 1), time_s=125.0)
+    assert [settings.recipe.epochs for _, settings in again.plans] == [5, 5]
+
+
+def test_networks_that_come_later_have_the_share_of_the_time_that_those_before_had(shades, paced):
+    planned, _ = prepared(shades, time_s=125.0)
+    session.begin(planned.plans, "evit-nas train", resume=False)
+    (planned.plans[0][0] / "checkpoint.pt").touch()
+    again, _ = prepared(shades, seeds=(0, 1), time_s=125.0)
+    assert [settings.recipe.epochs for _, settings in again.plans] == [10, 5]
+
+
+def test_as_long_as_nothing_was_trained_other_time_gives_other_epochs(shades, paced):
+    planned, _ = prepared(shades, time_s=60.0)
+    session.begin(planned.plans, "evit-nas train", resume=False)
+    assert recipe_of(prepared(shades, time_s=120.0)[0]).epochs == 10
+
+
 def test_several_processes_have_epochs_and_no_time(shades, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match=r"--time is for one process; say --epochs"):

@@ -205,7 +205,8 @@ def print_trained(
     """The networks side by side, with their latencies where these are known, and what speaks against them."""
     from evit_nas.training.compare import compare
 
-    rows = compare(outcome.trained, planned.baselines, latencies_ms, outcome.folders)
+    trained, equal_time = outcome.trained, planned.equal_time
+    rows = compare(trained, planned.baselines, latencies_ms, outcome.folders, equal_time=equal_time)
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row["baseline"]))
     varied = [name for name in ("data", "recipe", "init", "teacher") if len({row[name] for row in rows}) > 1]
     varied += ["baseline"] if len(baselines) > 1 else []
@@ -237,7 +238,8 @@ def print_trained(
         say("ms: one image, one thread of this processor")
     if baselines:
         above = baselines[0] if len(baselines) == 1 else "the baseline"
-        say(f"gain: points of top-1 above {above}, ± the standard error of the difference where there are seeds")
+        alike = "in the same time, " if equal_time else ""
+        say(f"gain: points of top-1 above {above}, {alike}± the standard error of the difference where there are seeds")
     for row in rows:
         if row["origin"]:
             say(f"{row['name']} is {row['origin']}")

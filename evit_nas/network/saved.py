@@ -211,7 +211,7 @@ def _open_timm(text: str) -> Saved:
         cached = try_to_load_from_cache(config.hf_hub_id, WEIGHTS) if config.hf_hub_id else None
         if not isinstance(cached, str):
             get = (
-                f"get them with --download, or: hf download {config.hf_hub_id} {WEIGHTS}; or name"
+                f"get them with: hf download {config.hf_hub_id} {WEIGHTS} (train with --download does it); or name"
                 if config.hf_hub_id
                 else "Name"
             )

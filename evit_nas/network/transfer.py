@@ -26,7 +26,7 @@ from evit_nas.errors import UsageError
 from evit_nas.files import expanded
 from evit_nas.network.model import EfficientViT, resize_bias_table
 from evit_nas.network.saved import Saved, class_order, efficientvit, open_saved
-from evit_nas.network.supernet import Members
+from evit_nas.network.supernet import Members, Supernet
 from evit_nas.trained import SUPERNET_RECORD
 
 # tensors whose first (whose second) dimension counts the channels between the blocks of a stage
@@ -105,6 +105,19 @@ def start_from(model: EfficientViT, source: str | Path, *, classes: Sequence[str
     origin = efficientvit(saved)
     order, reason = _classifier(model, origin, classes, saved)
     return replace(copy_common(model, origin, order), source=saved.name, classifier=reason)
+
+
+def check_start(source: str) -> None:
+    """Opens what `start_from` will copy from.
+
+    Raises:
+        UsageError: there is no such network, or it is not an EfficientViT.
+    """
+    folder = expanded(source)
+    if (folder / SUPERNET_RECORD).is_file():
+        Supernet.load(folder)
+    else:
+        efficientvit(open_saved(source))
 
 
 def _opened(model: EfficientViT, source: str) -> Saved:

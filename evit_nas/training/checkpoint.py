@@ -34,6 +34,8 @@ class State(TypedDict):
     """Of the training losses since the last line of metrics, the mean over processes."""
     loss_steps: NotRequired[int]
     """How many these are."""
+    classes: NotRequired[list[str]]  # versions up to 0.3 kept none
+    """Names of the outputs, in their order."""
     seconds: float
     """Spent training and validating so far."""
     best: dict[str, Any] | None

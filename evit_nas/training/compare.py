@@ -21,6 +21,8 @@ def compare(
     baselines: Mapping[str, str],
     latencies_ms: Mapping[ArchConfig, float] = MappingProxyType({}),
     folders: Mapping[TrainSettings, Path] = MappingProxyType({}),
+    *,
+    equal_time: bool = False,
 ) -> list[dict[str, Any]]:
     """A row for each network as it was trained, in the order of the trainings: they share one if only the seed differs.
 
@@ -29,6 +31,7 @@ def compare(
             trained in the same way.
         latencies_ms: of the networks as they are trained, as far as they are known.
         folders: of the trainings, as far as they are asked for.
+        equal_time: whether each had the same time: then baselines may have had more or fewer epochs.
 
     Returns:
         Rows of name, origin, image_size, data, recipe, init, teacher, seeds, mean top-1 and top-5 (percent) and loss
@@ -67,7 +70,7 @@ def compare(
             "gain_error": None,
             "folders": [str(folders[each]) for each in seeds[settings] if each in folders],
         }
-        others = [other for known, other in groups.items() if _rivals(known, settings, baselines)]
+        others = [other for known, other in groups.items() if _rivals(known, settings, baselines, equal_time)]
         if others:
             row["baseline"] = baselines[_key(settings)]
             row["gain"] = row["top1"] - fmean(trained.top1 for trained in others[0])
@@ -76,9 +79,12 @@ def compare(
     return rows
 
 
-def _rivals(baseline: TrainSettings, settings: TrainSettings, baselines: Mapping[str, str]) -> bool:
-    """Whether `baseline` is what `settings` are compared with: the same but for the network."""
-    network = {"name": settings.name, "origin": settings.origin, "arch": settings.arch}
+def _rivals(baseline: TrainSettings, settings: TrainSettings, baselines: Mapping[str, str], equal_time: bool) -> bool:
+    """Whether `baseline` is what `settings` are compared with: all but the network is the same, or the epochs too."""
+    network: dict[str, Any] = {"name": settings.name, "origin": settings.origin, "arch": settings.arch}
+    if equal_time:
+        epochs = {name: getattr(settings.recipe, name) for name in ("epochs", "warmup_epochs")}
+        network["recipe"] = baseline.recipe.model_copy(update=epochs)
     named = baseline.name == baselines.get(_key(settings)) != settings.name  # a network is no baseline of itself
     return named and baseline.model_copy(update=network) == settings  # the seed is 0 in both
 

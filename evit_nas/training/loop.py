@@ -23,7 +23,7 @@ from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images, Source
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, RunError, UsageError, out_of_memory
+from evit_nas.errors import EvitNasError, RunError, UsageError, first_few, out_of_memory
 from evit_nas.files import lock
 from evit_nas.latency.machine import usable_cores
 from evit_nas.trained import WEIGHTS
@@ -290,6 +290,17 @@ class TrainingRun(ABC, Generic[Result]):
         self._not_validated: set[int] = set()  # validation images that cannot be read
 
     def _restore(self, state: State) -> None:
+        """
+        Raises:
+            UsageError: the data have other classes than when it was saved.
+        """
+        before, now = state.get("classes"), list(self._source.classes)
+        if before is not None and before != now:  # what has been learned of one would be called another
+            only = first_few(sorted(set(before) ^ set(now))) or "in another order"
+            raise UsageError(
+                f"{self._settings.data} has other classes than when this training began: {only}. Give them back their "
+                "names, or train anew with another --out."
+            )
         self._plain.load_state_dict(state["model"])
         if self._average is not None and state["average"] is not None:
             self._average.module.load_state_dict(state["average"])
@@ -456,6 +467,7 @@ class TrainingRun(ABC, Generic[Result]):
                 "step": self._step,
                 "loss_sum": float(self._loss_sum),
                 "loss_steps": self._loss_steps,
+                "classes": list(self._source.classes),
                 "seconds": time.monotonic() - self._started,
                 "best": self._best,
                 "unreadable": sorted(self._unreadable),

@@ -21,6 +21,7 @@ from evit_nas.training.batches import end_workers, plain_batches
 from evit_nas.training.folder import BEST, RECORD
 from evit_nas.training.hardware import ALONE, Hardware
 from evit_nas.training.loop import TrainingRun, carry_on
+from evit_nas.training.settings import SCRATCH
 from evit_nas.training.status import TrainWatcher
 from evit_nas.training.validation import validate
 from evit_nas.training.verdict import judge
@@ -50,8 +51,8 @@ class NetworkRun(TrainingRun[Trained]):
         return build(arch, self._settings.seed)
 
     def _begin(self, model: EfficientViT) -> str:
-        if self._settings.init == "scratch":
-            return "scratch"
+        if self._settings.init == SCRATCH:
+            return SCRATCH
         from evit_nas.network.transfer import start_from
 
         transfer = start_from(model, self._settings.init, classes=self._source.classes)
@@ -97,7 +98,7 @@ class NetworkRun(TrainingRun[Trained]):
             raise RunError(f"nothing could be written to {self._folder}. Put that right, then train again.")
         settings, best = self._settings, self._best
         rows = [row for row in self._records.rows() if row["kind"] == "train"]
-        verdict = judge(best, train_top1, rows, look(self._source), fresh=settings.init == "scratch")
+        verdict = judge(best, train_top1, rows, look(self._source), fresh=settings.init == SCRATCH)
         return Trained(
             name=settings.name,
             origin=settings.origin,

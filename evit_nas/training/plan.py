@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,13 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.data.look import Look
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.files import located
+from evit_nas.files import expanded, located
 from evit_nas.network.cost import cost
 from evit_nas.trained import WEIGHTS
 from evit_nas.training.auto import auto_size
 from evit_nas.training.folder import RECORD, check_untrained, create, holds_weights, read_record
 from evit_nas.training.recipe import Recipe
-from evit_nas.training.settings import TrainSettings
+from evit_nas.training.settings import SCRATCH, TrainSettings
 from evit_nas.yamlio import validate
 
 NEAREST = "nearest"  # as a baseline: the paper's network of the nearest latency
@@ -64,7 +65,7 @@ class How:
     """None leaves each network its own, or what fits the images."""
     seen: Look | None = None
     """The images, where each network's size follows from them."""
-    init: str = "scratch"
+    init: str = SCRATCH
     teacher: str | None = None
     seeds: Sequence[int] = (0,)
     out: Path | None = None
@@ -143,8 +144,8 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
                 "data": located(how.data),
                 "recipe_name": how.recipe_name,
                 "recipe": how.recipe,
-                "init": how.init,
-                "teacher": how.teacher,
+                "init": _located(how.init),
+                "teacher": None if how.teacher is None else _located(how.teacher),
                 "seed": seed,
             }
             settings = validate(TrainSettings, fields, each.name)
@@ -155,6 +156,12 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
                     f"be trained in {folder}. Rename a file, or train them one by one, each with its --out."
                 )
     return list(plans.items())
+
+
+def _located(network: str) -> str:
+    """What `network` is called in a record that is read from other folders: its absolute path, where it is one."""
+    path = expanded(network)
+    return os.path.abspath(path) if network != SCRATCH and path.exists() else network
 
 
 def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: bool) -> None:
@@ -172,7 +179,8 @@ def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: boo
             wanted.append((folder, settings))
             continue
         before, now = read_record(folder).settings.model_dump(), settings.model_dump()
-        before["data"] = located(before["data"])  # older records have it as it was typed
+        before["data"] = located(before["data"])  # older records have these as they were typed
+        before |= {name: _located(before[name]) for name in ("init", "teacher") if before[name] is not None}
         # what a network is called moves no number
         changed = [name for name in now if now[name] != before.get(name) and name not in ("name", "origin")]
         begun, finished = holds_weights(folder), (folder / WEIGHTS).exists()

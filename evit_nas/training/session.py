@@ -20,7 +20,7 @@ from evit_nas.training.folder import RECORD, holds_weights, read_record
 from evit_nas.training.hardware import first, several
 from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
 from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, load_recipe
-from evit_nas.training.settings import SupernetSettings
+from evit_nas.training.settings import SCRATCH, SupernetSettings
 
 if TYPE_CHECKING:
     from evit_nas.arch import ArchConfig
@@ -51,7 +51,7 @@ class Asked:
     time_s: float | None = None
     """The epochs become fewer until all trainings take about this long."""
     image_size: int | None = None
-    init: str = "scratch"
+    init: str = SCRATCH
     teacher: str | None = None
     front: bool = False
     top: int | None = None
@@ -69,6 +69,8 @@ class Planned:
     """See `compare`."""
     seconds: float
     """How long those take that have not begun, about; 0 where several processes train together."""
+    equal_time: bool = False
+    """Whether each gets the same time (`--time`) instead of the same epochs."""
 
 
 @dataclass
@@ -153,15 +155,19 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     new: Plans = []
     if wanted and asked.data is not None:
         mine = seen[asked.data]
-        if asked.init == "scratch" and asked.teacher is None and mine.train < FEW_IMAGES:
+        if asked.init == SCRATCH and asked.teacher is None and mine.train < FEW_IMAGES:
             note(few(mine.train))
         if asked.recipe == AUTO:
-            note(reason(mine, from_weights=asked.init != "scratch"))
+            note(reason(mine, from_weights=asked.init != SCRATCH))
         new = plan(wanted, _how(asked, mine))
+        if asked.init != SCRATCH:
+            from evit_nas.network.transfer import check_start
+
+            check_start(asked.init)  # before anything is timed, and once for all networks
     for _, settings in [*plans, *new]:
         check_names(settings.recipe, hardware.trackers)
     timed, seconds = _timed([*plans, *new], asked, hardware, note)
-    return Planned(timed, {key: each.name for key, each in beside.items()}, seconds)
+    return Planned(timed, {key: each.name for key, each in beside.items()}, seconds, asked.time_s is not None)
 
 
 def _chosen(what: Sequence[str], asked: Asked) -> list[Chosen]:
@@ -181,7 +187,7 @@ def _chosen(what: Sequence[str], asked: Asked) -> list[Chosen]:
 
 def _how(asked: Asked, seen: Look) -> How:
     assert asked.data is not None
-    fresh = asked.init == "scratch"
+    fresh = asked.init == SCRATCH
     if asked.recipe == "finetune" and fresh:
         raise UsageError(
             "the recipe finetune goes on from trained weights: add --init MODEL (a training or shipped folder, a file "
@@ -220,18 +226,22 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
             raise UsageError("--time is for one process; say --epochs where several train together.")
         return plans, 0.0
     fresh = [folder for folder, _ in plans if not holds_weights(folder)]
-    share_s = asked.time_s / max(len(fresh), 1) if asked.time_s is not None else None
+    # of all, those too that are done or begun: the command that goes on has no more time than the first one
+    share_s = asked.time_s / len(plans) if asked.time_s is not None else None
+    begun = share_s is not None and len(fresh) < len(plans)
     timed, total_s = [], 0.0
     paces: dict[TrainSettings, Pace] = {}
     for folder, settings in plans:
+        if kept := begun and (folder / RECORD).is_file():  # or seeds of one network would be trained unlike
+            settings = _as_begun(folder, settings)
         if folder not in fresh:
-            timed.append((folder, _as_begun(folder, settings) if asked.time_s is not None else settings))
+            timed.append((folder, settings))
             continue
         alike = settings.model_copy(update={"seed": 0})  # a seed moves no pace
         if new := alike not in paces:
             paces[alike] = pace_of(NetworkRun, settings, hardware, share_s)
         pace = paces[alike]
-        if share_s is not None:
+        if share_s is not None and not kept:
             settings = _within(settings, share_s, pace.epoch_s)
         recipe = settings.recipe
         total_s += recipe.epochs * pace.epoch_s
@@ -248,7 +258,7 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
 
 
 def _as_begun(folder: Path, settings: TrainSettings) -> TrainSettings:
-    """`settings` with the epochs that the training was begun with, which there was time for then."""
+    """`settings` with the epochs that are on record, which there was time for then."""
     before = read_record(folder).settings.recipe
     epochs = {"epochs": before.epochs, "warmup_epochs": before.warmup_epochs}
     return settings.model_copy(update={"recipe": settings.recipe.model_copy(update=epochs)})

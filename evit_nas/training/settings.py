@@ -12,6 +12,7 @@ from evit_nas.space import SearchSpace
 from evit_nas.training.recipe import Recipe
 
 GRAY = (0.5,)
+SCRATCH = "scratch"  # fresh weights
 
 
 class TrainSettings(BaseModel):
@@ -31,7 +32,7 @@ class TrainSettings(BaseModel):
     """What the recipe was called."""
     recipe: Recipe
     """How it is trained."""
-    init: str = "scratch"
+    init: str = SCRATCH
     """Where the weights start from."""
     teacher: str | None = None
     """What it is distilled from."""
