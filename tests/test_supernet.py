@@ -524,7 +524,7 @@ def test_the_command_trains_goes_on_and_says_what_comes_next(call, images):
     first = call(*command, *options)
     assert first.code == 0, first.err
     assert "held-out images: the largest" in first.err
-    assert "evit-nas search --accuracy supernet --supernet net" in first.err
+    assert "next:    evit-nas search --accuracy supernet --supernet net --space space.yaml --budget 5ms" in first.err
     assert call("supernet", "train", "net", "--resume").code == 0
     refused = call(*command, *options[:-2], "--seed", "1")
     assert (refused.code, "begun with another" in refused.err) == (2, True)

@@ -1,5 +1,8 @@
 """Which trainings a command asks for, what they are compared with, and which folders they may take."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from evit_nas.arch import ArchConfig
@@ -62,6 +65,23 @@ def test_older_records_name_a_folder_of_images_as_it_was_typed_and_go_on(tmp_pat
     create(folder, settings.model_copy(update={"data": "shades"}), "evit-nas train a")
     (folder / CHECKPOINT).write_bytes(b"something")
     begin([(folder, settings)], "evit-nas train a", resume=True)
+
+
+def test_weights_and_teachers_are_found_from_other_folders(tmp_path, monkeypatch):
+    """A training goes on from wherever its folder is named."""
+    monkeypatch.chdir(tmp_path)
+    Path("m0.pth").touch()
+    Path("teacher").mkdir()
+    write_shades(tmp_path / "shades")
+    how = How("shades", "tiny", QUICK, out=tmp_path, init="m0.pth", teacher="teacher")
+    (folder, settings), *_ = plan([Chosen("a", tiny_arch())], how)
+    assert (settings.init, settings.teacher) == (str(tmp_path / "m0.pth"), str(tmp_path / "teacher"))
+    for init, teacher in (("scratch", None), ("timm:efficientvit_m1", "timm:resnet18")):
+        (_, plain), *_ = plan([Chosen("a", tiny_arch())], replace(how, init=init, teacher=teacher))
+        assert (plain.init, plain.teacher) == (init, teacher)
+    create(folder, settings.model_copy(update={"init": "m0.pth", "teacher": "teacher"}), "evit-nas train a")
+    (folder / CHECKPOINT).write_bytes(b"something")
+    begin([(folder, settings)], "evit-nas train a", resume=True)  # older records have them as they were typed
 
 
 @pytest.fixture

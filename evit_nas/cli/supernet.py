@@ -67,6 +67,7 @@ def train(
     from evit_nas.quantities import parse_latency, parse_span
     from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.supernet_session import SupernetAsked, plan_supernet, train_supernet
+    from evit_nas.words import DEFAULT_SPACE
 
     if (Path(space) / "train.yaml").is_file():
         refuse_changes(context, space)
@@ -93,4 +94,7 @@ def train(
             f"on {found.held_out} held-out images: the largest {found.largest_top1:.1f} %, the smallest "
             f"{found.smallest_top1:.1f} %"
         )
-        say(f"next:    {command_line('search', '--accuracy', 'supernet', '--supernet', folder, '--budget', '5ms')}")
+        named = found.name if Path(space) == folder else space
+        options = [] if found.name == DEFAULT_SPACE else ["--space", named]
+        options += ["--budget", settings.budget.partition(" on ")[0].replace(" ", "") or "5ms"]  # as it was typed
+        say(f"next:    {command_line('search', '--accuracy', 'supernet', '--supernet', folder, *options)}")
