@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +13,18 @@ from evit_nas.config import ClusterSettings
 
 pytest.importorskip("ray")
 
-from evit_nas.searching.parallel import trials
+from evit_nas.searching.parallel import devices, trials
 from evit_nas.searching.parallel.trials import Call, CallResult, Experiment
+
+
+@pytest.mark.parametrize(("assigned", "seen"), [({"CPU": 1}, ""), ({"CPU": 1, "GPU": 0.5}, "3")])
+def test_a_trial_sees_the_gpus_that_are_assigned_to_it_alone(monkeypatch, assigned, seen):
+    me = SimpleNamespace(get_assigned_resources=lambda: assigned, get_node_id=lambda: "here")
+    nodes = [{"NodeID": "here", "Resources": {}}]
+    monkeypatch.setattr(devices, "ray", SimpleNamespace(get_runtime_context=lambda: me, nodes=lambda: nodes))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as Ray has it where it assigns one, and whatever else before
+    devices.settle.__wrapped__()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 class Idle:
