@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from evit_nas.accuracy import RungEstimate, ShortScore
 from evit_nas.config import AccuracySettings
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
-from evit_nas.searching import evaluate, trials
+from evit_nas.searching import evaluate, halving, trials
+from evit_nas.searching.attributes import StudyAttributes
 from evit_nas.searching.findings import find
 from evit_nas.searching.halving import REDUCTION, Halving
 from evit_nas.searching.labelling import labels
@@ -196,6 +198,28 @@ def test_a_report_takes_the_latency_of_what_was_stopped_early_too(tmp_path, trai
     found = find(run)
     assert len(found.measured) < len(found.forecasts[0].measured_ms) == 20
     assert len(found.measured) + len(found.predicted) + found.stopped == found.front.done  # each is counted once
+
+
+def test_images_that_have_changed_are_refused_before_scores_of_both_are_mixed(tmp_path, trained, monkeypatch):
+    run, load = new_run(tmp_path / "run", accuracy=WISH, trials=6), halving.load_dataset
+    search(run)
+    trained.clear()
+    monkeypatch.setattr(halving, "load_dataset", lambda *args: replace(load(*args), digest="other"))
+    with pytest.raises(UsageError, match=r"the images of digits have changed: .* these other\. Bring them back"):
+        search(run)
+    with pytest.raises(UsageError, match="the images of digits have changed"):
+        replay(run, 0, Silent())
+    assert trained == []
+
+
+def test_a_run_of_an_earlier_version_which_noted_no_images_goes_on(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=6)
+    found = search(run)
+    with open_study(run) as study:
+        StudyAttributes(study).images = ""
+    trained.clear()
+    assert search(run).trials == found.trials
+    assert trained == []
 
 
 def test_without_a_scheduler_every_candidate_is_trained_to_the_end_at_once(tmp_path, trained):

@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial
 from evit_nas.accuracy import RungEstimate
 from evit_nas.arch import ArchConfig
 from evit_nas.data.cache import load_dataset
-from evit_nas.searching.attributes import TrialAttributes
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.front import NEAR
 from evit_nas.searching.judge import Judge, JudgeContext
-from evit_nas.searching.labelling.labels import Job, Label, Labels
+from evit_nas.searching.labelling.labels import Job, Label, Labels, check_images
 
 REDUCTION = 3  # one of so many goes on to the next rung
 SLICE = 1.5  # latencies in a slice differ by less than this factor
@@ -57,6 +57,9 @@ class ShortTrainings(Judge):
         wish = settings.accuracy
         assert wish.data is not None
         data = load_dataset(wish.data, wish.recipe.image_size)
+        on_record = StudyAttributes(context.record)
+        on_record.images = on_record.images or data.digest  # a run of up to 0.3 goes on with those it finds
+        check_images(wish.data, on_record.images, data.digest)
         place = cluster.checkpoints if cluster else None
         self._labels = Labels(context.labels, wish.data, data.digest, wish.recipe, place)
         self._labels.open()
