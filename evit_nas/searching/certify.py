@@ -97,7 +97,7 @@ def _references(settings: SearchSettings, evaluator: Evaluator, judge: Judge, wa
         try:
             estimate = judge.estimate(arch)
             evaluator.latencies(arch, strict=True)
-        except MeasurementError as error:
+        except (MeasurementError, RuntimeError, MemoryError) as error:  # torch out of memory is a RuntimeError
             watch.note(f"without {name} beside the front: {error}")
         else:
             found[name] = estimate
