@@ -9,12 +9,14 @@ import pytest
 
 from evit_nas.accuracy import RungEstimate, ShortScore
 from evit_nas.config import AccuracySettings
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.errors import Infeasible, MeasurementError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
+from evit_nas.report.page import write_report
 from evit_nas.searching import evaluate, halving, trials
 from evit_nas.searching.attributes import StudyAttributes
-from evit_nas.searching.findings import find
+from evit_nas.searching.certify import FOUND
+from evit_nas.searching.findings import find, nearest
 from evit_nas.searching.halving import REDUCTION, Halving
 from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Label
@@ -198,6 +200,33 @@ def test_a_report_takes_the_latency_of_what_was_stopped_early_too(tmp_path, trai
     found = find(run)
     assert len(found.measured) < len(found.forecasts[0].measured_ms) == 20
     assert len(found.measured) + len(found.predicted) + found.stopped == found.front.done  # each is counted once
+    assert len(found.unfinished) == found.stopped
+
+
+def test_what_was_stopped_early_and_never_measured_is_not_shown_with_the_score_of_its_first_rung(tmp_path, trained):
+    known_device()
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=20)
+    search(run)
+    found = find(run)
+    to_the_end = {job.arch.key for job in trained if job.rung == 2}
+    assert {one.arch.key for one in found.predicted} <= to_the_end
+    assert len(found.measured) + len(found.predicted) + found.stopped == found.front.done
+    assert found.stopped > len(found.unfinished)
+
+
+def test_a_budget_that_nothing_keeps_is_said_with_the_nearest_though_all_trainings_were_stopped(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=8, budget_ms=0.33)
+    with pytest.raises(Infeasible) as error:
+        search(run)
+    assert f"nothing keeps the budget of 0.33 ms (median): the fastest architecture {FOUND} takes" in str(error.value)
+    found = find(run)
+    assert found.measured == []
+    fastest_ms = min(one.latency.median_ms for one in found.unfinished)
+    assert nearest(found).latency.median_ms == fastest_ms
+    assert f"{fastest_ms:.2f} ms" in str(error.value)
+    page = write_report(run).read_text()
+    assert f"The fastest one measured takes {fastest_ms:.2f}&nbsp;ms" in page
+    assert "8 stopped early in training" in page
 
 
 def test_images_that_have_changed_are_refused_before_scores_of_both_are_mixed(tmp_path, trained, monkeypatch):
