@@ -192,6 +192,38 @@ def test_a_replay_trains_as_far_as_the_trial_was_trained_and_writes_nothing_to_t
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "shift", "holds"),
+    [
+        ("cpu", "cpu", 0.001, False),
+        ("H200", "H200", 0.001, True),
+        ("H200", "cpu", 0.001, True),
+        ("cpu", "H200", 0.001, True),
+        ("H200", "H200", 0.3, False),
+    ],
+)
+def test_a_score_that_was_trained_on_a_gpu_is_confirmed_within_what_chance_does(
+    tmp_path, trained, monkeypatch, then, now, shift, holds
+):
+    train = labels._train
+
+    def trains(device, shift):
+        def trained_there(*args):
+            label = train(*args)
+            score = label.score.model_copy(update={"accuracy": label.score.accuracy + shift})
+            return label.model_copy(update={"device": device, "score": score})
+
+        monkeypatch.setattr(labels, "_train", trained_there)
+
+    trains(then, 0)
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=4, budget_ms=3)
+    search(run)
+    trains(now, shift)
+    check, *_ = replay(run, 0, Silent()).checks
+    assert check.holds == holds
+    assert check.name == ("score" if then == now == "cpu" else f"score (trained on {then}, now on {now})")
+
+
 def test_a_report_takes_the_latency_of_what_was_stopped_early_too(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(trials, "DOUBT_EVERY", 1)
     known_device()
