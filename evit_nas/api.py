@@ -13,7 +13,7 @@ from evit_nas.commands import said_in_python
 from evit_nas.config import SearchSettings
 from evit_nas.data.once import opened_once
 from evit_nas.errors import RunError
-from evit_nas.runs import Run, explained, new_run_path
+from evit_nas.runs import Run, explained
 from evit_nas.views import onlooker
 from evit_nas.words import Words, settings_from, with_supernet
 
@@ -38,8 +38,12 @@ def new_run(settings: SearchSettings, out: str | Path | None, command: str) -> I
     from evit_nas.latency.machine import probe
 
     names = [f"{file_name(target.device)}-{target.budget_ms:g}ms" for target in settings.targets]
-    path = Path(out) if out else new_run_path(Path("runs"), "-".join([Path(settings.space_name).stem, *names]))
-    run = Run.create(path, settings, probe().model_dump(), command).lock()
+    name, machine = "-".join([Path(settings.space_name).stem, *names]), probe().model_dump()
+    if out:
+        run = Run.create(Path(out), settings, machine, command)
+    else:
+        run = Run.create_in(Path("runs"), name, settings, machine, command)
+    run.lock()
     try:
         with run:
             yield run

@@ -11,6 +11,7 @@ One process at a time writes a run; the lock is the operating system's and goes 
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -61,9 +62,34 @@ class Run:
         """A new run folder.
 
         Raises:
-            RunError: there is a run already, or the folder cannot be written.
+            RunError: there is a run already, another process is about to make one, or the folder cannot be written.
         """
         cls.check_new(path)
+        before = Before.of(path)  # before the folder is made: what `discard` leaves
+        with _made(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return cls._begun(path, before, settings, machine, command)
+
+    @classmethod
+    def create_in(cls, parent: Path, name: str, settings: SearchSettings, machine: dict[str, Any], command: str) -> Run:
+        """A new run folder `parent/name`, or `parent/name-2`, -3, ...: searches that begin together have one each.
+
+        Raises:
+            RunError: it cannot be made.
+        """
+        path = new_run_path(parent, name)
+        before = Before.of(path)
+        with _made(path):
+            parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir()
+            except FileExistsError:  # another search has taken it since
+                return cls.create_in(parent, name, settings, machine, command)
+        return cls._begun(path, before, settings, machine, command)
+
+    @classmethod
+    def _begun(cls, path: Path, before: Before, settings: SearchSettings, machine: dict[str, Any], command: str) -> Run:
+        """The run of a folder that is there, with its run.yaml."""
         record = RunRecord(
             evit_nas=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,14 +100,9 @@ class Run:
             versions=installed_versions(),
             machine=machine,
         )
-        before = Before.of(path)  # before the folder is made: what `discard` leaves
-        try:
-            path.mkdir(parents=True, exist_ok=True)
+        with _made(path), lock(path):
+            cls.check_new(path)  # once more: another search may have begun in the folder meanwhile
             write_atomically(path / "run.yaml", to_yaml(record))
-        except OSError as error:
-            raise RunError(
-                f"cannot write the run folder {path}: {error.strerror}. Choose another with --out."
-            ) from None
         run = cls(path, record)
         run._before = before
         return run
@@ -200,10 +221,22 @@ def run_folders(parent: Path) -> list[Path]:
 def new_run_path(parent: Path, name: str) -> Path:
     """`parent/name`, or `parent/name-2`, -3, ... when that is taken."""
     path, number = parent / name, 1
-    while path.exists():
+    while os.path.lexists(path):  # a link to nowhere is taken too
         number += 1
         path = parent / f"{name}-{number}"
     return path
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        RunError: the system does not let a run folder be made there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write the run folder {path}: {error.strerror}. Choose another with --out.") from None
 
 
 def _refusal(path: Path, error: BaseException) -> str | None:

@@ -51,6 +51,15 @@ class FakeDevice(Device):
     def close(self) -> None: ...
 
 
+class Powered(FakeDevice):
+    """One that counts energy: a millijoule for each million MACs."""
+
+    def measure(self, subject: Measurable, protocol: Protocol) -> tuple[Latency, dict[str, Any]]:
+        assert isinstance(subject, ArchConfig)
+        latency, samples = super().measure(subject, protocol)
+        return latency, samples | ({"energy_mj": cost(subject).macs / 1e6} if protocol.energy else {})
+
+
 def fake_proxies(arch: ArchConfig, *, seed: int = 0, names: object = None) -> dict[str, float]:
     """Deterministic stand-ins: sums over the configuration that favour some shapes over others."""
     size = cost(arch)

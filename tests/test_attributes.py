@@ -30,7 +30,9 @@ OF_STUDY = {
     "ended": "all 12 trials are done",
     "evaluating": ("0123", 2),
     "given_up": {"0123": "took too long"},
+    "images": "ab12cd",
     "judge": "a table",
+    "learned": "0123456789ab",
     "references": {"m0": Estimate(value=63.2, low=62.0, high=64.0, method="table")},
     "units": {"fake": Unit(2.0, 0.01)},
 }

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from multiprocessing import get_context
 
 import pytest
@@ -18,7 +19,7 @@ from evit_nas.files import Journal
 from evit_nas.searching import evaluate
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.space import SearchSpace
-from tests.fakes import FakeDevice, fake_proxies
+from tests.fakes import FakeDevice, Powered, fake_proxies
 
 DEADLY = "EVIT_NAS_TEST_DEADLY"
 
@@ -106,21 +107,46 @@ def test_what_is_expected_after_a_worker_died_is_scored_all_the_same(new_evaluat
             evaluator.proxies(archs[0])
 
 
-@pytest.mark.parametrize(("threads", "beside"), [(1, True), (2, False)])
-def test_nothing_of_the_search_runs_beside_a_measurement_by_the_wall_clock(
-    tmp_path, archs, mortal_workers, monkeypatch, threads, beside
-):
+class Watching(Powered):
+    """Notes for each measurement whether the search was at something else meanwhile."""
+
+    def __init__(self, conditions, expected):
+        super().__init__(conditions)
+        self.expected, self.beside = expected, []
+
+    def measure(self, subject, protocol):
+        self.beside.append(not all(future.done() for future in self.expected.values()))
+        return super().measure(subject, protocol)
+
+
+@pytest.fixture
+def busy(tmp_path, archs, mortal_workers, monkeypatch):
+    """Makes evaluators of a device that watches, whose worker has more to do than a moment's work."""
     monkeypatch.setenv(DEADLY, "none")
-    running = []
+    with ExitStack() as stack:
 
-    class Watching(FakeDevice):
-        def measure(self, subject, protocol):
-            running.append(any(not future.done() for future in evaluator._expected.values()))
-            return super().measure(subject, protocol)
+        def create(**conditions):
+            evaluator = stack.enter_context(Evaluator([], Journal(tmp_path / "measurements.jsonl"), 0, workers=1))
+            evaluator.devices = [Watching(Conditions(**conditions), evaluator._expected)]
+            for arch in archs:
+                evaluator.expect(arch)
+            return evaluator
 
-    device = Watching(Conditions(device="cpu", threads=threads))
-    with Evaluator([device], Journal(tmp_path / "measurements.jsonl"), seed=0, workers=1) as evaluator:
-        for arch in archs:
-            evaluator.expect(arch)
-        evaluator.latencies(archs[0])
-    assert running == [beside]
+        yield create
+
+
+@pytest.mark.parametrize(
+    ("conditions", "beside"),
+    [({"device": "cpu"}, True), ({"device": "cpu", "threads": 2}, False), ({"device": "cuda"}, False)],
+    ids=["own time", "wall clock", "GPU"],
+)
+def test_nothing_of_the_search_runs_beside_a_measurement_whose_clock_would_count_it(busy, archs, conditions, beside):
+    evaluator = busy(**conditions)
+    evaluator.latencies(archs[0])
+    assert evaluator.devices[0].beside == [beside]
+
+
+def test_nothing_of_the_search_draws_power_beside_a_measurement_of_energy(busy, archs):
+    evaluator = busy(device="cpu")
+    assert evaluator.energy_mj(archs[0]) > 0
+    assert evaluator.devices[0].beside == [False]

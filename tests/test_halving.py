@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from evit_nas.accuracy import RungEstimate, ShortScore
 from evit_nas.config import AccuracySettings
-from evit_nas.errors import MeasurementError
+from evit_nas.errors import Infeasible, MeasurementError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.network.cost import cost
-from evit_nas.searching import evaluate, trials
-from evit_nas.searching.findings import find
+from evit_nas.report.page import write_report
+from evit_nas.searching import evaluate, halving, trials
+from evit_nas.searching.attributes import StudyAttributes
+from evit_nas.searching.certify import FOUND
+from evit_nas.searching.findings import find, nearest
 from evit_nas.searching.halving import REDUCTION, Halving
 from evit_nas.searching.labelling import labels
 from evit_nas.searching.labelling.labels import Job, Label
@@ -188,6 +192,38 @@ def test_a_replay_trains_as_far_as_the_trial_was_trained_and_writes_nothing_to_t
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "shift", "holds"),
+    [
+        ("cpu", "cpu", 0.001, False),
+        ("H200", "H200", 0.001, True),
+        ("H200", "cpu", 0.001, True),
+        ("cpu", "H200", 0.001, True),
+        ("H200", "H200", 0.3, False),
+    ],
+)
+def test_a_score_that_was_trained_on_a_gpu_is_confirmed_within_what_chance_does(
+    tmp_path, trained, monkeypatch, then, now, shift, holds
+):
+    train = labels._train
+
+    def trains(device, shift):
+        def trained_there(*args):
+            label = train(*args)
+            score = label.score.model_copy(update={"accuracy": label.score.accuracy + shift})
+            return label.model_copy(update={"device": device, "score": score})
+
+        monkeypatch.setattr(labels, "_train", trained_there)
+
+    trains(then, 0)
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=4, budget_ms=3)
+    search(run)
+    trains(now, shift)
+    check, *_ = replay(run, 0, Silent()).checks
+    assert check.holds == holds
+    assert check.name == ("score" if then == now == "cpu" else f"score (trained on {then}, now on {now})")
+
+
 def test_a_report_takes_the_latency_of_what_was_stopped_early_too(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(trials, "DOUBT_EVERY", 1)
     known_device()
@@ -196,6 +232,55 @@ def test_a_report_takes_the_latency_of_what_was_stopped_early_too(tmp_path, trai
     found = find(run)
     assert len(found.measured) < len(found.forecasts[0].measured_ms) == 20
     assert len(found.measured) + len(found.predicted) + found.stopped == found.front.done  # each is counted once
+    assert len(found.unfinished) == found.stopped
+
+
+def test_what_was_stopped_early_and_never_measured_is_not_shown_with_the_score_of_its_first_rung(tmp_path, trained):
+    known_device()
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=20)
+    search(run)
+    found = find(run)
+    to_the_end = {job.arch.key for job in trained if job.rung == 2}
+    assert {one.arch.key for one in found.predicted} <= to_the_end
+    assert len(found.measured) + len(found.predicted) + found.stopped == found.front.done
+    assert found.stopped > len(found.unfinished)
+
+
+def test_a_budget_that_nothing_keeps_is_said_with_the_nearest_though_all_trainings_were_stopped(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=8, budget_ms=0.33)
+    with pytest.raises(Infeasible) as error:
+        search(run)
+    assert f"nothing keeps the budget of 0.33 ms (median): the fastest architecture {FOUND} takes" in str(error.value)
+    found = find(run)
+    assert found.measured == []
+    fastest_ms = min(one.latency.median_ms for one in found.unfinished)
+    assert nearest(found).latency.median_ms == fastest_ms
+    assert f"{fastest_ms:.2f} ms" in str(error.value)
+    page = write_report(run).read_text()
+    assert f"The fastest one measured takes {fastest_ms:.2f}&nbsp;ms" in page
+    assert "8 stopped early in training" in page
+
+
+def test_images_that_have_changed_are_refused_before_scores_of_both_are_mixed(tmp_path, trained, monkeypatch):
+    run, load = new_run(tmp_path / "run", accuracy=WISH, trials=6), halving.load_dataset
+    search(run)
+    trained.clear()
+    monkeypatch.setattr(halving, "load_dataset", lambda *args: replace(load(*args), digest="other"))
+    with pytest.raises(UsageError, match=r"the images of digits have changed: .* these other\. Bring them back"):
+        search(run)
+    with pytest.raises(UsageError, match="the images of digits have changed"):
+        replay(run, 0, Silent())
+    assert trained == []
+
+
+def test_a_run_of_an_earlier_version_which_noted_no_images_goes_on(tmp_path, trained):
+    run = new_run(tmp_path / "run", accuracy=WISH, trials=6)
+    found = search(run)
+    with open_study(run) as study:
+        StudyAttributes(study).images = ""
+    trained.clear()
+    assert search(run).trials == found.trials
+    assert trained == []
 
 
 def test_without_a_scheduler_every_candidate_is_trained_to_the_end_at_once(tmp_path, trained):

@@ -10,6 +10,7 @@ from evit_nas.config import AccuracySettings, Conditions, SearchSettings
 from evit_nas.errors import MeasurementError, RunError, UsageError
 from evit_nas.runs import Run
 from evit_nas.searching import judges
+from evit_nas.searching.attributes import StudyAttributes
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.judges import judge_of
 from evit_nas.searching.record import journal_of
@@ -140,6 +141,35 @@ def test_a_run_keeps_its_judge(new_run, tmp_path, monkeypatch):
     table.model_copy(update={"networks": table.networks[:-1]}).save(path)
     with pytest.raises(RunError, match=r"would not compare: they were .* 16 Eff.* here they would be .* 15 Eff"):
         judge(run)
+
+
+def test_a_table_of_as_many_networks_with_other_results_is_another_judge(new_run, tmp_path):
+    """As one that was exported again after other trainings."""
+    from evit_nas.accuracy.table import LabelTable
+
+    path = label_table(tmp_path / "table.json")
+    run, before = new_run(method="table", table=str(path)), path.read_text()
+    judge(run)
+    table = LabelTable.load(path)
+    first, *others = table.networks
+    better = first.trainings[0].score.model_copy(update={"cross_entropy": 0.5, "accuracy": 0.9})
+    trained = first.trainings[0].model_copy(update={"score": better})
+    networks = (first.model_copy(update={"trainings": (trained,)}), *others)
+    table.model_copy(update={"networks": networks}).save(path)
+    with pytest.raises(RunError, match=r"what they are learned from had the digest .* here it has .* Bring it back"):
+        judge(run)
+    path.write_text(before)
+    assert judge(run).origin
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_what_its_judge_learns_from_now(new_run, tmp_path):
+    run = new_run(method="table", table=str(label_table(tmp_path / "table.json")))
+    judge(run)
+    with open_study(run) as record:
+        StudyAttributes(record).learned = ""
+    assert judge(run).digest
+    with open_study(run) as record:
+        assert StudyAttributes(record).learned == judge(run).digest
 
 
 def test_every_method_has_a_judge():

@@ -174,6 +174,28 @@ def test_a_finished_table_is_taken_as_it_is(trainer, tmp_path):
     assert FakeDevice.calls == []
 
 
+def test_images_that_have_changed_since_an_interruption_are_refused_and_nothing_is_trained_for_them(
+    trainer, restless, tmp_path, monkeypatch
+):
+    collected(tmp_path)
+    (tmp_path / "labels" / "table.json").unlink()  # as of a run that was interrupted
+    trainer.trained.clear()
+    monkeypatch.setattr(DATA, "digest", "1")
+    with pytest.raises(UsageError, match=r"images of none have changed: .* the digest 0, these 1\. Bring them back"):
+        collected(tmp_path)
+    assert trainer.trained == []
+
+
+def test_a_plan_of_an_earlier_version_which_names_no_images_is_gone_on_with(trainer, restless, tmp_path):
+    table, _ = collected(tmp_path)
+    (tmp_path / "labels" / "table.json").unlink()
+    path = tmp_path / "labels" / "candidates.json"
+    path.write_text(json.dumps({name: held for name, held in json.loads(path.read_text()).items() if name != "images"}))
+    trainer.trained.clear()
+    assert collected(tmp_path)[0] == table
+    assert trainer.trained == []
+
+
 def test_networks_that_another_run_trained_count_and_are_not_trained_again(trainer, restless, tmp_path):
     _, before = collected(tmp_path / "other", labels=12)
     trainer.trained.clear()

@@ -19,7 +19,7 @@ from evit_nas.searching.objectives import OBJECTIVES, directions, limit_excess, 
 from evit_nas.searching.record import load_front
 from evit_nas.searching.samplers import SAMPLERS
 from evit_nas.searching.study import Search
-from tests.fakes import FakeDevice, latency_of
+from tests.fakes import FakeDevice, Powered, latency_of
 from tests.searches import Silent, trials
 from tests.test_selection import settings_of
 
@@ -33,14 +33,6 @@ NUMBERS = {
 }
 LIMITS = {"score": 80.0, "params": 4_000_000, "macs": 100_000_000, "memory_mb": 64.0, "energy_mj": 10.0}
 SETS = [("score",), ("score", "params"), ("score", "latency", "macs"), ("params", "macs", "latency", "score")]
-
-
-class Powered(FakeDevice):
-    """A fake device that counts energy: a millijoule for each million MACs."""
-
-    def measure(self, subject, protocol):
-        latency, samples = super().measure(subject, protocol)
-        return latency, samples | ({"energy_mj": cost(subject).macs / 1e6} if protocol.energy else {})
 
 
 @pytest.fixture

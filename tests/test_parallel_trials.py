@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
 from evit_nas.config import ClusterSettings
+from evit_nas.errors import UsageError
+from tests.searches import new_run
 
 pytest.importorskip("ray")
 
-from evit_nas.searching.parallel import trials
+from evit_nas.searching.parallel import Cluster, devices, trials
 from evit_nas.searching.parallel.trials import Call, CallResult, Experiment
+
+
+@pytest.mark.parametrize(("assigned", "seen"), [({"CPU": 1}, ""), ({"CPU": 1, "GPU": 0.5}, "3")])
+def test_a_trial_sees_the_gpus_that_are_assigned_to_it_alone(monkeypatch, assigned, seen):
+    me = SimpleNamespace(get_assigned_resources=lambda: assigned, get_node_id=lambda: "here")
+    nodes = [{"NodeID": "here", "Resources": {}}]
+    monkeypatch.setattr(devices, "ray", SimpleNamespace(get_runtime_context=lambda: me, nodes=lambda: nodes))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as Ray has it where it assigns one, and whatever else before
+    devices.settle.__wrapped__()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_cluster_that_asks_for_a_token_is_one_message_with_the_way_out(monkeypatch, tmp_path):
+    from ray.exceptions import AuthenticationError
+
+    def init(*args, **options):
+        raise AuthenticationError("no token was found")
+
+    monkeypatch.setattr("ray.init", init)
+    run = new_run(tmp_path / "run", engine="ray", cluster={"address": "127.0.0.1:6379"})
+    with pytest.raises(UsageError, match=r"at --address 127.0.0.1:6379: no token was found\. .*ray get-auth-token"):
+        Cluster(run.settings, run.path, print)
 
 
 class Idle:

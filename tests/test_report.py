@@ -25,7 +25,7 @@ from evit_nas.cli import app
 from evit_nas.cli.app import given
 from evit_nas.config import SHIPPED, SearchSettings
 from evit_nas.errors import Infeasible, UsageError
-from evit_nas.latency import DEVICES
+from evit_nas.latency import DEVICES, memory
 from evit_nas.latency.predictor import compare
 from evit_nas.latency.references import PUBLISHED_TOP1, REFERENCES, MeasuredReference
 from evit_nas.lookup import find_arch
@@ -47,7 +47,7 @@ from evit_nas.searching.storage import open_study
 from evit_nas.searching.study import Search
 from evit_nas.space import SearchSpace
 from evit_nas.words import settings_from
-from tests.fakes import FakeDevice, fake_proxies, latency_of
+from tests.fakes import FakeDevice, Powered, fake_proxies, latency_of
 from tests.networks import tiny_arch
 from tests.searches import Silent
 
@@ -227,6 +227,23 @@ def test_every_member_and_every_network_of_the_paper_is_in_sight_fastest_first(f
     for one in front.references:
         assert f'<tbody class="reference" id="{one.name}">' in page
         assert f"{one.name} of the paper {one.latency.median_ms:.2f}" in text(page)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"objectives": ("score", "latency", "memory", "energy")}, {"limits": {"memory_mb": 1000.0, "energy_mj": 100.0}}],
+    ids=["objectives", "limits"],
+)
+def test_what_the_device_was_asked_for_besides_is_a_column_of_the_front(searched, asked, monkeypatch):
+    monkeypatch.setitem(DEVICES, "fake", Powered)
+    monkeypatch.setattr(memory, "peak_memory_mb", lambda arch, conditions: 64.4)
+    run = searched(trials=6, **asked)
+    members, page = found_in(run).front.members, text(page_of(run))
+    assert members
+    for one in members:
+        assert f"{one.macs / 1e6:.2f} M 64 {one.macs / 1e6:.2f} " in page
+    assert "MACs MB mJ" in page
+    assert page.count(" – – ") == len(found_in(run).front.references)  # asked of what the search found alone
 
 
 def test_each_member_has_commands_that_the_command_line_takes(searched):

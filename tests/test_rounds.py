@@ -139,6 +139,17 @@ def test_every_proposal_is_expected_a_round_before_it_is_evaluated():
     assert len(expected) == POOL + TOGETHER
 
 
+def test_what_is_on_record_is_not_expected_again_whether_it_failed_or_not():
+    """A resumed search has a part of its first round on record; what failed there would be trained for nothing."""
+    record = new_record()
+    followed(rounds_of(), record, until=0, values=lambda arch: None)
+    record, expected = new_record(record.trials[:2]), list[str]()
+    current = next(rounds_of().follow(record, 0, lambda arch: expected.append(arch.key)))
+    keys = [arch.key for _, arch in current.proposals]
+    assert expected[: TOGETHER - 2] == keys[2:]
+    assert not set(expected) & set(keys[:2])
+
+
 def test_a_screening_sees_all_that_was_found_before():
     seen = []
 

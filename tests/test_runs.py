@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from evit_nas import runs
 from evit_nas.config import SearchSettings
 from evit_nas.errors import RunError, UsageError
 from evit_nas.files import Journal, lock, write_atomically
@@ -41,6 +42,32 @@ def test_a_run_is_not_created_over_another(tmp_path, settings):
     Run.create(tmp_path, settings, {}, "")
     with pytest.raises(RunError, match="evit-nas resume"):
         Run.create(tmp_path, settings, {}, "")
+
+
+def test_of_two_searches_that_begin_in_one_folder_at_once_the_second_is_refused(tmp_path, settings, monkeypatch):
+    def late(path):
+        monkeypatch.undo()
+        Run.create(path, settings, {}, "the first")
+        return lock(path)
+
+    monkeypatch.setattr(runs, "lock", late)
+    with pytest.raises(RunError, match="holds a run already"):
+        Run.create(tmp_path, settings, {}, "the second")
+    assert Run.open(tmp_path).record["command"] == "the first"
+
+
+def test_searches_that_begin_at_once_make_a_folder_each(tmp_path, settings, monkeypatch):
+    def late(parent, name):
+        monkeypatch.undo()
+        found = new_run_path(parent, name)
+        found.mkdir(parents=True)  # by another search, which has just looked too
+        return found
+
+    monkeypatch.setattr(runs, "new_run_path", late)
+    run = Run.create_in(tmp_path / "runs", "a", settings, {}, "")
+    assert run.path == tmp_path / "runs" / "a-2"
+    run.discard()
+    assert os.listdir(tmp_path / "runs") == ["a"]
 
 
 def test_what_is_no_run_folder_is_said_with_the_runs_beside_it(tmp_path, settings):
@@ -119,12 +146,14 @@ def test_a_lock_file_that_a_dead_process_left_does_not_block(tmp_path, settings)
 
 def test_a_run_that_was_never_locked_has_no_owner_and_asking_makes_no_file(tmp_path, settings):
     run = Run.create(tmp_path, settings, {}, "")
+    (tmp_path / ".lock").unlink()  # as of a folder that was copied without it
     assert run.owner() is None
     assert os.listdir(tmp_path) == ["run.yaml"]
 
 
 def test_a_folder_in_which_nothing_can_be_made_cannot_be_locked(tmp_path, settings):
     run = Run.create(tmp_path, settings, {}, "")
+    (tmp_path / ".lock").unlink()
     (tmp_path / ".lock").mkdir()  # root may write anywhere, but not to a folder
     with pytest.raises(RunError, match=r"\.lock: Is a directory\. Put that right"):
         run.lock()
@@ -251,7 +280,7 @@ def test_a_full_disk_before_the_search_leaves_nothing_that_looks_like_a_run(tmp_
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=r"No space left on device\. Choose another with --out"):
         Run.create(tmp_path / "run", settings, {}, "")
-    assert os.listdir(tmp_path / "run") == []
+    assert os.listdir(tmp_path / "run") == [".lock"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting takes root")

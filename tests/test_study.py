@@ -23,6 +23,7 @@ from evit_nas.searching import forecast, progress, study
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.feasibility import feasibility, plainly
 from evit_nas.searching.front import REPEATS, Candidate, select
+from evit_nas.searching.judges import ZeroCost
 from evit_nas.searching.record import Known, load_front
 from evit_nas.searching.storage import for_samplers, open_study
 from evit_nas.searching.study import Search
@@ -165,6 +166,23 @@ def test_a_paper_network_that_cannot_be_measured_is_missing_beside_the_front(new
 
     monkeypatch.setattr(FakeDevice, "measure", picky)
     front = Search(run, watcher).run()
+    assert [c.name for c in front.references] == ["m0", "m1", "m2", "m3", "m4"]
+    assert "without m5 beside the front: out of memory" in watcher.notes
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_a_paper_network_that_finds_no_memory_to_be_judged_is_missing_beside_the_front(new_run, monkeypatch, error):
+    run, watcher, real = new_run(trials=8, pool=4), Silent(), ZeroCost.estimate
+    m5 = run.settings.space.adapted(ArchConfig.preset("m5")).key
+
+    def judged(self, arch, latency_ms=None):
+        if arch.key == m5 and latency_ms is None:  # at the end, for its place beside the front
+            raise error("out of memory")
+        return real(self, arch, latency_ms)
+
+    monkeypatch.setattr(ZeroCost, "estimate", judged)
+    front = Search(run, watcher).run()
+    assert front.members
     assert [c.name for c in front.references] == ["m0", "m1", "m2", "m3", "m4"]
     assert "without m5 beside the front: out of memory" in watcher.notes
 

@@ -34,6 +34,10 @@ class RungEstimate(Estimate):
     """Cross-entropy at the end of each rung; lower is better."""
     unfinished: float
     """Share of the rungs that it was not trained for; zero for those that may enter a front."""
+    device: str = "cpu"
+    """What it was trained on: cpu, or the name of a GPU, on which another training comes to another value."""
+    error: float = 0.0
+    """Standard error of the value, in points, that comes from the number of validation images; 0 if not known."""
 
 
 class ShortScore(BaseModel):

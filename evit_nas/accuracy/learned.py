@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,13 @@ class LearnedAccuracy:
         half = NORMAL_QUANTILE * np.hypot(sd, self.validation_sd)
         # the upper end of a log error may lie beyond 100 %
         return 100 - np.exp(mean), np.maximum(100 - np.exp(mean + half), 0), 100 - np.exp(mean - half)
+
+    @property
+    def digest(self) -> str:
+        """Short, of the networks it was learned from and what these came to, of which `origin` tells the number."""
+        # rounded, as logs differ in their last digit from machine to machine
+        seen = [f"{key} {error:.4f}" for key, error in zip(self.known.keys, self.known.log_error, strict=True)]
+        return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:12]
 
     @property
     def origin(self) -> str:

@@ -24,7 +24,8 @@ CHOICES = 8  # parameters that are followed along the front
 def figures(found: Findings) -> dict[str, Chart]:
     """The charts that the run has data for, by the id of their place on the page; `pareto-0` is the first device's."""
     devices = range(len(found.settings.targets))
-    drawn = {f"pareto-{index}": pareto(found, index) for index in devices}
+    scored = found.measured or found.predicted  # else there is no axis to draw
+    drawn = {f"pareto-{index}": pareto(found, index) for index in devices if scored}
     drawn |= {f"forecast-{i}": forecast(found.forecasts[i]) for i in devices if found.forecasts[i].names}
     if found.convergence:
         drawn["convergence"] = convergence(found)

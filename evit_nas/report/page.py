@@ -32,7 +32,7 @@ from evit_nas.searching.findings import (
     spread_text,
 )
 from evit_nas.searching.front import Candidate, score_text
-from evit_nas.searching.objectives import asked
+from evit_nas.searching.objectives import OBJECTIVES, asked
 from evit_nas.searching.record import load_front
 from evit_nas.searching.score_card import card_of
 from evit_nas.searching.selection import beside
@@ -92,8 +92,9 @@ def _page(run: Run, found: Findings) -> str:
         front=front,
         settings=settings,
         several=len(settings.targets) > 1,
-        memory=asked("memory", settings),
-        energy=asked("energy", settings),
+        besides={
+            each.metric: each.measured for name, each in OBJECTIVES.items() if each.measured and asked(name, settings)
+        },
         budgets=_budgets(found),
         limits=limits(settings),
         in_budget=in_budget(found),

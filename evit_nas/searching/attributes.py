@@ -78,8 +78,12 @@ class StudyAttributes(Attributes):
     """Key of the network that is being evaluated, and how often that has begun; empty if none is."""
     given_up = Attribute(dict[str, str], {}, name="given up")
     """Key of a network that cannot be measured strictly -> why."""
+    images = Attribute(str, "")
+    """Digest of those that candidates are trained on; empty where none are, and up to version 0.3."""
     judge = Attribute(str, "")
     """What the scores are and where they come from."""
+    learned = Attribute(str, "")
+    """Digest of what the scores are learned from; empty where they are not, and up to version 0.3."""
     references = Attribute(dict[str, Estimate], None)
     """Name of a network of the paper -> its estimate, once the front is certified."""
     units = Attribute(dict[str, Unit], {})

@@ -52,7 +52,8 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
             watch.note("measuring the front and the paper's networks again, strictly")
             told = True
         if not open_members:
-            _check_found(members, candidates, settings)
+            if not members:
+                raise Infeasible(_none_found(candidates, [*known.stopped.values()], settings))
             if references is not None:
                 break
             references = _references(settings, evaluator, judge, watch)  # and once more around: by what that has learnt
@@ -76,17 +77,12 @@ def certify(run: Run, record: optuna.Study, evaluator: Evaluator, judge: Judge, 
     write_front(run, named(members, settings.budget_stat), judge.origin)
 
 
-def _check_found(members: Sequence[Candidate], candidates: Sequence[Candidate], settings: SearchSettings) -> None:
-    """
-    Raises:
-        Infeasible: there are no members; says what came nearest.
-    """
-    if members:
-        return
-    nearest = min(candidates, key=lambda candidate: _worst_excess(candidate, settings), default=None)
+def _none_found(candidates: Sequence[Candidate], stopped: Sequence[Candidate], settings: SearchSettings) -> str:
+    """What came nearest: of the candidates, or where there are none of those whose training was stopped early."""
+    nearest = min(candidates or stopped, key=lambda candidate: _worst_excess(candidate, settings), default=None)
     if nearest is not None and _worst_excess(nearest, settings) <= 0:
-        raise Infeasible(_other_limits([c for c in candidates if _worst_excess(c, settings) <= 0], settings))
-    raise Infeasible(nothing_fits(settings, nearest.latencies if nearest else None, FOUND))
+        return _other_limits([c for c in candidates if _worst_excess(c, settings) <= 0], settings)
+    return nothing_fits(settings, nearest.latencies if nearest else None, FOUND)
 
 
 def _references(settings: SearchSettings, evaluator: Evaluator, judge: Judge, watch: Watcher) -> dict[str, Estimate]:
@@ -97,7 +93,7 @@ def _references(settings: SearchSettings, evaluator: Evaluator, judge: Judge, wa
         try:
             estimate = judge.estimate(arch)
             evaluator.latencies(arch, strict=True)
-        except MeasurementError as error:
+        except (MeasurementError, RuntimeError, MemoryError) as error:  # torch out of memory is a RuntimeError
             watch.note(f"without {name} beside the front: {error}")
         else:
             found[name] = estimate
@@ -106,6 +102,8 @@ def _references(settings: SearchSettings, evaluator: Evaluator, judge: Judge, wa
 
 def _other_limits(in_time: Sequence[Candidate], settings: SearchSettings) -> str:
     """The message for a search whose candidates keep the budgets, but none of them every other limit."""
+    if not in_time:
+        return "what was found within the budget was stopped early in its training. Give the search more --trials."
     numbers = [candidate.numbers(settings.budget_stat) for candidate in in_time]
     beyond = [limit_excess(one, settings) for one in numbers]
     for objective in OBJECTIVES.values():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evit_nas import __version__
 from evit_nas.accuracy.aggregate import NAMES
 from evit_nas.arch import ArchConfig
+from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.files import Journal
 from evit_nas.latency import ENERGY, STRICT, Device, Latency, Protocol, Unit
@@ -105,8 +106,8 @@ class Evaluator:
         memo_id, conditions = self._latency_id(arch, device, strict), device.conditions
         if memo_id in self._memo:
             return Latency.model_validate(self._memo[memo_id])
-        if self._cluster is None and conditions.family in RUNTIMES and clock_of(conditions) == "wall":
-            wait(self._expected.values())  # that clock would count what workers take from the measurement
+        if conditions.family in RUNTIMES and clock_of(conditions) != "cpu":
+            self._wait_for_workers(conditions)  # any other clock counts what they take from the measurement
         latency, samples = device.measure(arch, STRICT if strict else SEARCH)
         self._remember(memo_id, arch, latency.model_dump(mode="json"), samples=samples)
         self._note_unit(latency)
@@ -144,12 +145,18 @@ class Evaluator:
         device = self.devices[0]
         memo_id = memo_id_of("energy", arch, device.context() | ENERGY.model_dump())
         if self._memo.get(memo_id, {}).get("energy_mj") is None:
+            self._wait_for_workers(device.conditions)  # the counters count what they draw
             _, samples = device.measure(arch, ENERGY)
             if samples.get("energy_mj") is None:  # perhaps for the moment only: nothing to remember
                 raise self._without("energy", "no counter can be read, or other work hides what the network draws")
             self._remember(memo_id, arch, {"energy_mj": samples["energy_mj"]})
         value: float = self._memo[memo_id]["energy_mj"]
         return value
+
+    def _wait_for_workers(self, conditions: Conditions) -> None:
+        """Until nothing of the search is at work on the machine of a device; a cluster's and a board are other ones."""
+        if self._cluster is None and conditions.family in RUNTIMES:
+            wait(self._expected.values())
 
     def _without(self, name: str, reason: str) -> MeasurementError:
         return MeasurementError(

@@ -1,6 +1,7 @@
 """What a run has found, read once from its record for whatever shows it.
 
-Measured and predicted latencies stay apart: a network is in `measured` or in `predicted`, never in both.
+Measured and predicted latencies stay apart: a network is in `measured` or in `predicted`, never in both. One whose
+training was stopped early is in neither.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.evaluate import recorded_latencies
 from evit_nas.searching.front import Candidate, keeps_limits, points
 from evit_nas.searching.objectives import worst
-from evit_nas.searching.record import Front, Known, certified, journal_of, load_front
+from evit_nas.searching.record import Front, Known, certified, journal_of, load_front, stopped
 from evit_nas.searching.selection import pick
 from evit_nas.searching.storage import discreet, open_study
 from evit_nas.searching.units import predictions
@@ -65,7 +66,9 @@ class Findings:
     predicted: list[Predicted]
     failed: int
     stopped: int
-    """Measured networks whose training was stopped early: they have no score to compare."""
+    """Networks whose training was stopped early: they have no score to compare."""
+    unfinished: list[Candidate]
+    """Those of them that were measured."""
     given_up: int
     """Measured networks that could not be measured strictly."""
     forecasts: list[Backtest]
@@ -92,19 +95,20 @@ def find(run: Run) -> Findings:
     with open_study(run) as study:
         known, directions = Known(study), study.directions
         contexts = StudyAttributes(study).conditions
-    complete = [trial for trial in known.by_key.values() if trial.state is TrialState.COMPLETE]
+    evaluated = [trial for trial in known.by_key.values() if trial.state is TrialState.COMPLETE]
+    complete = [trial for trial in evaluated if not stopped(trial)]
     measured = certified(known.candidates, recorded_latencies(journal_of(run), "strict", known.units), settings)
-    seen = [trial for trial in complete if TrialAttributes(trial).measured]
-    stopped = sum(trial.constraints.get("unfinished", 0) > 0 for trial in seen)
+    seen = [trial for trial in evaluated if TrialAttributes(trial).measured]
     return Findings(
         settings=settings,
         front=front,
         measured=measured,
         predicted=[_predicted(one, known.units, settings) for one in complete if not TrialAttributes(one).measured],
         failed=sum(trial.state is TrialState.FAIL for trial in known.by_key.values()),
-        stopped=stopped,
-        given_up=len(seen) - len(known.candidates) - stopped,
-        forecasts=[_forecast(index, complete, known.units, settings) for index in range(len(settings.targets))],
+        stopped=len(evaluated) - len(complete),
+        unfinished=[*known.stopped.values()],
+        given_up=len(seen) - len(known.candidates) - len(known.stopped),
+        forecasts=[_forecast(index, seen, known.units, settings) for index in range(len(settings.targets))],
         convergence=_convergence(known, settings),
         pool=_pool([TrialAttributes(trial).origin for trial in known.by_key.values()], settings),
         importance=_importance([trial for trial in seen if _feasible(trial)], directions),
@@ -122,7 +126,7 @@ def _pool(origins: Sequence[str | None], settings: SearchSettings) -> int:
 def nearest(found: Findings) -> Candidate | None:
     """The measured network that is fastest on the first device: what to name when none keeps the budget."""
     stat = found.settings.budget_stat
-    return min(found.measured, key=lambda c: c.latency.stat_ms(stat), default=None)
+    return min(found.measured or found.unfinished, key=lambda c: c.latency.stat_ms(stat), default=None)
 
 
 def highlights(found: Findings) -> list[tuple[list[str], Candidate]]:
@@ -183,8 +187,8 @@ def _predicted(trial: FrozenTrial, units: Units, settings: SearchSettings) -> Pr
     return Predicted(on_record.arch, on_record.estimate.value, tuple(predicted_ms), trial.number)
 
 
-def _forecast(index: int, complete: Iterable[FrozenTrial], units: Units, settings: SearchSettings) -> Backtest:
-    both = [t for t in complete if TrialAttributes(t).measured and TrialAttributes(t).predicted_ms is not None]
+def _forecast(index: int, seen: Iterable[FrozenTrial], units: Units, settings: SearchSettings) -> Backtest:
+    both = [trial for trial in seen if TrialAttributes(trial).predicted_ms is not None]
     measured = [said_by(units, TrialAttributes(trial).latencies)[index] for trial in both]
     return Backtest(
         predicted_ms=[predictions(trial, units, settings)[index] for trial in both],

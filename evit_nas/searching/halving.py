@@ -20,10 +20,11 @@ from optuna.trial import FrozenTrial
 from evit_nas.accuracy import RungEstimate
 from evit_nas.arch import ArchConfig
 from evit_nas.data.cache import load_dataset
-from evit_nas.searching.attributes import TrialAttributes
+from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
 from evit_nas.searching.front import NEAR
 from evit_nas.searching.judge import Judge, JudgeContext
-from evit_nas.searching.labelling.labels import Job, Label, Labels
+from evit_nas.searching.labelling.labels import Job, Label, Labels, check_images
+from evit_nas.stats import binomial_error
 
 REDUCTION = 3  # one of so many goes on to the next rung
 SLICE = 1.5  # latencies in a slice differ by less than this factor
@@ -57,9 +58,13 @@ class ShortTrainings(Judge):
         wish = settings.accuracy
         assert wish.data is not None
         data = load_dataset(wish.data, wish.recipe.image_size)
+        on_record = StudyAttributes(context.record)
+        on_record.images = on_record.images or data.digest  # a run of up to 0.3 goes on with those it finds
+        check_images(wish.data, on_record.images, data.digest)
         place = cluster.checkpoints if cluster else None
         self._labels = Labels(context.labels, wish.data, data.digest, wish.recipe, place)
         self._labels.open()
+        self._validation_images = len(data.val)
         self._rungs = range(wish.recipe.last_rung + 1)
         self._known = {
             (key, rung): label for rung in self._rungs for (key, _), label in self._labels.known(rung).items()
@@ -92,10 +97,11 @@ class ShortTrainings(Judge):
         budget_ms = self._targets[0].budget_ms
         # -1 ends at the budget, 0 begins there
         slice_ = math.floor(math.log((latency_ms or budget_ms) / budget_ms, SLICE))
-        losses = []
+        losses, devices = [], set()
         for rung in self._rungs[self._first : last + 1]:
             label = self._label(self._job(arch, rung))
             losses.append(label.score.cross_entropy)
+            devices.add(label.device)
             if rung == last or latency_ms is None:
                 continue
             promising = self._halving.goes_on(slice_, rung, losses[-1])
@@ -103,11 +109,13 @@ class ShortTrainings(Judge):
                 self._labels.give_up(self._job(arch, rung))
                 break
         return RungEstimate(
-            value=100 * label.score.accuracy,
+            value=(value := 100 * label.score.accuracy),
             method="short",
             slice=slice_,
             losses=tuple(losses),
             unfinished=1 - (rung + 1) / len(self._rungs),
+            device=" and ".join(sorted(devices)),
+            error=binomial_error(value, self._validation_images),
         )
 
     def _label(self, job: Job) -> Label:

@@ -33,6 +33,8 @@ class Judge(ABC):
     """Whether an estimate costs microseconds, so that nothing is gained by beginning it early."""
     origin: str
     """A clause that says what the values are and where they come from; equal for judges whose values compare."""
+    digest = ""
+    """Of what the values are learned from, if they are; equal for judges whose values compare."""
 
     @property
     def predicts(self) -> bool:

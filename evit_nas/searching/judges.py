@@ -71,7 +71,8 @@ class Learned(Judge):
     immediate = True
 
     def __init__(self, learned: LearnedAccuracy, method: str) -> None:
-        self._learned, self.origin, self._method = learned, learned.origin, method
+        self._learned, self._method = learned, method
+        self.origin, self.digest = learned.origin, learned.digest
 
     def estimate(self, arch: ArchConfig, latency_ms: float | None = None) -> Estimate:
         value, low, high = (float(column[0]) for column in self._learned.intervals([arch]))
@@ -93,7 +94,8 @@ def judge_of(
     """The judge that the settings name, prepared; one that trains each candidate keeps that in `labels`, or in the run.
 
     Raises:
-        RunError: the run began with another judge, for example an earlier version of a table.
+        RunError: the run began with another judge, for example an earlier version of a table, or a table of as many
+            networks with other results.
     """
     judge = JUDGES[run.settings.accuracy.method](
         JudgeContext(run, evaluator, record, pool, watch, cluster, labels or run.path / "labels")
@@ -107,6 +109,13 @@ def judge_of(
         raise RunError(
             f"{run.path} cannot be continued here, its scores would not compare: they were {before}, here they would "
             f"be {judge.origin}. Start a new search instead; the front that was found stays as it is."
+        )
+    on_record.learned = on_record.learned or judge.digest  # a run of up to 0.3 goes on with what it finds
+    if on_record.learned != judge.digest:
+        raise RunError(
+            f"{run.path} cannot be continued here, its scores would not compare: what they are learned from had the "
+            f"digest {on_record.learned}, here it has {judge.digest} ({judge.origin}). Bring it back, or start a new "
+            "search; the front that was found stays as it is."
         )
     return judge
 

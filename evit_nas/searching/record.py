@@ -162,6 +162,7 @@ class Known:
     def __init__(self, study: optuna.Study) -> None:
         self.by_key: dict[str, FrozenTrial] = {}
         self.candidates: dict[str, Candidate] = {}  # those that were measured, and not given up since
+        self.stopped: dict[str, Candidate] = {}  # measured too, but not trained to the end
         self.failed = 0
         on_record = StudyAttributes(study)
         self.units, self._given_up = on_record.units, on_record.given_up
@@ -176,15 +177,19 @@ class Known:
         key = on_record.key
         self.by_key[key] = trial
         self.failed += trial.state is TrialState.FAIL
-        whole = trial.state is TrialState.COMPLETE and trial.constraints.get("unfinished", 0) <= 0
-        if whole and on_record.measured and key not in self._given_up:
-            self.candidates[key] = _candidate(
+        if trial.state is TrialState.COMPLETE and on_record.measured and key not in self._given_up:
+            (self.stopped if stopped(trial) else self.candidates)[key] = _candidate(
                 on_record.arch,
                 on_record.estimate,
                 said_by(self.units, on_record.latencies),
                 trial=trial.number,
                 figures=on_record.figures,
             )
+
+
+def stopped(trial: FrozenTrial) -> bool:
+    """Whether the training of its network was stopped early."""
+    return trial.constraints.get("unfinished", 0) > 0
 
 
 def give_up(study: optuna.Study, key: str, reason: str) -> None:

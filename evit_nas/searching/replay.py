@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from evit_nas.accuracy import Estimate
+from evit_nas.accuracy import Estimate, RungEstimate
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import MeasurementError, RunError, UsageError
@@ -134,7 +134,7 @@ def _checks(
     units: Units,
 ) -> Iterator[ReplayCheck]:
     on_record, names = TrialAttributes(trial), latency_names(settings)
-    yield ReplayCheck("score", on_record.estimate.value, estimate.value, SAME)
+    yield _score_check(on_record, estimate)
     measured = said_by(units, on_record.latencies)
     if measured:
         for name, before, now in zip(names, measured, latencies, strict=True):
@@ -146,3 +146,15 @@ def _checks(
     for metric, was in on_record.figures.items():
         if metric in figures:
             yield ReplayCheck(metric, was, figures[metric], MEASURED[metric].again)
+
+
+def _score_check(on_record: TrialAttributes, now: Estimate) -> ReplayCheck:
+    """The score, with what it was and is trained on where that is no processor: a GPU sums in any order, and trainings
+    of the same network then differ by chance.
+    """
+    before, was = on_record.trained, on_record.estimate.value
+    if before is None or not isinstance(now, RungEstimate) or before.device == now.device == "cpu":
+        return ReplayCheck("score", was, now.value, SAME)
+    points = ERRORS * math.hypot(before.error or now.error, now.error)  # up to 0.3 none is on record
+    name = f"score (trained on {before.device}, now on {now.device})"
+    return ReplayCheck(name, was, now.value, points / (abs(was) or 1))

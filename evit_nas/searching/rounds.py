@@ -100,16 +100,19 @@ class Rounds:
         Args:
             record: holds the trials of all rounds before `first`, and perhaps some of that one.
             first: number of a round.
-            expect: told of every proposal as soon as it is made.
+            expect: told of every proposal that is not on record as soon as it is made.
         """
         made: deque[Round] = deque()
         for number in itertools.count(first):
             # rounds in `made` count as proposals, whatever of them is on record: a resumed search goes on alike
-            earlier = [t for t in record.get_trials(deepcopy=False) if TrialAttributes(t).round < number - len(made)]
+            on_record = record.get_trials(deepcopy=False)
+            earlier = [trial for trial in on_record if TrialAttributes(trial).round < number - len(made)]
             asked = [trial for waiting in made for trial, _ in waiting.proposals]
             made.append(self.make(number, [*earlier, *asked]))
+            evaluated = {TrialAttributes(trial).key for trial in on_record}  # those that failed are not tried again
             for _, arch in made[-1].proposals:
-                expect(arch)
+                if arch.key not in evaluated:
+                    expect(arch)
             if len(made) > self._ahead:
                 yield made.popleft()
 

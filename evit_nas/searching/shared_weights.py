@@ -84,7 +84,7 @@ class SharedWeights(Judge):
             self._watch.step("judging random networks", done, len(archs))
             try:
                 found = self._evaluator.computed(arch, self._judging(arch))
-            except MeasurementError as reason:
+            except (MeasurementError, RuntimeError, MemoryError) as reason:  # torch out of memory is a RuntimeError
                 self._watch.note(f"left out: {arch.key}: {reason}")
                 continue
             judged.append(arch)

@@ -31,7 +31,7 @@ from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
 from evit_nas.latency import Device, Latency, Protocol, Steady, Unit
 from evit_nas.latency.predictor import Sample, Table, fit, merged
-from evit_nas.searching.labelling.labels import Job, Label, Labels
+from evit_nas.searching.labelling.labels import Job, Label, Labels, check_images
 from evit_nas.searching.labelling.slices import Sliced, TooFew, slice_of, sliced_pool
 from evit_nas.searching.status import Watcher
 
@@ -61,7 +61,8 @@ def collect_labels(
         cluster: trains them, instead of processes of this machine.
 
     Raises:
-        UsageError: the data cannot be used, or a run in `labels_from` has no labels; see `check_sources`.
+        UsageError: the data cannot be used, or have changed, or a run in `labels_from` has no labels; see
+            `check_sources`.
         EvitNasError: a training process died, or too few networks could be trained.
     """
     path, wish = folder / TABLE, settings.accuracy
@@ -197,6 +198,9 @@ def _plan(
     Where latencies cannot be predicted the candidates are measured as well, and no more than are to be trained.
 
     What other runs have trained comes first, and counts.
+
+    Raises:
+        UsageError: it was made for other images.
     """
     path = labels.folder / PLAN
     if not path.exists():
@@ -237,9 +241,10 @@ def _plan(
             watch.note("their latencies cannot be predicted well: those trained later are measured and random ones too")
             rest = max(settings.accuracy.labels - len(start), BATCH)
             candidates = _timed(sliced for sliced in pool(len(found) + rest, found) if sliced not in found)
-        plan = {"start": _plain(start), "candidates": _plain(candidates)}
+        plan = {"images": labels.digest, "start": _plain(start), "candidates": _plain(candidates)}
         write_atomically(path, json.dumps(plan))
     read = json.loads(path.read_text(encoding="utf-8"))
+    check_images(labels.data, read.get("images", labels.digest), labels.digest)  # plans of up to 0.3 hold no images
     start, candidates = (
         [(ArchConfig.model_validate(arch), float(ms)) for arch, ms in read[name]] for name in ("start", "candidates")
     )

@@ -82,7 +82,7 @@ class Labels:
         self, folder: Path, data: str, image_digest: str, recipe: ShortRecipe, checkpoints: str | None = None
     ) -> None:
         self.folder, self.data, self.recipe = folder, data, recipe
-        self._digest = image_digest
+        self.digest = image_digest
         self._checkpoints = checkpoints or str(folder / "checkpoints")
         self._journal = Journal(folder / "labels.jsonl")
         self._failures = Journal(folder / "failures.jsonl")
@@ -137,7 +137,7 @@ class Labels:
 
     def training(self, job: Job) -> Callable[[], Label]:
         """What computes a label, in any process that can read the data."""
-        return partial(_train, self.data, self._digest, self.recipe, job, self._checkpoint(job))
+        return partial(_train, self.data, self.digest, self.recipe, job, self._checkpoint(job))
 
     def keep(self, job: Job, label: Label) -> None:
         """Writes a label down; the checkpoint of the last rung has done its service."""
@@ -238,9 +238,27 @@ class Labels:
     def _id(self, job: Job) -> str:
         recipe = self.recipe.model_dump(mode="json")
         # journals of earlier runs are read by these ids: changed, hours of training would not be found again
-        context = {"data": self._digest, "recipe": recipe, "seed": job.seed, "rung": job.rung}
+        context = {"data": self.digest, "recipe": recipe, "seed": job.seed, "rung": job.rung}
         digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode()).hexdigest()[:12]
         return f"label:{job.arch.key}:{digest}"
+
+
+def check_images(data: str, before: str, now: str) -> None:
+    """Refuses to train on, with what was trained on other images.
+
+    Args:
+        data: what names the images.
+        before: digest of those of the labels.
+        now: digest of what is there.
+
+    Raises:
+        UsageError: the two differ.
+    """
+    if before != now:
+        raise UsageError(
+            f"the images of {data} have changed: those of the labels have the digest {before}, these {now}. "
+            "Bring them back, or train for the new ones in another folder."
+        )
 
 
 @cache
@@ -250,11 +268,7 @@ def _training(data: str, digest: str, recipe: ShortRecipe) -> ShortTraining:
     from evit_nas.data.cache import kept_dataset, load_dataset
 
     dataset = kept_dataset(digest, recipe.image_size) or load_dataset(data, recipe.image_size)
-    if dataset.digest != digest:
-        raise UsageError(
-            f"the images of {data} have changed: those of the labels have the digest {digest}, these {dataset.digest}. "
-            "Bring them back, or train for the new ones in another folder."
-        )
+    check_images(data, digest, dataset.digest)
     return ShortTraining(dataset, recipe)
 
 

@@ -179,7 +179,7 @@ def _connected(settings: SearchSettings, note: Callable[[str], None]) -> Iterato
         stack.callback(ray.shutdown)
         try:
             ray.init(address, log_to_driver=False, **options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:  # a missing token is the last one
             what = f"no Ray cluster answers at --address {address}" if address else "Ray cannot be started here"
             raise UsageError(f"{what}: {' '.join(str(error).split())}") from error
         if callable(before):

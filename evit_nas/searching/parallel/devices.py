@@ -128,12 +128,15 @@ def _peak_memory_mb(opener: Opener, conditions: Conditions, arch: ArchConfig) ->
 
 @cache
 def settle() -> None:
-    """Makes a process that runs trials a good neighbour: off the core that measures, if its node has a device."""
+    """Makes a process that runs trials a good neighbour: off the core that measures, if its node has a device, and off
+    the GPUs that Ray has not assigned to it."""
     import torch
 
     context = ray.get_runtime_context()
     mine = context.get_assigned_resources()  # type: ignore[no-untyped-call]
     torch.set_num_threads(max(1, int(mine.get("CPU", 1))))
+    if not mine.get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # which Ray leaves as it is where a trial asks for none
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     here = next(node for node in nodes if node["NodeID"] == context.get_node_id())
     if any(name.startswith(PREFIX) for name in here["Resources"]) and hasattr(os, "sched_setaffinity"):
