@@ -343,12 +343,18 @@ def test_a_network_without_weights_cannot_be_judged(finished):
         SupernetScore(finished[0]).of(ArchConfig.preset("m5"))
 
 
-def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"classes": ("a", "b", "c")}, "other classes now"), ({"images": 73}, "training images now, and had 73")],
+)
+def test_data_that_have_changed_are_refused(finished, monkeypatch, changes, words):
+    """With other images, others would be held out: it has learned from some of them."""
     folder, supernet = finished
-    other = supernet.model_copy(update={"classes": ("a", "b", "c")})
+    assert supernet.images > supernet.held_out
+    other = supernet.model_copy(update=changes)
     monkeypatch.setattr(supernets.Supernet, "load", classmethod(lambda cls, path: other))
-    with pytest.raises(UsageError, match="other classes now"):
-        Members(folder).take(supernet.smallest)
+    with pytest.raises(UsageError, match=words):
+        SupernetScore(folder).of(supernet.smallest)
 
 
 # --- in a search ---

@@ -65,6 +65,8 @@ class Supernet(BaseModel):
     """For people, for example fashion-mnist."""
     held_out: int
     """Training images that it has not learned from, on which members are judged."""
+    images: int | None = None
+    """Training images in all; None in records of earlier versions."""
     recipe: dict[str, Any]
     """The resolved recipe."""
     seed: int
@@ -179,6 +181,12 @@ class Members:
         source = open_source(self.supernet.data, seed=0)  # which splits as the training did
         if source.classes != self.supernet.classes:
             raise UsageError(f"{self.supernet.data} has other classes now than the supernet was trained for.")
+        before, now = self.supernet.images, len(source.train)
+        if before not in (None, now):  # it would be judged on what it has learned from
+            raise UsageError(
+                f"{self.supernet.data} has {now} training images now, and had {before} when the supernet was trained. "
+                "Bring them back, or train another one."
+            )
         return split(source, self.supernet.held_out, self.supernet.seed)
 
 

@@ -191,6 +191,7 @@ class SupernetRun(TrainingRun[Supernet]):
             data=wish.data,
             data_name=self._source.name,
             held_out=wish.held_out,
+            images=len(self._source.train) + wish.held_out,
             recipe={"name": wish.recipe_name} | wish.recipe.model_dump(mode="json"),
             seed=wish.seed,
             epoch=best["epoch"],
