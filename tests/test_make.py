@@ -304,6 +304,7 @@ def test_python_makes_the_same(call, photographs, learned, capsys):
 @pytest.mark.slow
 def test_shades_are_learned_in_earnest(call, monkeypatch):
     write_shades(Path("shades"))
+    monkeypatch.setitem(DEVICES, "fake", AnyDevice)
     monkeypatch.setattr(making, "SEARCH_S", (2.0, 2.0))
     result = call(*MAKE[:-1], "40s")
     assert result.code == 0, result.err
