@@ -47,7 +47,9 @@ def main() -> None:
     network, weights = args.network, args.out / "pruned" / "model.safetensors"
     if not weights.is_file():
         wanted = ArchConfig.preset(args.to) if args.to in PRESETS else ArchConfig.load(args.to)
-        write_start(network, wanted, analyze(network, args.data, note=print).channels, weights.parent)
+        found = analyze(network, args.data, note=print)
+        assert found.arch is not None  # or it is no EfficientViT, which has been refused
+        write_start(network, wanted, found.channels, found.arch.image_size, weights.parent)
     large, small = (efficientvit(open_saved(str(path))).arch for path in (network, weights))
     print(f"machine: {probe()}\nsource: {described(large)}\npruned: {described(small)}", flush=True)
     before = evaluate([network, str(weights)], str(data), like=network, workers=0)
