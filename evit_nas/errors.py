@@ -86,7 +86,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}."
 
 
-def first_few(names: Iterable[str]) -> str:
+def first_few(names: Iterable[str], most: int = NAMED) -> str:
     """The first of `names`, for a message; no more of them are asked for than it takes to know if there are others."""
-    first = list(islice(names, NAMED + 1))
-    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")
+    first = list(islice(names, most + 1))
+    return ", ".join(first[:most]) + (", ..." if len(first) > most else "")
+
+
+def in_a_line(error: BaseException, kind: bool = False, most: int | None = None) -> str:
+    """What an error says, after its type's name if `kind`, on one line of at most `most` characters."""
+    text = f"{type(error).__name__}: {error}" if kind else str(error)
+    return " ".join(text.split())[:most]

@@ -53,6 +53,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+@contextmanager
+def writing(path: Path, way_out: str = "") -> Iterator[None]:
+    """Says in one sentence what the system has against a file, and after it the way out.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}.{way_out}") from None
+
+
 def located(text: str | Path) -> str:
     """What `text` is called in a record that is read from other folders: the absolute path, where it names a folder."""
     path = os.path.expanduser(text)

@@ -17,13 +17,14 @@ from evit_nas.data.timm_sets import PREFIXES, open_timm
 from evit_nas.errors import UsageError
 from evit_nas.files import located
 
+SPLIT_SEED = 0  # of the tenth held out: all that trains, judges or ships must hold out the same images
 FORMS = (
     "a folder train/CLASS/* with val/CLASS/* beside it, a folder CLASS/*, a folder with the four IDX files of MNIST or "
     "a relative, torch/NAME@FOLDER or hfds/NAME as timm knows them, digits (scikit-learn's), procedural (generated)"
 )
 
 
-def open_source(text: str, seed: int) -> Source:
+def open_source(text: str, seed: int = SPLIT_SEED) -> Source:
     """The data set that `text` names: one of `FORMS`. A folder goes before a built-in set of its name.
 
     `seed` chooses the tenth that is held out for validation where the data come without a split. Within a command it is
