@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evit_nas.products import train as train
     from evit_nas.space import SearchSpace as SearchSpace
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # From 1.32 on ONNX Runtime writes an identifier into the user's home and reports its sessions to its makers, from
 # threads that run beside what is measured; it has to be told otherwise before it is imported.

@@ -304,6 +304,7 @@ def named_arch(text: str) -> ArchConfig:
         return ArchConfig.load(member)
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UsageError(
-            f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, or RUN/NAME of a front member."
+            f"'{text}' is not a preset ({', '.join(PRESETS)}), a YAML file, RUN/NAME of a front member, or a "
+            "training or shipped folder."
         )
     return ArchConfig.load(path)

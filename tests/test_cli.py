@@ -533,7 +533,9 @@ def test_devices_says_why_one_cannot_run(run):
 def test_the_predictor_is_fitted_shown_exported_and_checked(run, tmp_path):
     """On a device whose latency is exactly the MACs."""
     space = ("--device", "fake", "--space", "efficientvit-tiny")
-    assert run("latency", "show", "--device", "fake").code == 1
+    missing = run("latency", "show", "--device", "fake", "--threads", "1", "--batch", "2", "--session", "a.b=1")
+    assert missing.code == 1
+    assert "latency fit --device fake --threads 1 --batch 2 --session a.b=1" in missing.err
     fitted = run("latency", "fit", *space, "--networks", "60")
     assert fitted.code == 0, fitted.err
     assert "60 networks" in fitted.err

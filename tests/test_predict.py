@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -368,6 +369,20 @@ def test_the_script_names_what_it_cannot_read_and_answers_the_rest(original: Pat
     assert result.stderr.startswith("nothing.png: cannot be read: ")
     alone = run_without("evit_nas", str(original / "predict.py"))
     assert (alone.returncode, "python predict.py IMAGE..." in alone.stderr) == (1, True)
+
+
+def test_a_program_that_imports_the_script_answers_as_the_verb_does(
+    original: Path, digits: list[str], tmp_path: Path
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "shipping.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "SHIPPED" in block)
+    program = tmp_path / "program.py"
+    program.write_text(example.replace("SHIPPED", str(original)).replace("photo.jpg", digits[0]), encoding="utf-8")
+    result = run_without(f"evit_nas pydantic yaml {NEVER}", str(program), cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    (by_verb,) = answers(original, find_pictures(digits[:1]))
+    name, probability, _ = result.stdout.split()
+    assert (name, float(probability)) == (by_verb.classes[0], pytest.approx(by_verb.probabilities[0], abs=1e-4))
 
 
 def test_the_script_that_is_shipped_is_the_one_that_the_verb_uses(original: Path) -> None:

@@ -41,7 +41,19 @@ def here(tmp_path, monkeypatch):
         ("add --budget 5ms.", "add budget='5ms'."),
         ("add --data PATH, for example a folder", "add data=PATH, for example a folder"),
         ("choose another --out.", "choose another out."),
-        ("goes on: --resume --workers 0", "goes on: resume workers=0"),
+        ("goes on: --resume --workers 0", "goes on: resume=True workers=0"),
+        ("for a cluster: add --engine ray.", "for a cluster: add engine='ray'."),
+        (
+            "--accuracy table scores for it; --accuracy zero-cost does not",
+            "accuracy='table' scores for it; accuracy='zero-cost' does not",
+        ),
+        (
+            "(--set learning_rate=3.3e-05) or (--set clip_mode=norm --set clip=1)",
+            "(changes={'learning_rate': 3.3e-05}) or (changes={'clip_mode': 'norm', 'clip': 1})",
+        ),
+        ("take fp32: --set precision=fp32, or bf16.", "take fp32: changes={'precision': 'fp32'}, or bf16."),
+        ("--set changes the recipe", "set changes the recipe"),
+        ("ship it with --anyway.", "ship it with anyway=True."),
         ("a smaller --image-size", "a smaller image_size"),
         (
             "Continue it with: evit-nas resume 'a run' --workers 3",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from evit_nas.cli.app import (
+    DATA_HELP,
     Arch,
     DeviceOption,
     FormatOption,
@@ -29,7 +30,7 @@ def analyze(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Training or shipped folders, timm:NAME@FILE (DeiT, Swin).")
     ],
-    data: Annotated[str, typer.Option(metavar="DATA", help="A folder of images, or a name: docs/data.md.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)],
     images: Annotated[int, typer.Option(min=2, help="Training images to look at.")] = 512,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -100,7 +101,7 @@ def analyze(
 @app.command()
 def proportion(
     arch: Arch,
-    data: Annotated[str, typer.Option(metavar="DATA", help="Images to train on: docs/data.md.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)],
     out: Annotated[Path, typer.Option(help="Folder of this study; the same again goes on with it.")],
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,

@@ -20,10 +20,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+DATA_HELP = "Images: a folder CLASS/*, or train/ and val/ of such; or digits, torch/NAME@FOLDER."
 NOISY_NOTE = "* an estimate: the machine was not quiet enough"
 
-Arch = Annotated[str, typer.Argument(metavar="ARCH", help="m0..m5, a YAML file, or RUN/NAME of a front member.")]
-Archs = Annotated[list[str], typer.Argument(metavar="ARCH...", help="m0..m5, YAML files, RUN/NAME.")]
+Arch = Annotated[str, typer.Argument(metavar="ARCH", help="m0..m5, a YAML file, RUN/NAME, or a training folder.")]
+Archs = Annotated[list[str], typer.Argument(metavar="ARCH...", help="m0..m5, YAML files, RUN/NAME, training folders.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, for example runs/efficientvit-224-cpu-5ms.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the data.")]
 Networks = Annotated[
@@ -40,7 +41,7 @@ PrecisionOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="fp32, fp16, bf16 or int8.", show_default="the device's")
 ]
 SessionOption = Annotated[
-    list[str] | None, typer.Option("--session", metavar="NAME=VALUE", help="A setting for the runtime as it is.")
+    list[str] | None, typer.Option("--session", metavar="NAME=VALUE", help="A setting that the runtime is handed.")
 ]
 ImageSizeOption = Annotated[
     int | None,

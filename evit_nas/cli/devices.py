@@ -32,7 +32,7 @@ def devices(format_: FormatOption = Format.table) -> None:
         say("one device is proved, a board too, by: evit-nas device check NAME")
 
 
-device = typer.Typer(help="One device, proved before a search.", no_args_is_help=True)
+device = typer.Typer(help="Check one device before a search.", no_args_is_help=True)
 app.add_typer(device, name="device")
 
 

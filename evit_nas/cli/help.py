@@ -62,9 +62,9 @@ VERBS = {  # group -> verb -> examples, each short enough for 80 columns
             f"evit-nas config {RUN} --seed 1 > mine.yaml",
         ),
         "replay": (
-            f"evit-nas replay {RUN} 190",
+            f"evit-nas replay {RUN} 83",
             f"evit-nas replay {RUN} 0",
-            f"evit-nas replay {RUN} 190 --format json",
+            f"evit-nas replay {RUN} 83 --format json",
         ),
     },
     "Train and ship": {
@@ -86,7 +86,7 @@ VERBS = {  # group -> verb -> examples, each short enough for 80 columns
         "ship": (
             f"evit-nas ship {TRAINING}",
             f"evit-nas ship {TRAINING} --out shipped/m2",
-            f"evit-nas ship {TRAINING} --tolerance 0.5",
+            f"evit-nas ship {TRAINING} --out m2-ov --device openvino",
         ),
         "verify": (
             f"evit-nas verify {TRAINING}/shipped",

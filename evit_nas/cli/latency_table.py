@@ -24,6 +24,7 @@ from evit_nas.commands import command_line
 from evit_nas.console import Format, emit, make_table, say
 from evit_nas.errors import EvitNasError
 from evit_nas.views import progress_view
+from evit_nas.words import DEFAULT_SPACE
 
 if TYPE_CHECKING:
     from evit_nas.latency import Device, Protocol
@@ -43,7 +44,7 @@ def fit(
     batch: BatchOption = 1,
     precision: PrecisionOption = None,
     session: SessionOption = None,
-    space: SpaceOption = "efficientvit-224",
+    space: SpaceOption = DEFAULT_SPACE,
     networks: Annotated[int, typer.Option(min=32, help="Measured networks that the fit rests on.")] = 100,
     import_: Annotated[Path | None, typer.Option("--import", help="First take over an exported table.")] = None,
     seed: SeedOption = 0,
@@ -85,7 +86,7 @@ def show(
     batch: BatchOption = 1,
     precision: PrecisionOption = None,
     session: SessionOption = None,
-    space: SpaceOption = "efficientvit-224",
+    space: SpaceOption = DEFAULT_SPACE,
     export: Annotated[Path | None, typer.Option("--export", help="Write the table as JSON, for fit --import.")] = None,
     format_: FormatOption = Format.table,
 ) -> None:
@@ -104,7 +105,7 @@ def show(
     if predictor is None:
         raise EvitNasError(
             f"{len(samples)} networks have been measured on {device}, too few for a fit. "
-            f"Measure more with: {command_line('latency', 'fit', '--device', device)}"
+            f"Measure more with: {_fit_command(device, threads, batch, precision, session, space)}"
         )
     check = predictor.check
     row = {
@@ -138,7 +139,7 @@ def check(
     batch: BatchOption = 1,
     precision: PrecisionOption = None,
     session: SessionOption = None,
-    space: SpaceOption = "efficientvit-224",
+    space: SpaceOption = DEFAULT_SPACE,
     networks: Annotated[  # of fewer than 8, all of them right, nobody can say that 9 of 10 are
         int, typer.Option(min=8, help="Unseen architectures to measure, strictly.")
     ] = 20,
@@ -155,7 +156,7 @@ def check(
         table = Table(opened.context(), SearchSpace.load(space))
         predictor = fit_predictor(table.samples())
         if predictor is None:
-            first = command_line("latency", "fit", "--device", device)
+            first = _fit_command(device, threads, batch, precision, session, space)
             raise EvitNasError(f"there is nothing to check yet. First: {first}")
         fresh = _measure_unseen(opened, table, space, networks, seed, STRICT)
     if not fresh:
@@ -182,6 +183,17 @@ def check(
         say(NOISY_NOTE)
     say(str(found))
     _verdict(found.trusted, device)
+
+
+def _fit_command(
+    device: str, threads: int | None, batch: int, precision: str | None, session: list[str] | None, space: str
+) -> str:
+    """What fits the predictor of these very conditions."""
+    said = {"--device": device, "--threads": threads, "--batch": batch if batch != 1 else None}
+    said |= {"--precision": precision, "--space": space if space != DEFAULT_SPACE else None}
+    words = [word for option, value in said.items() if value is not None for word in (option, value)]
+    words += [word for setting in session or () for word in ("--session", setting)]
+    return command_line("latency", "fit", *words)
 
 
 def _verdict(trusted: bool, device: str) -> None:

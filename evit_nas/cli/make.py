@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evit_nas.cli.app import ImageSizeOption, SeedOption, app
+from evit_nas.cli.app import DATA_HELP, ImageSizeOption, SeedOption, app
 from evit_nas.cli.predict import print_answers
 from evit_nas.cli.search import print_found
 from evit_nas.cli.train import FROM, LoadersOption, print_trained
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def make(
-    data: Annotated[str, typer.Argument(metavar="PHOTOS", help="A folder of images, or a name: docs/data.md.")],
+    data: Annotated[str, typer.Argument(metavar="PHOTOS", help=DATA_HELP)],
     budget: Annotated[str, typer.Option(metavar="5ms", help="Latency limit with its unit: 5ms.")],
     time: Annotated[str, typer.Option(metavar="2h", help="How long it may take, about.")] = "2h",
     device: Annotated[

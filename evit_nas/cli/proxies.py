@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evit_nas.cli.app import DeviceOption, FormatOption, SeedOption, app, conditions_of
+from evit_nas.cli.app import DATA_HELP, DeviceOption, FormatOption, SeedOption, app, conditions_of
 from evit_nas.config import ShortRecipe
 from evit_nas.console import Format, duration, emit, make_table, say
 from evit_nas.errors import UsageError
@@ -40,7 +40,7 @@ def list_(format_: FormatOption = Format.table) -> None:
 
 @proxies.command()
 def bench(
-    data: Annotated[str | None, typer.Option(help="Images to train on: a folder or a name: docs/data.md.")] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     archs: Annotated[int, typer.Option(min=16, help="Random architectures to train, in all slices together.")] = 48,
     slices: Annotated[str, typer.Option(help="Middles of the latency slices.")] = "2ms,3.5ms,5ms",
     space: Annotated[str, typer.Option(help="A shipped search space, or a YAML file.")] = "efficientvit-224",

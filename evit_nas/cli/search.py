@@ -38,7 +38,7 @@ SPARE = ("MACs", "params", "typical ms", "MB", "mJ", "spread")  # columns of a f
 CERTIFYING_S = 40.0  # the strict measurements at the end
 
 
-EngineOption = Annotated[Engine | None, typer.Option(help="What runs trials: docs/ray.md.", show_default=False)]
+EngineOption = Annotated[Engine | None, typer.Option(help="What runs trials: this machine or Ray.", show_default=False)]
 AddressOption = Annotated[
     str | None,
     typer.Option(metavar="auto|ray://HOST:10001", help="The Ray cluster, if not this machine.", show_default=False),
@@ -74,7 +74,7 @@ def search(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="RUN|FILE", help="Where nothing else is given: a run's settings, or evit-nas config's."),
+        typer.Option(metavar="RUN|FILE", help="Start from the settings of a run, or of evit-nas config's file."),
     ] = None,
     device: Annotated[
         list[str] | None,
@@ -85,7 +85,7 @@ def search(
     budget_stat: Annotated[
         BudgetStat,
         typer.Option(
-            help="What has to keep the budget: on the quiet machine the median or p90, or the typical as it was."
+            help="Which latency keeps the budget: median or p90 of the quiet machine, or typical of it as it is."
         ),
     ] = "median",
     objective: Annotated[
@@ -120,7 +120,7 @@ def search(
     classes: ClassesOption = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Your images: counted for the score, or trained on by predictor and short."),
+        typer.Option(metavar="DATA", help="Your images: counted for the score, or trained on by its other kinds."),
     ] = None,
     labels: Annotated[int, typer.Option(min=8, metavar="N", help="Networks that --accuracy predictor trains.")] = 30,
     labels_from: Annotated[
@@ -134,7 +134,9 @@ def search(
         Path | None,
         typer.Option(metavar="FOLDER", help="Shared weights to judge by: evit-nas supernet train.", show_default=False),
     ] = None,
-    scheduler: Annotated[Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")] = "none",
+    scheduler: Annotated[
+        Scheduler, typer.Option(help="asha: --accuracy short trains on the best third alone.")
+    ] = "none",
     sampler: Annotated[
         str, typer.Option(metavar="NAME", help="auto, tpe, nsga2, nsga3, gp, evolution, qmc or random.")
     ] = "auto",
@@ -149,7 +151,7 @@ def search(
     ] = None,
     front_size: Annotated[int, typer.Option(min=1, metavar="N", help="Most members of the front.")] = 16,
     pool: Annotated[
-        int, typer.Option(min=4, metavar="N", help="Random ones among them that the others are ranked against.")
+        int, typer.Option(min=4, metavar="N", help="How many of --trials are drawn at random first, to compare with.")
     ] = 40,
     seed: SeedOption = 0,
     engine: EngineOption = None,

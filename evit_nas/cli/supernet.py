@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from evit_nas.cli.app import ImageSizeOption, SeedOption, app
+from evit_nas.cli.app import DATA_HELP, ImageSizeOption, SeedOption, app
 from evit_nas.cli.train import LoadersOption, Silence, parse_changes, refuse_changes
 from evit_nas.commands import command_line, typed
 from evit_nas.console import say
@@ -30,9 +30,7 @@ def train(
     space: Annotated[
         str, typer.Argument(metavar="SPACE|FOLDER", help="A shipped space, a YAML file, or a training to go on with.")
     ],
-    data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images: a folder, or a name of docs/data.md.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP)] = None,
     macs: Annotated[
         str | None, typer.Option(metavar="100M..300M", help="Only networks of so many MACs, at most 3:1.")
     ] = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from evit_nas.cli.app import (
+    DATA_HELP,
     DeviceOption,
     FormatOption,
     ImageSizeOption,
@@ -54,9 +55,7 @@ def train(
             metavar="WHAT...", help="m0..m5, YAML files, RUN/NAME, RUN with --front or --top, training folders."
         ),
     ],
-    data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images: a folder, or a name of docs/data.md.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP)] = None,
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="auto (by the images), paper, short, finetune, tiny, or a YAML file.")
     ] = "auto",
@@ -84,7 +83,7 @@ def train(
         bool, typer.Option("--download", help="Have timm fetch what timm:NAME names, if it is not here.")
     ] = False,
     front: Annotated[bool, typer.Option("--front", help="All members of the RUN's front.")] = False,
-    top: Annotated[int | None, typer.Option(min=1, help="So many of them, by score.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="The N best by score of a run's front.")] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="M", help="Train m0..m5 beside, or the nearest of them in latency.")
     ] = None,
@@ -93,7 +92,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Where training folders go.", show_default="RUN/train")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted trainings.")] = False,
     workers: LoadersOption = None,
-    ship: Annotated[bool, typer.Option(help="Make a folder that deploys of each, as evit-nas ship does.")] = True,
+    ship: Annotated[bool, typer.Option(help="Also package each for deployment, as evit-nas ship does.")] = True,
     track: Annotated[
         list[str] | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb or mlflow, if installed.")
     ] = None,
@@ -269,9 +268,9 @@ def ship(
     tolerance: Annotated[float, typer.Option(min=0, help="Points of top-1 that 8 bits may lose.")] = 1.0,
     images: Annotated[int, typer.Option(min=1, help="Validation images to compare on, at most.")] = 5000,
     calibration: Annotated[int, typer.Option(min=1, help="Training images to calibrate 8 bits on, at most.")] = 256,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Even a network that is worth nothing.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Even a network that did not learn.")] = False,
 ) -> None:
-    """Make a folder that deploys of a training, all of it checked.
+    """Package a finished training for deployment, every file checked.
 
     ONNX in 32 and 8 bits, timm's files, a model card, and predict.py.
     """
@@ -316,9 +315,10 @@ def verify(
 @app.command("eval")
 def evaluate_(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Training or shipped folders, .onnx files, timm:NAME@FILE.")
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Training folders, SUPERNET#ARCH, .onnx files, timm:NAME@FILE."),
     ],
-    data: Annotated[str, typer.Option(metavar="DATA", help="Images: a folder, or a name of docs/data.md.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)],
     split: Annotated[Literal["val", "train"], typer.Option(help="Which images.")] = "val",
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     workers: LoadersOption = None,
