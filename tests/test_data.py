@@ -1173,6 +1173,7 @@ def test_what_timm_cannot_open_here_is_refused_with_how_to_get_it(tmp_path):
         rf"on this machine already.*create_dataset.*{tmp_path}.*download=True", refusal(f"torch/cifar10@{tmp_path}")
     )
     assert re.search("cifar11", refusal(f"torch/cifar11@{tmp_path}"))
+    assert re.search("give the folder itself, photos:", refusal("torch/image_folder@photos"))
     assert re.search(
         r"on this machine already.*datasets\.load_dataset\('nobody/nothing'\)", refusal("hfds/nobody/nothing")
     )

@@ -1,5 +1,6 @@
 """What is seen of data before anything long begins."""
 
+import os
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from evit_nas.data.look import FEW, look
 from evit_nas.data.sources import open_source
+from evit_nas.errors import UsageError
 from tests.trainings import write_shades
 
 
@@ -65,3 +67,10 @@ def test_no_picture_at_all_can_be_opened(photos):
     for path in (photos / "train").rglob("*.png"):
         path.write_bytes(b"no picture")
     assert "none could be opened" in str(seen(photos))
+
+
+def test_a_class_that_no_record_could_hold_is_refused_before_anything_is_trained(photos):
+    for split in ("train", "val"):
+        (photos / split / "dark").rename(photos / split / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UsageError, match="must be UTF-8"):
+        seen(photos)

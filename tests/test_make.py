@@ -139,6 +139,14 @@ def test_the_same_command_goes_on_after_each_interruption(call, photographs, lea
     assert Shipped.load(OUT / "shipped").trained.classes == SHADES
 
 
+def test_a_first_picture_that_leads_nowhere_is_not_asked_for_an_answer(call, photographs, learned):
+    first = min(Path("shades/val/dark").iterdir())
+    first.unlink()
+    first.symlink_to("nowhere")
+    result = call(*MAKE)
+    assert (result.code, str(first) in result.err) == (0, False)
+
+
 def test_a_search_that_has_found_nothing_is_gone_on_with(call, photographs, learned, monkeypatch):
     assert call(*MAKE).code == 0
 

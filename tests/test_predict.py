@@ -368,7 +368,7 @@ def test_the_script_names_what_it_cannot_read_and_answers_the_rest(original: Pat
     assert (result.returncode, len(result.stdout.splitlines())) == (1, 1)
     assert result.stderr.startswith("nothing.png: cannot be read: ")
     alone = run_without("evit_nas", str(original / "predict.py"))
-    assert (alone.returncode, "python predict.py IMAGE..." in alone.stderr) == (1, True)
+    assert (alone.returncode, "python predict.py IMAGE..." in alone.stderr) == (2, True)
 
 
 def test_a_program_that_imports_the_script_answers_as_the_verb_does(

@@ -153,6 +153,12 @@ def test_a_recipe_can_be_a_file(tmp_path):
     assert load_recipe(str(tmp_path / "mine.yaml"), {"mixup": 0.5}) == Recipe(epochs=7, warmup_epochs=1, mixup=0.5)
 
 
+def test_a_warm_up_in_a_file_that_is_no_number_is_refused_with_its_field(tmp_path):
+    (tmp_path / "mine.yaml").write_text("warmup_epochs: five\n")
+    with pytest.raises(UsageError, match="warmup_epochs"):
+        load_recipe(str(tmp_path / "mine.yaml"), {"epochs": 10})
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(UsageError, match="Did you mean 'finetune'"):
         load_recipe("fine-tune", {})

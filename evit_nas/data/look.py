@@ -9,6 +9,7 @@ import numpy as np
 
 from evit_nas.data.cache import UNREADABLE
 from evit_nas.data.images import GRAY_MODES, Source
+from evit_nas.errors import UsageError
 
 SAMPLE = 200  # images whose size and colours are looked at, spread over the training images
 FEW = 10  # training images below which nothing much is learned of a class
@@ -65,7 +66,16 @@ class Look:
 
 
 def look(source: Source) -> Look:
-    """Counts the labels and opens the headers of up to SAMPLE images; those that cannot be opened are passed over."""
+    """Counts the labels and opens the headers of up to SAMPLE images; those that cannot be opened are passed over.
+
+    Raises:
+        UsageError: the name of a class is not UTF-8, so no record of a training could hold it.
+    """
+    for name in source.classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{source.name}: class {name}: its name must be UTF-8. Rename the folder.") from None
     sides, modes = [], set()
     for index in np.linspace(0, len(source.train) - 1, min(SAMPLE, len(source.train))).astype(int):
         try:

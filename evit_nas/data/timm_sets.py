@@ -18,6 +18,7 @@ from evit_nas.errors import UsageError
 
 PREFIXES = ("torch/", "hfds/")
 _ROOT = "data"  # torchvision's habit
+_FOLDERS = ("torch/folder", "torch/image_folder")  # where timm finds no validation images it takes the training images
 _MISSING = (RuntimeError, OSError, ValueError, AssertionError, ImportError)  # what timm and those below it raise
 
 
@@ -57,6 +58,8 @@ def open_timm(text: str, seed: int) -> Source:
         UsageError: timm does not know the name, the data are not on this machine, or they have no plain labels.
     """
     name, _, folder = text.partition("@")
+    if name in _FOLDERS:
+        raise UsageError(f"{text}: give the folder itself, {folder or _ROOT}: timm would validate on training images.")
     if name.startswith("torch/"):
         return _open_torch(name, Path(folder or _ROOT).resolve())
     return _open_hugging_face(name, folder or None, seed)

@@ -49,10 +49,10 @@ def validate(
             continue
         labels = labels[known].to(device)
         images = images[known].to(device, memory_format=torch.channels_last)
-        totals += torch.stack([_counted(network, images, labels, accelerator) for network in networks.values()]).cpu()
+        totals += torch.stack([_counted(network, images, labels, accelerator) for network in networks.values()])
     for network in networks.values():
         network.train()
-    totals = accelerator.reduce(totals.float().to(device), "sum").double().cpu()
+    totals = accelerator.reduce(totals.float().to(device), "sum").cpu().double()
     if not totals[0, 0]:
         return None
     return {
@@ -73,7 +73,7 @@ def _counted(network: nn.Module, images: Tensor, labels: Tensor, accelerator: An
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (B, 5)
     right, five = ranked[:, 0].sum(), ranked.any(1).sum()
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([torch.tensor(len(labels), device=labels.device), right, five, loss]).double()
+    return torch.stack([torch.tensor(len(labels), device=labels.device), right, five, loss]).cpu().double()
 
 
 def merit(figures: Mapping[str, Any]) -> tuple[float, float]:
