@@ -22,9 +22,9 @@ from evit_nas.network.cost import cost
 from evit_nas.network.supernet import Supernet, held_out_of
 from evit_nas.space import SearchSpace, resolved_space
 from evit_nas.training.auto import auto_fields, auto_size, reason
+from evit_nas.training.carry import carry_on
 from evit_nas.training.folder import RECORD, holds_weights, read_record
-from evit_nas.training.hardware import Hardware, first, several
-from evit_nas.training.loop import carry_on, meet
+from evit_nas.training.hardware import Hardware, first, meet, several
 from evit_nas.training.pace import pace_of
 from evit_nas.training.plan import begin
 from evit_nas.training.recipe import AUTO, changed, check_names, load_recipe
