@@ -110,8 +110,7 @@ class TrainingRun(ABC, Generic[Result]):
 
     def _opened(self) -> Source:
         """The images that are trained and validated on."""
-        # not the training's own seed: all hold out the same tenth, on which `eval` judges (SPLIT_SEED)
-        return open_source(self._settings.data, seed=0)
+        return open_source(self._settings.data)
 
     @abstractmethod
     def _network(self) -> nn.Module:

@@ -149,7 +149,7 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     if wanted and asked.data is None:
         raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
     data = [settings.data for _, settings in plans] + ([asked.data] if wanted and asked.data is not None else [])
-    seen = {each: look(open_source(each, seed=0)) for each in dict.fromkeys(data)}
+    seen = {each: look(open_source(each)) for each in dict.fromkeys(data)}
     for each in seen.values():
         note(str(each))  # before anything long: a wrong folder shows at once
     new: Plans = []

@@ -165,7 +165,7 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
         raise UsageError(
             "a supernet learns from images: add --data PATH, for example a folder with a folder for each class."
         )
-    source = open_source(asked.data, seed=0)
+    source = open_source(asked.data)
     seen = look(source)
     note(str(seen))
     if not (held_out := held_out_of(source)):
