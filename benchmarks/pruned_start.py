@@ -27,7 +27,7 @@ from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.training.network import train
 from evit_nas.training.plan import Chosen, How, begin, plan
 from evit_nas.training.recipe import load_recipe
-from evit_nas.training.status import TrainStatus
+from evit_nas.training.status import Silence
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         how = How(str(data), "short", recipe, init=init, seeds=args.seeds, out=out)
         plans = plan([Chosen("small", small)], how)
         begin(plans, "benchmarks/pruned_start.py", resume=True)
-        top1 = [train(folder, Silent()).top1 for folder, _ in plans]
+        top1 = [train(folder, Silence()).top1 for folder, _ in plans]
         print(f"{start} | {', '.join(f'{each:.2f}' for each in top1)} | {np.mean(top1):.2f}", flush=True)
 
 
@@ -84,16 +84,6 @@ def described(arch: ArchConfig) -> str:
     """Stages and size in a line."""
     stages = ", ".join(f"{s.width}x{s.depth} qk {s.qk_dim} ffn {s.ffn_ratio:g}" for s in arch.stages)
     return f"{stages}: {cost(arch).params / 1e6:.2f} M parameters, {cost(arch).macs / 1e6:.1f} M MACs"
-
-
-class Silent:
-    """Watches trainings without a word."""
-
-    def note(self, message: str) -> None:
-        """See TrainWatcher."""
-
-    def trained(self, status: TrainStatus) -> None:
-        """See TrainWatcher."""
 
 
 if __name__ == "__main__":

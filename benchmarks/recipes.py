@@ -20,6 +20,7 @@ from evit_nas.training.hardware import Hardware
 from evit_nas.training.network import train
 from evit_nas.training.plan import Chosen, How, begin, plan
 from evit_nas.training.recipe import RATE_BATCH, RECIPES, Recipe
+from evit_nas.training.status import Silence
 
 LIGHT: dict[str, Any] = {}
 MEDIUM: dict[str, Any] = {"smallest_crop": 0.35, "auto_augment": "rand-m7-mstd0.5-inc1"}
@@ -74,16 +75,6 @@ def trained_top1(network: str, variant: str, args: argparse.Namespace) -> float:
     plans = plan([Chosen(network, ArchConfig.preset(network))], how)
     begin(plans, "benchmarks/recipes.py", resume=True)
     return train(plans[0][0], Silence(), Hardware(workers=args.workers)).top1
-
-
-class Silence:
-    """Watches a training without a word."""
-
-    def note(self, message: str) -> None:
-        """See TrainWatcher."""
-
-    def trained(self, status: object) -> None:
-        """See TrainWatcher."""
 
 
 if __name__ == "__main__":

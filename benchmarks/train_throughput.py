@@ -29,9 +29,9 @@ from evit_nas.latency.machine import probe
 from evit_nas.network.model import build
 from evit_nas.training.folder import create
 from evit_nas.training.hardware import Hardware
-from evit_nas.training.loop import steps_a_line
 from evit_nas.training.network import train
 from evit_nas.training.recipe import load_recipe
+from evit_nas.training.records import steps_a_line
 from evit_nas.training.settings import TrainSettings
 
 

@@ -146,7 +146,7 @@ def made_of(order: Order, hardware: Hardware, view: Viewer, command: str) -> Mad
     """
     if several():
         raise UsageError("make is one process; have several train its front with: torchrun ... -m evit_nas train.")
-    source = open_source(order.data, seed=0)
+    source = open_source(order.data)
     seen = look(source)
     view.note(str(seen))
     if order.init != SCRATCH:

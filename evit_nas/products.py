@@ -10,22 +10,20 @@ tables, and have them as pandas frames.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from evit_nas.commands import in_python, said_in_python
+from evit_nas.calls import Listing, called, check_least, note
+from evit_nas.commands import said_in_python
 from evit_nas.data.once import opened_once
 from evit_nas.errors import EvitNasError, UsageError, first_few
 from evit_nas.trained import WEIGHTS
 from evit_nas.views import onlooker
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from evit_nas.arch import ArchConfig
     from evit_nas.evaluation import Evaluation
     from evit_nas.latency import Measurable
@@ -34,34 +32,6 @@ if TYPE_CHECKING:
     from evit_nas.shipping.answer import Answer
     from evit_nas.trained import Trained
     from evit_nas.training.session import Outcome, Planned
-
-T = TypeVar("T")
-
-
-class Listing(list[T], Generic[T]):
-    """Results that print as a table.
-
-    Args:
-        items: the results.
-        rows: what the table shows, with the same keys in each row.
-    """
-
-    def __init__(self, items: Iterable[T], rows: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(items)
-        self.rows = rows
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The table, for pandas."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
-
-    def __repr__(self) -> str:
-        return str(self.frame.to_string(index=False))
-
-    def _repr_html_(self) -> str:
-        return str(self.frame.to_html(index=False))
 
 
 @dataclass(frozen=True)
@@ -131,7 +101,7 @@ def measure(
             else:
                 chosen[str(network)] = find_measurable(str(network), image_size)
         protocol = Protocol() if quick else STRICT
-        found, failed = measure_all(chosen, conditions, protocol, _note, memory=not quick, references=references)
+        found, failed = measure_all(chosen, conditions, protocol, note, memory=not quick, references=references)
         if not found:
             raise EvitNasError(f"not measured: {', '.join(failed)}; the log says why.")
     return Listing(found, [one.plain() for one in found])
@@ -166,7 +136,7 @@ def export(
 
     if to not in EXPORTERS:
         raise UsageError(f"to must be one of {', '.join(EXPORTERS)}, got '{to}'.")
-    _check_least(batch=(batch, 0))
+    check_least(batch=(batch, 0))
     with said_in_python():
         config = arch if isinstance(arch, ArchConfig) else find_arch(str(arch))
         name = config.key if isinstance(arch, ArchConfig) else Path(arch).resolve().name.removesuffix(".yaml")
@@ -220,7 +190,7 @@ def train(
     from evit_nas.training.hardware import Hardware, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 
-    _check_least(epochs=(epochs, 1), batch_size=(batch_size, 2), top=(top, 1), seeds=(seeds, 1), workers=(workers, 0))
+    check_least(epochs=(epochs, 1), batch_size=(batch_size, 2), top=(top, 1), seeds=(seeds, 1), workers=(workers, 0))
     direct = {"epochs": epochs, "batch_size": batch_size}
     with said_in_python():
         asked = Asked(
@@ -240,7 +210,7 @@ def train(
             out=None if out is None else Path(out),
         )
         hardware = Hardware(workers=loaders(workers))
-        planned = prepare(asked, hardware, _note)
+        planned = prepare(asked, hardware, note)
         words = {
             "data": data,
             "recipe": recipe,
@@ -260,7 +230,7 @@ def train(
             "out": out,
             "ship": ship,
         }
-        command, again = (called("train", *what, **words, resume=resumed) for resumed in (False, True))
+        command, again = (called(train, *what, **words, resume=resumed) for resumed in (False, True))
         with onlooker() as watch:
             outcome = carry_out(planned, watch, hardware, command=command, again=again, resume=resume, ship=ship)
         if outcome.failed:
@@ -293,8 +263,7 @@ def evaluate(
     from evit_nas.evaluation import summary
     from evit_nas.training.hardware import loaders
 
-    _check_least(batch=(batch, 1), workers=(workers, 0))
-
+    check_least(batch=(batch, 1), workers=(workers, 0))
     if split not in ("val", "train"):
         raise UsageError(f"split must be 'val' or 'train', got '{split}'.")
     with said_in_python(), onlooker() as watch:
@@ -322,7 +291,7 @@ def ship(training: str | Path, out: str | Path | None = None, **options: Any) ->
     from evit_nas.training.inherit import inherit
     from evit_nas.training.session import SHIPPED, shipped
 
-    command = called("ship", training, out=out, **options)
+    command = called(ship, training, out=out, **options)
     with said_in_python(), onlooker() as watch:
         whole = Path(training) if parted(str(training)) is None else inherit(str(training), command, watch.note)
         folder = whole / SHIPPED if out is None else Path(out)
@@ -342,7 +311,7 @@ def predict(folder: str | Path, *images: str | Path, top: int = 1, int8: bool = 
     """
     from evit_nas.shipping.answer import answers, find_pictures, rows
 
-    _check_least(top=(top, 1))
+    check_least(top=(top, 1))
     unread: list[str] = []
     with said_in_python():
         pictures = find_pictures([str(image) for image in images])
@@ -381,7 +350,7 @@ def make(
     with said_in_python():
         order = order_of(str(data), budget, time, device, space, image_size, str(init), seed, out)
         command = called(
-            "make",
+            make,
             data,
             budget,
             time=time,
@@ -396,50 +365,25 @@ def make(
     return Model(made.folder, made.shipped)
 
 
-def called(name: str, *arguments: object, **words: object) -> str:
-    """What records say was typed, for example evit_nas.ship('runs/a'): words only where they are not the default."""
-    known = signature(globals()[name]).parameters
-    given = [repr(str(argument)) for argument in arguments]
-    for word, value in words.items():
-        if value is not None and not (word in known and value == known[word].default):
-            given.append(f"{word}={(str(value) if isinstance(value, Path) else value)!r}")
-    return f"evit_nas.{name}({', '.join(given)})"
-
-
-def _check_least(**words: tuple[int | None, int]) -> None:
-    """
-    Raises:
-        UsageError: one of these words is below its least value.
-    """
-    for word, (value, least) in words.items():
-        if value is not None and value < least:
-            raise UsageError(f"{word} must be at least {least}, got {value}.")
-
-
-def _note(message: str) -> None:
-    with onlooker() as watch:
-        watch.note(in_python(message))
-
-
 class _Onlooker:
     """Views `make`."""
 
     def note(self, message: str) -> None:
-        _note(message)
+        note(message)
 
     def step(self, command: str) -> None:
-        _note(f"$ {command}")
+        note(f"$ {command}")
 
     def progress(self) -> AbstractContextManager[Any]:
         return onlooker()
 
     def found(self, run: Any, front: Any) -> None:
-        _note(f"{len(front.members)} on the front of {run.path}")
+        note(f"{len(front.members)} on the front of {run.path}")
 
     def trained(self, planned: Planned, outcome: Outcome) -> None:
         for settings, trained in outcome.trained.items():
-            _note(f"{settings.name}: top-1 {trained.top1:.2f} %")
+            note(f"{settings.name}: top-1 {trained.top1:.2f} %")
 
     def answered(self, shipped: Path, answers: list[Answer], truth: dict[str, str]) -> None:
         right = sum(answer.classes[0] == truth[answer.image] for answer in answers)
-        _note(f"{right} of {len(answers)} validation images answered right")
+        note(f"{right} of {len(answers)} validation images answered right")

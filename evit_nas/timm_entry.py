@@ -168,7 +168,7 @@ def shapes(config: ArchConfig) -> dict[str, Any]:
 
 def _fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """A checkpoint's tensors for a network of another size: attention biases resampled."""
-    from evit_nas.network.model import resize_bias_table
+    from evit_nas.network.attention import resize_bias_table
 
     own = model.state_dict()
     return {

@@ -273,7 +273,7 @@ def regime_from(given: Mapping[str, Any], num_classes: int) -> Regime | None:
     if "data" in given and not {"images", "classes"} & given.keys():
         from evit_nas.data.sources import open_source
 
-        source = open_source(given["data"], seed=0)
+        source = open_source(given["data"])
         return Regime(images=len(source.train.labels), classes=len(source.classes))
     if not {"images", "classes"} & given.keys():
         return None

@@ -185,7 +185,7 @@ def test_an_error_that_nobody_expected_does_not_cost_the_others(call, asked):
 def test_one_of_several_processes_does_not_go_on_alone(call, asked, monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("evit_nas.training.loop.meet", lambda: None)
+    monkeypatch.setattr("evit_nas.training.session.meet", lambda: None)
     assert call("train", "tiny.yaml", "other.yaml", *QUICK, "--no-ship").code == 1
     assert len(asked) == 1
 
@@ -197,7 +197,7 @@ def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_pr
 
     asked.append("")  # so that no training fails
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("evit_nas.training.loop.meet", lambda: None)
+    monkeypatch.setattr("evit_nas.training.session.meet", lambda: None)
     monkeypatch.setattr(session, "_shipped", lambda *args: 1 / 0)
     result = call("train", "tiny.yaml", "other.yaml", *QUICK)
     assert (result.code, len(asked)) == (1, 3)
@@ -205,7 +205,7 @@ def test_a_network_that_cannot_be_shipped_does_not_cost_the_others_on_several_pr
 
 
 def test_the_other_processes_wait_for_the_folders_that_the_first_one_makes(call, asked, monkeypatch):
-    from evit_nas.training import folder, loop
+    from evit_nas.training import folder, session
 
     def first_is_here():
         for name in ("tiny", "other"):
@@ -214,7 +214,7 @@ def test_the_other_processes_wait_for_the_folders_that_the_first_one_makes(call,
     assert call("train", "tiny.yaml", *QUICK, "--no-ship").code == 1
     shutil.move("runs/train/tiny-shades-tiny-s0", "made")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(loop, "meet", first_is_here)
+    monkeypatch.setattr(session, "meet", first_is_here)
     monkeypatch.setattr(folder, "create", None)
     assert call("train", "tiny.yaml", "other.yaml", *QUICK, "--no-ship").code == 0
     assert asked[1:] == ["tiny-shades-tiny-s0", "other-shades-tiny-s0"]

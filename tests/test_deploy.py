@@ -10,13 +10,9 @@ import torch
 from torch import nn
 
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.network.attention import CascadedGroupAttention, ParallelGroupAttention, PositionBias
 from evit_nas.network.deploy import deploy_weights, fold
-from evit_nas.network.model import (
-    CascadedGroupAttention,
-    ParallelGroupAttention,
-    PositionBias,
-    Residual,
-)
+from evit_nas.network.layers import Residual
 from tests.networks import VARIANTS, lively_network, relative_error, tiny_arch
 
 TOLERANCE = 3e-5  # relative to the largest logit; on AVX2 1.1e-5 has been seen

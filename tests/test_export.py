@@ -15,7 +15,7 @@ from evit_nas import exporting
 from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.exporting import EXPORTERS, SUFFIXES, TOLERANCE, open_onnx, run_onnx
 from evit_nas.network import deploy
-from evit_nas.network.model import ParallelGroupAttention
+from evit_nas.network.attention import ParallelGroupAttention
 from tests.networks import VARIANTS, lively_network, relative_error, tiny_arch
 
 READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {

@@ -20,18 +20,16 @@ from torch.utils._pytree import tree_leaves
 
 from evit_nas.arch import PRESETS, ArchConfig, StageConfig
 from evit_nas.errors import UsageError
-from evit_nas.network.deploy import fold
-from evit_nas.network.model import (
-    Block,
+from evit_nas.network.attention import (
     CascadedGroupAttention,
-    EfficientViT,
     LinearAttention,
     ParallelGroupAttention,
-    build,
     from_windows,
     resize_bias_table,
     to_windows,
 )
+from evit_nas.network.deploy import fold
+from evit_nas.network.model import Block, EfficientViT, build
 from evit_nas.network.weights import load_weights, to_timm
 from tests.networks import VARIANTS, lively, lively_network, relative_error, tiny_arch
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import evit_nas
+from evit_nas.calls import Listing
 from evit_nas.commands import in_python
 from evit_nas.errors import EvitNasError, RunError, UsageError
 from evit_nas.latency import DEVICES
-from evit_nas.products import Listing
 from evit_nas.training import network, pace
 from evit_nas.training.folder import read_record
 from evit_nas.training.hardware import Hardware

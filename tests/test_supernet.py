@@ -40,10 +40,10 @@ from evit_nas.space import SearchSpace
 from evit_nas.stats import kendall_tau
 from evit_nas.trained import SUPERNET_RECORD, WEIGHTS, Trained, parted
 from evit_nas.training import supernet_session
+from evit_nas.training.carry import carry_on
 from evit_nas.training.folder import CHECKPOINT, create
 from evit_nas.training.hardware import Hardware
 from evit_nas.training.inherit import inherit
-from evit_nas.training.loop import carry_on
 from evit_nas.training.plan import begin
 from evit_nas.training.recipe import load_recipe
 from evit_nas.training.settings import SupernetSettings
@@ -170,7 +170,7 @@ def test_an_interrupted_training_comes_to_the_same_weights(tmp_path, images, fin
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from evit_nas.training import loop
+from evit_nas.training import carry, loop
 from evit_nas.training.supernet import SupernetRun
 from tests.test_train import Watch
 class Killed(Watch):
@@ -179,7 +179,7 @@ class Killed(Watch):
         if len(self.statuses) == 6:
             os.kill(os.getpid(), signal.SIGKILL)
 loop.CHECKPOINT_EVERY_S = 0.0
-loop.carry_on(SupernetRun, Path(sys.argv[1]), Killed())
+carry.carry_on(SupernetRun, Path(sys.argv[1]), Killed())
 """
 
 

@@ -27,7 +27,7 @@ from evit_nas.files import lock
 from evit_nas.network.model import build
 from evit_nas.network.weights import load_weights, read_weights
 from evit_nas.trained import WEIGHTS, Trained
-from evit_nas.training import checkpoint, loop, network
+from evit_nas.training import carry, checkpoint, loop, network, records
 from evit_nas.training.batches import Augmented, Batch, Mix, TrainingBatches, augmentation, epoch_order, plain_batches
 from evit_nas.training.curve import write_curve
 from evit_nas.training.folder import CHECKPOINT, METRICS, create, read_record
@@ -354,7 +354,7 @@ def test_a_training_interrupted_again_and_again_ends_as_an_uninterrupted_one(tmp
 @pytest.fixture
 def long_epochs(monkeypatch):
     """The few steps of an epoch are to a line of metrics what thousands are: several looks at the loss long."""
-    monkeypatch.setattr(loop, "LINES_AN_EPOCH", 1)
+    monkeypatch.setattr(records, "LINES_AN_EPOCH", 1)
     monkeypatch.setattr(loop, "LOOK_STEPS", 2)
     return LIVELY | {"epochs": 1, "warmup_epochs": 0}
 
@@ -635,7 +635,7 @@ def test_what_another_process_was_just_finishing_is_not_trained_again(tmp_path, 
         shutil.copytree(finished[0], folder, dirs_exist_ok=True)
         return lock(folder)
 
-    monkeypatch.setattr(loop, "lock", after_waiting)
+    monkeypatch.setattr(carry, "lock", after_waiting)
     watch = Watch()
     assert train(begun(tmp_path / "b", images), watch) == finished[1]
     assert not watch.statuses

@@ -12,7 +12,8 @@ from torch import Tensor
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.errors import UsageError
-from evit_nas.network.model import EfficientViT, build, resize_bias_table
+from evit_nas.network.attention import resize_bias_table
+from evit_nas.network.model import EfficientViT, build
 from evit_nas.network.transfer import Transfer, copy_common, start_from
 from evit_nas.network.weights import official_key, timm_key
 from evit_nas.trained import WEIGHTS, Trained

@@ -19,15 +19,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from evit_nas.arch import ArchConfig
+from evit_nas.network.attention import CascadedGroupAttention, LinearAttention, ParallelGroupAttention
 from evit_nas.network.cost import Cost, cost
-from evit_nas.network.model import (
-    CascadedGroupAttention,
-    EfficientViT,
-    LinearAttention,
-    ParallelGroupAttention,
-    SqueezeExcite,
-    build,
-)
+from evit_nas.network.layers import SqueezeExcite
+from evit_nas.network.model import EfficientViT, build
 
 BATCH = 16  # the same at every image size: the gradient of a mean over random labels shrinks with the batch
 

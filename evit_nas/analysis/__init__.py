@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Analysis", "BlockHeads", "Channels", "analyze"]
 
-SPLIT_SEED = 0  # of the tenth that trainings hold out
 DOUBTS = 3.0  # standard errors above chance below which a network counts as untrained
 
 
@@ -86,7 +85,7 @@ def analyze(
         model.set_input_size(about.preprocessing.input_size[1:])  # shapes of weights alone do not tell it
     if _is_fresh(model):
         raise UsageError(f"{network} holds no trained weights: all of its norms are as they were initialised.")
-    source, outputs = open_source(data, SPLIT_SEED), int(model.num_classes)  # type: ignore[arg-type]
+    source, outputs = open_source(data), int(model.num_classes)  # type: ignore[arg-type]
     batches = sample(about, about.preprocessing, source, outputs, images, batch, seed)
     # first, for it may be refused, and nothing that took long is lost then
     profiled = profile(_measurable(model, about.preprocessing), conditions) if conditions else None

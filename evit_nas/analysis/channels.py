@@ -17,14 +17,9 @@ from torch import nn
 from evit_nas.analysis.results import Kind
 from evit_nas.arch import StageConfig
 from evit_nas.errors import UsageError
-from evit_nas.network.model import (
-    CascadedGroupAttention,
-    Downsample,
-    EfficientViT,
-    LinearAttention,
-    LocalFfn,
-    ParallelGroupAttention,
-)
+from evit_nas.network.attention import CascadedGroupAttention, LinearAttention, ParallelGroupAttention
+from evit_nas.network.layers import LocalFfn
+from evit_nas.network.model import Downsample, EfficientViT
 
 ALL = slice(None)
 QKV: tuple[Kind, Kind, Kind] = ("q", "k", "v")

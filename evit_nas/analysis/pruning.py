@@ -22,7 +22,9 @@ from evit_nas.analysis.results import Channels
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.errors import UsageError
 from evit_nas.files import write_atomically
-from evit_nas.network.model import ConvNorm, Downsample, EfficientViT, LinearAttention, LocalFfn, SqueezeExcite, build
+from evit_nas.network.attention import LinearAttention
+from evit_nas.network.layers import ConvNorm, LocalFfn, SqueezeExcite
+from evit_nas.network.model import Downsample, EfficientViT, build
 from evit_nas.network.saved import efficientvit, open_saved
 from evit_nas.network.transfer import copy_common
 from evit_nas.trained import ARCH, WEIGHTS

@@ -233,7 +233,7 @@ def _look_at(data: str, settings: SearchSettings) -> None:
     from evit_nas.data.sources import open_source
     from evit_nas.training.auto import auto_size
 
-    seen, own = look(open_source(data, seed=0)), settings.space.image_size
+    seen, own = look(open_source(data)), settings.space.image_size
     say(str(seen))
     if seen.train < FEW_IMAGES:
         say(few(seen.train))

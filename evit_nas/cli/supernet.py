@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from evit_nas.cli.app import DATA_HELP, ImageSizeOption, SeedOption, app
-from evit_nas.cli.train import LoadersOption, Silence, parse_changes, refuse_changes
+from evit_nas.cli.train import LoadersOption, parse_changes, refuse_changes
 from evit_nas.commands import command_line, typed
 from evit_nas.console import say
 from evit_nas.errors import UsageError
+from evit_nas.training.status import Silence
 from evit_nas.views import progress_view
 
 supernet = typer.Typer(help="One training for all networks of a space.", no_args_is_help=True)

@@ -27,6 +27,7 @@ from evit_nas.cli.latency import report_findings
 from evit_nas.commands import command_line, typed
 from evit_nas.console import Format, emit, make_table, millions, say
 from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.training.status import Silence
 from evit_nas.views import progress_view
 
 if TYPE_CHECKING:
@@ -162,16 +163,6 @@ def refuse_changes(context: typer.Context, folder: str) -> None:
             f"a training goes on as its train.yaml says, {', '.join(idle)} cannot change {folder}. For another "
             "training name what is to be trained instead of the folder."
         )
-
-
-class Silence:
-    """Watches in all processes of a training but the first."""
-
-    def note(self, message: str) -> None:
-        """See TrainWatcher."""
-
-    def trained(self, status: Any) -> None:
-        """See TrainWatcher."""
 
 
 def _typed_to_resume() -> str:

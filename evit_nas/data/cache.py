@@ -45,7 +45,6 @@ def load_dataset(
     source: str,
     image_size: int,
     *,
-    seed: int = 0,
     channels: int | None = None,
     note: Callable[[str], None] = lambda message: None,
     step: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -55,9 +54,9 @@ def load_dataset(
 
     The shorter side is resized to `image_size`, and the centre is kept. The first call decodes every image into the
     user's cache folder (C · image_size² bytes each), the next ones map it, unless a file of the source has changed
-    since. `seed` chooses what is held out for validation where the source has no split. `channels` is what the networks
-    take, if that is known. `note` is told about decoding, skipped images and whatever else is odd, `step` how many
-    images are decoded. Where they are many, `workers` processes decode them, to the same bytes.
+    since. `channels` is what the networks take, if that is known. `note` is told about decoding, skipped images and
+    whatever else is odd, `step` how many images are decoded. Where they are many, `workers` processes decode them, to
+    the same bytes.
 
     Raises:
         UsageError: the source cannot be used, no image of some class can be read, the system fails to read one, or
@@ -66,7 +65,7 @@ def load_dataset(
     """
     if image_size < 1:
         raise UsageError(f"image_size must be at least 1 pixel, got {image_size}.")
-    opened = open_source(source, seed)
+    opened = open_source(source)
     stamp = f"{_VERSION} {opened.stamp()}"
     entry = _entry(opened, image_size)
     try:

@@ -63,12 +63,12 @@ def evaluate(
     from evit_nas.data.cache import why_unreadable
     from evit_nas.data.sources import open_source
     from evit_nas.evaluation.classifiers import open_classifiers
-    from evit_nas.evaluation.unseen import SPLIT_SEED, unseen
+    from evit_nas.evaluation.unseen import unseen
     from evit_nas.training.batches import plain_batches
 
     if batch < 1 or not networks:
         raise UsageError(f"give at least one network and a batch of at least 1, got {list(networks)} and {batch}.")
-    source = open_source(data, SPLIT_SEED)
+    source = open_source(data)
     classifiers = [one for text in networks for one in open_classifiers(text, like)]
     for remark in source.remarks:
         note(f"{source.name}: {remark}")

@@ -13,7 +13,6 @@ from evit_nas.errors import UsageError
 from evit_nas.network.supernet import Supernet
 from evit_nas.trained import Trained
 
-SPLIT_SEED = 0  # of the tenth that trainings hold out: another one would bring their training images
 HELD_OUT = "the tenth that its training held out"
 LOST = (
     "the tenth that a training holds out, for a network was trained on data of this name that are not found here; "
@@ -31,7 +30,7 @@ def unseen(source: Source, trainings: Iterable[Trained | Supernet]) -> tuple[Ima
     - where the data of a training are not found, names decide: of a folder of the same name the tenth is taken.
 
     Args:
-        source: opened with SPLIT_SEED.
+        source: what `open_source` gives: another seed would bring images of the trainings.
         trainings: those of the networks that are known.
     """
     if source.whole is None:
@@ -56,7 +55,7 @@ def unseen(source: Source, trainings: Iterable[Trained | Supernet]) -> tuple[Ima
 def _data_of(training: Trained | Supernet) -> Source | None:
     """What a network was trained on; None if it is not found, or other data by now."""
     try:
-        source = open_source(training.data, SPLIT_SEED)
+        source = open_source(training.data)
     except UsageError:
         return None
     return source if source.classes == training.classes else None

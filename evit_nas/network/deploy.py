@@ -16,15 +16,9 @@ import copy
 import numpy as np
 from torch import Tensor, nn
 
-from evit_nas.network.model import (
-    CascadedGroupAttention,
-    ConvNorm,
-    EfficientViT,
-    NormLinear,
-    ParallelGroupAttention,
-    PositionBias,
-    Residual,
-)
+from evit_nas.network.attention import CascadedGroupAttention, ParallelGroupAttention, PositionBias
+from evit_nas.network.layers import ConvNorm, NormLinear, Residual
+from evit_nas.network.model import EfficientViT
 
 
 def fold(model: EfficientViT) -> nn.Module:

@@ -179,7 +179,7 @@ class Members:
 
     @cached_property
     def _split(self) -> tuple[Images, Images]:
-        source = open_source(self.supernet.data, seed=0)  # which splits as the training did
+        source = open_source(self.supernet.data)
         if source.classes != self.supernet.classes:
             raise UsageError(f"{self.supernet.data} has other classes now than the supernet was trained for.")
         before, now = self.supernet.images, len(source.train)

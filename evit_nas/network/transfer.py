@@ -24,7 +24,8 @@ from torch import Tensor
 from evit_nas.arch import StageConfig
 from evit_nas.errors import UsageError
 from evit_nas.files import expanded
-from evit_nas.network.model import EfficientViT, resize_bias_table
+from evit_nas.network.attention import resize_bias_table
+from evit_nas.network.model import EfficientViT
 from evit_nas.network.saved import Saved, class_order, efficientvit, open_saved
 from evit_nas.network.supernet import Members, Supernet
 from evit_nas.trained import SUPERNET_RECORD

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.errors import UsageError
-from evit_nas.network.model import EfficientViT, resize_bias_table
+from evit_nas.network.attention import resize_bias_table
+from evit_nas.network.model import EfficientViT
 from evit_nas.yamlio import shown
 
 MAX_IMAGE = 512  # side of the largest input: its maps hold every window

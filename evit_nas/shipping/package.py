@@ -146,7 +146,7 @@ def source_of(trained: Trained, data: str) -> Source:
     Raises:
         UsageError: it has others, or cannot be used.
     """
-    source = open_source(data, seed=0)  # which splits as the training did
+    source = open_source(data)
     if source.classes != trained.classes:
         wanted, got = (f"{first_few(names)} ({len(names)})" for names in (trained.classes, source.classes))
         raise UsageError(f"{data} must have the classes that the network was trained on: {wanted}, got {got}.")

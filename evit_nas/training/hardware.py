@@ -41,3 +41,17 @@ def several() -> bool:
 def first() -> bool:
     """Whether this is the process that writes and speaks, as torchrun and accelerate number theirs."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def meet() -> None:
+    """Waits for the other processes of a launcher."""
+    from accelerate import PartialState
+
+    PartialState(cpu=on_processors()).wait_for_everyone()
+
+
+def on_processors() -> bool:
+    """What accelerate has to be told, or each of several processes would believe itself alone."""
+    import torch
+
+    return several() and not torch.accelerator.is_available()

@@ -10,7 +10,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -23,10 +22,9 @@ from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images, Source
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, RunError, UsageError, first_few, out_of_memory
-from evit_nas.files import lock
-from evit_nas.latency.machine import usable_cores
+from evit_nas.errors import EvitNasError, UsageError, first_few
 from evit_nas.trained import WEIGHTS
+from evit_nas.training.advice import diverged
 from evit_nas.training.batches import (
     VALIDATION_BATCH,
     Batch,
@@ -38,93 +36,19 @@ from evit_nas.training.batches import (
     plain_batches,
 )
 from evit_nas.training.checkpoint import State
-from evit_nas.training.folder import holds_weights, read_record
-from evit_nas.training.hardware import ALONE, Hardware, several
+from evit_nas.training.hardware import Hardware, on_processors
 from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
-from evit_nas.training.recipe import Recipe
-from evit_nas.training.records import Finished, Records
+from evit_nas.training.records import Finished, Records, steps_a_line
 from evit_nas.training.settings import TrainRecord
 from evit_nas.training.status import Pace, TrainStatus, TrainWatcher
 from evit_nas.training.teacher import open_teacher
 from evit_nas.training.validation import merit, share_statistics, validate
 
 CHECKPOINT_EVERY_S = 120.0
-LINES_AN_EPOCH = 10  # of training loss
 LOOK_STEPS = 20  # at most, until the loss is looked at: by steps, which all processes take together, not by time
 TIMED_STEPS = 3  # at least, beyond the first one, where only the pace is asked for
 
 Result = TypeVar("Result", bound=Finished)
-
-
-def carry_on(kind: type[TrainingRun[Result]], folder: Path, watch: TrainWatcher, hardware: Hardware = ALONE) -> Result:
-    """Takes the training in `folder` from wherever it stands to its end; one that is finished costs nothing.
-
-    Args:
-        kind: what trains there.
-
-    Raises:
-        UsageError: data, weights, teacher or precision cannot be used.
-        RunError: another process is at it, or the folder cannot be written.
-        EvitNasError: the loss is not finite any more, or memory ran out; the last good checkpoint is kept.
-    """
-    record = read_record(folder)
-    if (folder / WEIGHTS).exists():
-        return kind.finished(folder)
-    if torch.get_num_threads() > usable_cores():  # a container's quota, of which torch knows nothing
-        torch.set_num_threads(usable_cores())
-    training = kind(folder, record, watch, hardware)
-    try:
-        with lock(folder) if training.first else nullcontext():  # it would keep out this training's other processes
-            return training.run()
-    except (RuntimeError, MemoryError) as error:
-        if advice := _advice(error, record.settings.recipe, hardware, folder):
-            raise EvitNasError(f"{record.settings.name}: {advice}") from error
-        raise
-    except OSError as error:
-        if error.filename is None or not Path(str(error.filename)).is_relative_to(folder):
-            raise
-        raise RunError(
-            f"cannot write the training folder {folder}: {error.strerror}. Put that right, then add --resume."
-        ) from error
-    finally:
-        training.end()
-
-
-def _advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) -> str:
-    """What is wrong and the way out if memory ran out, here or in a process that loads images; else empty."""
-    if out_of_memory(f"{type(error).__name__}: {error}"):
-        return (
-            f"the device's memory does not hold a batch of {recipe.batch_size} images in {recipe.accumulate} parts. "
-            f"Take more parts (--set accumulate={2 * recipe.accumulate}) or a smaller batch_size{_beside(folder)}."
-        )
-    if "DataLoader worker" in str(error):  # as torch says of one that was killed
-        return (
-            "a process that loads images died, perhaps for want of memory, or of shared memory (/dev/shm; in a "
-            f"container --shm-size). Go on with: --resume --workers {hardware.workers // 2}"
-        )
-    return ""
-
-
-def _beside(folder: Path) -> str:
-    """Where a training with other settings goes: what has been trained keeps its folder."""
-    return f", with another --out: the last good checkpoint is kept in {folder}" if holds_weights(folder) else ""
-
-
-def steps_a_line(steps: int) -> int:
-    """Of an epoch of so many steps, those that a line of training loss is about."""
-    return max(1, steps // LINES_AN_EPOCH)
-
-
-def meet() -> None:
-    """Waits for those processes."""
-    from accelerate import PartialState
-
-    PartialState(cpu=_on_processors()).wait_for_everyone()
-
-
-def _on_processors() -> bool:
-    """What accelerate has to be told, or each of several processes would believe itself alone."""
-    return several() and not torch.accelerator.is_available()
 
 
 class TrainingRun(ABC, Generic[Result]):
@@ -145,7 +69,7 @@ class TrainingRun(ABC, Generic[Result]):
         self._source = self._opened()
         AcceleratorState._reset_state()  # else this one would have the precision of the last training in this process
         self._accelerator = Accelerator(
-            cpu=_on_processors(),
+            cpu=on_processors(),
             mixed_precision="no" if self._recipe.precision == "fp32" else self._recipe.precision,
             gradient_accumulation_steps=self._recipe.accumulate,  # `backward` divides each loss by it
             log_with=list(hardware.trackers) or None,
@@ -186,8 +110,7 @@ class TrainingRun(ABC, Generic[Result]):
 
     def _opened(self) -> Source:
         """The images that are trained and validated on."""
-        # not the training's own seed: all hold out the same tenth, on which `eval` judges (SPLIT_SEED)
-        return open_source(self._settings.data, seed=0)
+        return open_source(self._settings.data)
 
     @abstractmethod
     def _network(self) -> nn.Module:
@@ -419,13 +342,8 @@ class TrainingRun(ABC, Generic[Result]):
             EvitNasError: it is not; says what helps. Nothing has been saved since it was.
         """
         if not math.isfinite(loss):
-            raise EvitNasError(
-                f"{self._settings.name}: the loss is {loss} in epoch {epoch + 1}. Take a lower rate (--set "
-                f"learning_rate={self._recipe.learning_rate / 3:.2g}) or stronger clipping (--set clip_mode=norm "
-                "--set clip=1)"
-                + (" or fp32 (--set precision=fp32)" if self._recipe.precision == "fp16" else "")
-                + f"{_beside(self._folder)}."
-            )
+            told = diverged(loss, epoch, self._recipe, self._folder)
+            raise EvitNasError(f"{self._settings.name}: {told}")
 
     def _validate(self, epoch: int) -> None:
         """Validates the weights and their average, keeps the better if it is the best so far, and saves the state."""

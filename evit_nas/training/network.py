@@ -18,9 +18,10 @@ from evit_nas.network.weights import load_weights
 from evit_nas.runs import installed_versions
 from evit_nas.trained import Trained
 from evit_nas.training.batches import end_workers, plain_batches
+from evit_nas.training.carry import carry_on
 from evit_nas.training.folder import BEST, RECORD
 from evit_nas.training.hardware import ALONE, Hardware
-from evit_nas.training.loop import TrainingRun, carry_on
+from evit_nas.training.loop import TrainingRun
 from evit_nas.training.settings import SCRATCH
 from evit_nas.training.status import TrainWatcher
 from evit_nas.training.validation import validate

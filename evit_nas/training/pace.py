@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evit_nas import __version__
 from evit_nas.training.loop import TrainingRun
 from evit_nas.training.settings import TrainRecord, TrainSettings
-from evit_nas.training.status import Pace
+from evit_nas.training.status import Pace, Silence
 
 if TYPE_CHECKING:
     from evit_nas.training.hardware import Hardware
@@ -36,19 +36,9 @@ def pace_of(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = TrainRecord(evit_nas=__version__, created=created, command="", settings=settings, versions={})
     with TemporaryDirectory() as scratch:
-        run = kind(Path(scratch), record, _Nobody(), replace(hardware, trackers=()))
+        run = kind(Path(scratch), record, Silence(), replace(hardware, trackers=()))
         try:
             least, most = WATCHED_S
             return run.pace(min(max(WATCHED_SHARE * (time_s or 0.0), least), most))
         finally:
             run.end()
-
-
-class _Nobody:
-    """Watches what is only timed."""
-
-    def note(self, message: str) -> None:
-        """See TrainWatcher."""
-
-    def trained(self, status: object) -> None:
-        """See TrainWatcher."""

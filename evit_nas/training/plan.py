@@ -127,7 +127,7 @@ def plan(chosen: Sequence[Chosen], how: How) -> list[tuple[Path, TrainSettings]]
     """
     from evit_nas.data.sources import open_source
 
-    source = open_source(how.data, seed=0)
+    source = open_source(how.data)
     parent = how.out or next((each.run / "train" for each in chosen if each.run), Path("runs") / "train")
     plans: dict[Path, TrainSettings] = {}
     for each in chosen:

@@ -19,6 +19,8 @@ from evit_nas.training.folder import BEST, CHECKPOINT, CURVE, METRICS
 from evit_nas.training.settings import TrainSettings
 from evit_nas.training.status import TrainWatcher
 
+LINES_AN_EPOCH = 10  # of training loss
+
 
 class Finished(Protocol):
     """What a training came to."""
@@ -111,3 +113,8 @@ class Records:
             self.note(f"{self._settings.name}: cannot save in {self._folder}: {error.strerror}; training goes on")
             return False
         return True
+
+
+def steps_a_line(steps: int) -> int:
+    """Of an epoch of so many steps, those that a line of training loss is about."""
+    return max(1, steps // LINES_AN_EPOCH)

@@ -17,7 +17,7 @@ from evit_nas.errors import EvitNasError, Interrupted, MeasurementError, UsageEr
 from evit_nas.lookup import find_arch
 from evit_nas.training.auto import auto_fields, reason
 from evit_nas.training.folder import RECORD, holds_weights, read_record
-from evit_nas.training.hardware import first, several
+from evit_nas.training.hardware import first, meet, several
 from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
 from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, load_recipe
 from evit_nas.training.settings import SCRATCH, SupernetSettings
@@ -149,7 +149,7 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     if wanted and asked.data is None:
         raise UsageError("train needs images: add --data PATH, for example a folder with a folder for each class.")
     data = [settings.data for _, settings in plans] + ([asked.data] if wanted and asked.data is not None else [])
-    seen = {each: look(open_source(each, seed=0)) for each in dict.fromkeys(data)}
+    seen = {each: look(open_source(each)) for each in dict.fromkeys(data)}
     for each in seen.values():
         note(str(each))  # before anything long: a wrong folder shows at once
     new: Plans = []
@@ -304,7 +304,6 @@ def carry_out(
     Raises:
         EvitNasError: what the only training raises, or one of several processes that has not trained.
     """
-    from evit_nas.training.loop import meet
     from evit_nas.training.network import train
 
     if first():

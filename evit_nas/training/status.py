@@ -51,3 +51,13 @@ class TrainWatcher(Protocol):
 
     def trained(self, status: TrainStatus) -> None:
         """A few more steps are done."""
+
+
+class Silence:
+    """Watches without a word."""
+
+    def note(self, message: str) -> None:
+        """See TrainWatcher."""
+
+    def trained(self, status: TrainStatus) -> None:
+        """See TrainWatcher."""

@@ -22,9 +22,9 @@ from evit_nas.network.cost import cost
 from evit_nas.network.supernet import Supernet, held_out_of
 from evit_nas.space import SearchSpace, resolved_space
 from evit_nas.training.auto import auto_fields, auto_size, reason
+from evit_nas.training.carry import carry_on
 from evit_nas.training.folder import RECORD, holds_weights, read_record
-from evit_nas.training.hardware import Hardware, first, several
-from evit_nas.training.loop import carry_on, meet
+from evit_nas.training.hardware import Hardware, first, meet, several
 from evit_nas.training.pace import pace_of
 from evit_nas.training.plan import begin
 from evit_nas.training.recipe import AUTO, changed, check_names, load_recipe
@@ -165,7 +165,7 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
         raise UsageError(
             "a supernet learns from images: add --data PATH, for example a folder with a folder for each class."
         )
-    source = open_source(asked.data, seed=0)
+    source = open_source(asked.data)
     seen = look(source)
     note(str(seen))
     if not (held_out := held_out_of(source)):
