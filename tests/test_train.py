@@ -662,8 +662,20 @@ def test_a_process_that_loads_images_and_is_killed_says_the_way_out(tmp_path, mo
     """As the system does where memory runs out, or a container's 64 MB of shared memory."""
 
     monkeypatch.setattr(Augmented, "__getitem__", lambda self, draw: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(EvitNasError, match=r"process that loads images died.*--resume --workers 1$"):
+    with pytest.raises(EvitNasError, match=r"process that loads images died.*Take fewer of them: --workers 1$"):
         train(begun(tmp_path / "b", images), Watch(), Hardware(workers=2))
+
+
+@pytest.mark.parametrize(("split", "counts"), [("train", "73 training and 18"), ("val", "72 training and 19")])
+def test_a_training_does_not_go_on_with_other_images(tmp_path, monkeypatch, images, split, counts):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    folder = begun(tmp_path / "b", shutil.copytree(images, tmp_path / "own"))
+    with pytest.raises(Interrupted):
+        train(folder, Stopped(4))
+    one = next((tmp_path / "own" / split).glob("*/*"))
+    shutil.copy(one, one.with_name(f"more{one.suffix}"))
+    with pytest.raises(UsageError, match=f"{counts} validation images, and had 72 and 18 when"):
+        train(folder, Watch())
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 is for the accelerator that is here")
@@ -728,3 +740,36 @@ def test_two_processes_train_as_one_does_in_two_parts(tmp_path, images):
         alone, shared = ([row["loss"] for row in rows if row["kind"] == "train"] for rows in (one, two))
         assert shared == pytest.approx(alone, rel=1e-4)
         assert one[-1]["loss"] == pytest.approx(two[-1]["loss"], rel=0.1)
+
+
+TWO = """
+import os, sys
+from pathlib import Path
+from evit_nas.training import loop
+from evit_nas.training.network import train
+from tests.test_train import Watch
+loop.CHECKPOINT_EVERY_S, loop.LOOK_STEPS = 0.0, 1
+known, saved = loop.TrainingRun._save, []
+def save(self):
+    known(self)
+    saved.append(self)
+    if len(saved) == int(sys.argv[2]):
+        os._exit(0)
+loop.TrainingRun._save = save
+train(Path(sys.argv[1]), Watch())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_go_on_in_mid_epoch_validate_as_two_that_were_not_interrupted(tmp_path, images):
+    (tmp_path / "two.py").write_text(TWO)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    recipe = LIVELY | {"epochs": 1, "warmup_epochs": 0, "average": 0.9}
+    for name, ends in {"whole": [0], "parts": [2, 0]}.items():  # after so many checkpoints
+        begun(tmp_path / name, images, recipe=recipe)
+        for end in ends:
+            command = [*launcher, str(tmp_path / "two.py"), str(tmp_path / name), str(end)]
+            subprocess.run(command, check=True, capture_output=True, env=environment)
+    whole, parts = (lines(tmp_path / name) for name in ("whole", "parts"))
+    assert [row.get("loss") for row in parts] == [row.get("loss") for row in whole]

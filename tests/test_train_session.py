@@ -85,6 +85,24 @@ def test_the_pace_comes_from_real_steps(shades):
     assert found.epoch_s == found.steps * found.step_s + found.validation_s
 
 
+def test_memory_that_runs_out_as_it_is_timed_says_the_way_out(shades, monkeypatch):
+    def full(self, *_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loop.TrainingRun, "_mixed", full)
+    with pytest.raises(EvitNasError, match="--set accumulate=2"):
+        prepared(shades)
+
+
+def test_of_several_networks_one_that_cannot_be_timed_does_not_cost_the_others(shades, monkeypatch):
+    def pace_of(kind, settings, *_):
+        raise EvitNasError("memory ran out")
+
+    monkeypatch.setattr(pace, "pace_of", pace_of)
+    planned, _ = prepared(shades, seeds=(0, 1))
+    assert len(planned.plans) == 2
+
+
 @pytest.mark.parametrize(("workers", "batches"), [(0, 2), (3, 6)])
 def test_a_validation_is_timed_with_all_that_load_images_at_work(shades, monkeypatch, workers, batches):
     """A single batch is loaded by one of them, while the others do nothing."""

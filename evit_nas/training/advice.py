@@ -20,7 +20,7 @@ def advice(error: Exception, recipe: Recipe, hardware: Hardware, folder: Path) -
     if "DataLoader worker" in str(error):  # as torch says of one that was killed
         return (
             "a process that loads images died, perhaps for want of memory, or of shared memory (/dev/shm; in a "
-            f"container --shm-size). Go on with: --resume --workers {hardware.workers // 2}"
+            f"container --shm-size). Take fewer of them{_going_on(folder)}: --workers {hardware.workers // 2}"
         )
     return ""
 
@@ -33,6 +33,10 @@ def diverged(loss: float, epoch: int, recipe: Recipe, folder: Path) -> str:
         f"learning_rate={recipe.learning_rate / 3:.2g}) or stronger clipping (--set clip_mode=norm --set clip=1)"
         f"{fp32}{_beside(folder)}."
     )
+
+
+def _going_on(folder: Path) -> str:
+    return " and go on with --resume" if holds_weights(folder) else ""
 
 
 def _beside(folder: Path) -> str:

@@ -36,6 +36,8 @@ class State(TypedDict):
     """How many these are."""
     classes: NotRequired[list[str]]  # versions up to 0.3 kept none
     """Names of the outputs, in their order."""
+    images: NotRequired[tuple[int, int]]  # versions up to 0.3 kept none
+    """How many there are to train on and to validate on."""
     seconds: float
     """Spent training and validating so far."""
     best: dict[str, Any] | None

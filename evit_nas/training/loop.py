@@ -215,7 +215,7 @@ class TrainingRun(ABC, Generic[Result]):
     def _restore(self, state: State) -> None:
         """
         Raises:
-            UsageError: the data have other classes than when it was saved.
+            UsageError: the data have other classes, or more or fewer images, than when it was saved.
         """
         before, now = state.get("classes"), list(self._source.classes)
         if before is not None and before != now:  # what has been learned of one would be called another
@@ -223,6 +223,13 @@ class TrainingRun(ABC, Generic[Result]):
             raise UsageError(
                 f"{self._settings.data} has other classes than when this training began: {only}. Give them back their "
                 "names, or train anew with another --out."
+            )
+        counted = tuple(state.get("images", self._images))
+        if counted != self._images:  # images trained on may be among those held out now, and steps mean others
+            (train, val), (train_before, val_before) = self._images, counted
+            raise UsageError(
+                f"{self._settings.data} has {train} training and {val} validation images, and had {train_before} and "
+                f"{val_before} when this training began. Bring them back, or train anew with another --out."
             )
         self._plain.load_state_dict(state["model"])
         if self._average is not None and state["average"] is not None:
@@ -255,9 +262,15 @@ class TrainingRun(ABC, Generic[Result]):
             now = time.monotonic()
             self._look(epoch, self._step - seen, now - last, line)
             last, seen = now, self._step
-            if now - saved > CHECKPOINT_EVERY_S:  # the loss was finite
+            if self._agreed(now - saved > CHECKPOINT_EVERY_S):  # the loss was finite
+                for network in self._networks().values():  # as validations do; means of means are the same
+                    share_statistics(network, self._accelerator)
                 self._save()
                 saved = last = time.monotonic()  # time that is spent saving is not the training's
+
+    def _agreed(self, wish: bool) -> bool:
+        """Whether one of the processes wishes it: their clocks differ, and all have to do it."""
+        return bool(self._accelerator.reduce(torch.tensor(float(wish), device=self._accelerator.device)) > 0)
 
     def _take_step(self, batch: Batch, epoch: int, step: int, part: int) -> Tensor:
         """The loss of one part of a step; with the last one the weights move."""
@@ -369,6 +382,10 @@ class TrainingRun(ABC, Generic[Result]):
         self._epoch, self._step = epoch + 1, 0
         self._save()
 
+    @property
+    def _images(self) -> tuple[int, int]:
+        return len(self._source.train), len(self._source.val)
+
     def _networks(self) -> dict[str, nn.Module]:
         """The weights and, if there is one, their average."""
         average = {} if self._average is None else {"average": self._average.module}
@@ -386,6 +403,7 @@ class TrainingRun(ABC, Generic[Result]):
                 "loss_sum": float(self._loss_sum),
                 "loss_steps": self._loss_steps,
                 "classes": list(self._source.classes),
+                "images": self._images,
                 "seconds": time.monotonic() - self._started,
                 "best": self._best,
                 "unreadable": sorted(self._unreadable),

@@ -9,6 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from evit_nas import __version__
+from evit_nas.errors import EvitNasError
+from evit_nas.training.advice import advice
 from evit_nas.training.loop import TrainingRun
 from evit_nas.training.settings import TrainRecord, TrainSettings
 from evit_nas.training.status import Pace, Silence
@@ -32,6 +34,7 @@ def pace_of(
 
     Raises:
         UsageError: the training could not begin.
+        EvitNasError: memory ran out, or the loss is not finite.
     """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = TrainRecord(evit_nas=__version__, created=created, command="", settings=settings, versions={})
@@ -40,5 +43,9 @@ def pace_of(
         try:
             least, most = WATCHED_S
             return run.pace(min(max(WATCHED_SHARE * (time_s or 0.0), least), most))
+        except (RuntimeError, MemoryError) as error:
+            if said := advice(error, settings.recipe, hardware, Path(scratch)):
+                raise EvitNasError(f"{settings.name}: {said}") from error
+            raise
         finally:
             run.end()

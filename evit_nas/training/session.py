@@ -91,7 +91,8 @@ class Outcome:
         from evit_nas.config import Conditions
         from evit_nas.latency import Protocol, Steady, open_device
 
-        known = {settings.arch: shipped.fp32.latency.median_ms for settings, shipped in self.shipped.items()}
+        found = {settings.arch: shipped.fp32.latency for settings, shipped in self.shipped.items()}
+        known = {arch: latency.median_ms for arch, latency in found.items() if latency.conditions == Conditions()}
         if rest := [settings.arch for settings in self.trained if settings.arch not in known]:
             with Steady(open_device(Conditions())) as device:
                 for arch in dict.fromkeys(rest):
@@ -239,7 +240,15 @@ def _timed(plans: Plans, asked: Asked, hardware: Hardware, note: Callable[[str],
             continue
         alike = settings.model_copy(update={"seed": 0})  # a seed moves no pace
         if new := alike not in paces:
-            paces[alike] = pace_of(NetworkRun, settings, hardware, share_s)
+            try:
+                paces[alike] = pace_of(NetworkRun, settings, hardware, share_s)
+            except UsageError:
+                raise
+            except EvitNasError:
+                if len(plans) == 1:
+                    raise
+                timed.append((folder, settings))  # its training says the same, and the others go on without it
+                continue
         pace = paces[alike]
         if share_s is not None and not kept:
             settings = _within(settings, share_s, pace.epoch_s)
