@@ -60,8 +60,9 @@ def timm_network(name: str, image_size: int | None = None) -> tuple[nn.Module, t
         MeasurementError: it cannot be built at this size.
     """
     import timm
-    import torch
     from timm.models import reparameterize_model
+
+    from evit_nas.network.layers import seeded
 
     _check_name(name)
     config = timm.get_pretrained_cfg(name)
@@ -72,8 +73,7 @@ def timm_network(name: str, image_size: int | None = None) -> tuple[nn.Module, t
         height = width = image_size
         options = {"img_size": image_size} if config.fixed_input_size else {}  # others may refuse the argument
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU as well
+        with seeded(0):
             model = timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # timm's networks refuse sizes with errors of every type
         raise MeasurementError(f"timm cannot build {name} for {height} x {width} pixels: {error}") from error
