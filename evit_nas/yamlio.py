@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from evit_nas.errors import UsageError, did_you_mean
+from evit_nas.errors import UsageError, did_you_mean, in_a_line
 
 MAX_BYTES = 100_000  # a config is a few kB; a larger file is a mistake, and can take minutes to parse
 SHOWN_CHARS = 60  # of a wrong value in a message
@@ -87,7 +87,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     except RecursionError:
         raise UsageError(f"{source}: not valid YAML: nested too deeply.") from None
     except Exception as error:  # PyYAML lets through what int(), chr() and date() raise on a strange scalar
-        reason = " ".join(str(error).split())
+        reason = in_a_line(error)
         raise UsageError(f"{source}: not valid YAML: {reason}.") from None
     if data is None:
         raise UsageError(f"{source}: the file is empty; expected a mapping of fields.")

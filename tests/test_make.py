@@ -240,7 +240,7 @@ def test_as_many_are_trained_as_there_is_time_to_train_whole(
 ):
     """80 s of 100 are for trainings, of 100 epochs each."""
     recipe = RECIPES["tiny"] | {"epochs": 100}
-    monkeypatch.setattr("evit_nas.training.session.auto_fields", lambda seen, from_weights: recipe)
+    monkeypatch.setattr("evit_nas.training.auto.auto_fields", lambda seen, from_weights: recipe)
     monkeypatch.setattr(pace, "pace_of", lambda *asked: Pace(4, whole_s / 400, 0.0))
     result = call(*MAKE)
     assert result.code == 0, result.err
@@ -251,7 +251,7 @@ def test_as_many_are_trained_as_there_is_time_to_train_whole(
 
 def test_what_could_be_trained_for_a_small_part_of_its_steps_is_not(call, photographs, learned, monkeypatch):
     recipe = RECIPES["tiny"] | {"epochs": 100}
-    monkeypatch.setattr("evit_nas.training.session.auto_fields", lambda seen, from_weights: recipe)
+    monkeypatch.setattr("evit_nas.training.auto.auto_fields", lambda seen, from_weights: recipe)
     monkeypatch.setattr(pace, "pace_of", lambda *asked: Pace(4, 0.5, 0.0))  # 200 s for the best
     result = call(*MAKE)
     members = Result(OUT / "search").found.members

@@ -88,9 +88,10 @@ def given(context: typer.Context) -> Any:
     """The options of `search` that are on the command line, as `settings_from` takes them; not its defaults."""
     from evit_nas.words import Words
 
-    on_the_line = {
-        name
-        for name in Words.__annotations__
-        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
-    }
-    return {name: context.params[name] for name in on_the_line}
+    return {name: context.params[name] for name in Words.__annotations__ if on_the_line(context, name)}
+
+
+def on_the_line(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was typed, and is no default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

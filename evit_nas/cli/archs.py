@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ from evit_nas.cli.app import Arch, Archs, ClassesOption, FormatOption, ImagesOpt
 from evit_nas.commands import command_line
 from evit_nas.console import Format, emit, make_table, millions, plain, put, say
 from evit_nas.errors import UsageError
+from evit_nas.files import write_atomically, writing
 from evit_nas.lookup import find_arch
 from evit_nas.regime import default_regime
 
@@ -221,28 +221,17 @@ def export(
         weights = Path(arch)
     path = out or Path(f"{Path(arch).resolve().name.removesuffix('.yaml')}{SUFFIXES.get(to, '.yaml')}")
     if to == "yaml":
-        from evit_nas.files import write_atomically
-
-        with _writing(path):
+        with writing(path, " Give another file with --out."):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, config.to_yaml(f"EfficientViT {arch}; key {config.key}"))
         say(f"written: {path}")
         return
-    with _writing(path):
+    with writing(path, " Give another file with --out."):
         error = EXPORTERS[to](config, path, weights=weights, batch=batch or None, seed=seed)
     kind = f"weights of {checkpoint(weights)}" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
     if to == "onnx":
         say(f"next:    {command_line('measure', path)}")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Says in one sentence what the system has against a file."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}. Give another file with --out.") from None
 
 
 @app.command()

@@ -22,6 +22,7 @@ from evit_nas.cli.app import (
     ThreadsOption,
     app,
     conditions_of,
+    on_the_line,
 )
 from evit_nas.cli.latency import report_findings
 from evit_nas.commands import command_line, typed
@@ -154,9 +155,7 @@ def refuse_changes(context: typer.Context, folder: str) -> None:
     idle = [
         max(option.opts, key=len)
         for option in context.command.params
-        if option.name in OF_NEW_TRAININGS
-        and (source := context.get_parameter_source(option.name)) is not None
-        and source.name == "COMMANDLINE"
+        if option.name in OF_NEW_TRAININGS and on_the_line(context, option.name)
     ]
     if idle:
         raise UsageError(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evit_nas.data.images import Images, Source
+from evit_nas.errors import first_few
 
 LIMIT = 2**28  # bytes that are read at most: seconds, where the data are photographs by the ten thousand
-NAMED = 3  # pairs in a message
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,10 @@ def said_copies(source: Source) -> str:
     """A sentence about validation images that are training images as well; empty if there are none."""
     if not (found := copies(source.train, source.val)):
         return ""
-    pairs = [f"{source.val.name(index)} is {source.train.name(original)}" for index, original in found.items()]
-    more = ", ..." if len(pairs) > NAMED else ""
+    pairs = (f"{source.val.name(index)} is {source.train.name(original)}" for index, original in found.items())
     return (
         f"{len(found)} of the {len(source.val)} validation images are training images too, byte for byte "
-        f"({', '.join(pairs[:NAMED])}{more}): remove one of each, or the accuracy says too much"
+        f"({first_few(pairs, 3)}): remove one of each, or the accuracy says too much"
     )
 
 

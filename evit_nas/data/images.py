@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, in_a_line
 
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _DARK = 2**13  # of 16 bits: a picture below it keeps fewer than 32 of 256 grey levels
@@ -194,7 +194,7 @@ def reason(error: Exception) -> str:
         return "empty, damaged, or of a kind that Pillow does not read, as with many bands"
     if isinstance(error, Image.DecompressionBombError):
         return f"beyond Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: shrink it, or cut it in tiles"
-    return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+    return in_a_line(error).removesuffix(".") or type(error).__name__
 
 
 def stamp_of(files: Iterable[Path]) -> str:

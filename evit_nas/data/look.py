@@ -13,7 +13,6 @@ from evit_nas.errors import UsageError
 
 SAMPLE = 200  # images whose size and colours are looked at, spread over the training images
 FEW = 10  # training images below which nothing much is learned of a class
-NAMED = 3  # classes in a sentence
 FEW_IMAGES = 5000  # training images, below which a word is due about what they bring
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from evit_nas.data.images import Images, Source, hold_out, stamp_of
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, in_a_line
 
 PREFIXES = ("torch/", "hfds/")
 _ROOT = "data"  # torchvision's habit
@@ -112,7 +112,7 @@ def _create(name: str, root: str | None, split: str) -> Any:
     try:
         return create_dataset(name, root=root, split=split, download=False)
     except _MISSING as error:
-        reason = " ".join(str(error).split())
+        reason = in_a_line(error)
         raise UsageError(
             f"{name}: must be on this machine already, but timm cannot open it in {where} ({reason}). "
             f"Say where it lies with {name}@FOLDER, or get it with: {_how_to_get(name, root)}"

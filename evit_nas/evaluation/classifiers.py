@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evit_nas.data.preprocessing import Preprocessing
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, in_a_line
 from evit_nas.exporting import open_onnx
 from evit_nas.files import expanded
 from evit_nas.network.saved import Saved, open_saved
@@ -115,7 +115,7 @@ def _onnx(path: Path, about: Saved, preprocessing: Preprocessing, training: Trai
     try:
         session = open_onnx(path)
     except Exception as error:  # ONNX Runtime has many
-        raise UsageError(f"{path}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}") from None
+        raise UsageError(f"{path}: ONNX Runtime cannot open it: {in_a_line(error, most=300)}") from None
     entry = session.get_inputs()[0]
     fixed, *sides = entry.shape
     wanted = preprocessing.input_size

@@ -3,12 +3,24 @@
 Annotations are evaluated here, because TorchScript and torch.fx take them for types as they stand.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evit_nas.arch import SE_RATIO, round_to
 
 BN_EPS = 1e-5  # as in timm's networks, whose weights are loaded
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Has weights drawn from `seed`, and leaves the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
+        yield
 
 
 class ConvNorm(nn.Sequential):

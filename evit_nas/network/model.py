@@ -15,7 +15,6 @@ from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
@@ -24,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.errors import UsageError
 from evit_nas.network.attention import CascadedGroupAttention, ParallelGroupAttention, make_mixer
-from evit_nas.network.layers import ConvNorm, LocalFfn, NormLinear, Residual, SqueezeExcite
+from evit_nas.network.layers import ConvNorm, LocalFfn, NormLinear, Residual, SqueezeExcite, seeded
 from evit_nas.yamlio import validate
 
 
@@ -39,8 +38,7 @@ def build(arch: ArchConfig, seed: int | None = None) -> "EfficientViT":
     """
     if seed is None:
         return EfficientViT(arch)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
+    with seeded(seed):
         return EfficientViT(arch)
 
 

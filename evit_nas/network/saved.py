@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.data.preprocessing import Preprocessing
-from evit_nas.errors import UsageError, first_few
+from evit_nas.errors import UsageError, first_few, in_a_line
 from evit_nas.files import expanded
 from evit_nas.runs import named_arch
 from evit_nas.trained import ARCH, RECORD, WEIGHTS, Trained, parted
@@ -92,7 +92,7 @@ def fetch(text: str, note: Callable[[str], None]) -> None:
     try:
         hf_hub_download(config.hf_hub_id, WEIGHTS)
     except (OSError, HfHubHTTPError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_a_line(error, most=300)
         raise UsageError(f"{text}: its weights cannot be fetched: {reason}") from None
 
 
@@ -235,7 +235,7 @@ def _create(name: str, options: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=True, **options).eval()
     except Exception as error:  # timm and torch refuse weights with errors of every type
-        reason = " ".join(str(error).split())[:300]
+        reason = in_a_line(error, most=300)
         raise UsageError(f"{name}: timm cannot load it: {reason}") from None
 
 

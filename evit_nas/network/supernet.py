@@ -23,7 +23,7 @@ from evit_nas.data.cache import UNREADABLE
 from evit_nas.data.images import ChosenImages, Images
 from evit_nas.data.preprocessing import Preprocessing
 from evit_nas.data.sources import open_source
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, in_a_line
 from evit_nas.files import write_atomically
 from evit_nas.network.elastic import Elastic
 from evit_nas.network.model import EfficientViT
@@ -152,7 +152,7 @@ class Members:
         try:
             self._elastic.load_state_dict(weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = in_a_line(error, most=300)
             raise UsageError(f"{folder / WEIGHTS} does not hold what {SUPERNET_RECORD} says: {reason}.") from None
 
     def take(self, arch: ArchConfig) -> EfficientViT:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evit_nas.caches import cache_folder
-from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.files import write_whole
+from evit_nas.errors import MeasurementError, UsageError, in_a_line
+from evit_nas.files import write_whole, writing
 from evit_nas.network.onnx_graph import OPSET
 
 if TYPE_CHECKING:
@@ -42,13 +42,9 @@ def timm_onnx(name: str, image_size: int | None = None) -> Path:
     if path.exists():
         return path
     model, input_size = timm_network(name, image_size)
-    try:
+    with writing(path.parent, " Set XDG_CACHE_HOME to a folder that can be written."):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda scratch: _export(name, model, input_size, scratch))
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path.parent}: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be written."
-        ) from None
     return path
 
 
@@ -60,8 +56,9 @@ def timm_network(name: str, image_size: int | None = None) -> tuple[nn.Module, t
         MeasurementError: it cannot be built at this size.
     """
     import timm
-    import torch
     from timm.models import reparameterize_model
+
+    from evit_nas.network.layers import seeded
 
     _check_name(name)
     config = timm.get_pretrained_cfg(name)
@@ -72,8 +69,7 @@ def timm_network(name: str, image_size: int | None = None) -> tuple[nn.Module, t
         height = width = image_size
         options = {"img_size": image_size} if config.fixed_input_size else {}  # others may refuse the argument
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU as well
+        with seeded(0):
             model = timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # timm's networks refuse sizes with errors of every type
         raise MeasurementError(f"timm cannot build {name} for {height} x {width} pixels: {error}") from error
@@ -98,7 +94,7 @@ def _export(name: str, model: nn.Module, input_size: tuple[int, int, int], path:
             _check_runs(path, input_size, batches=(1, 2) if batch_axis else (1,))
             return
         except Exception as error:  # of the exporter or of ONNX Runtime, which have many
-            failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            failure = in_a_line(error, kind=True, most=300)
     raise MeasurementError(f"timm's {name} cannot be exported to ONNX: {failure}")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, first_few
 from evit_nas.network.attention import resize_bias_table
 from evit_nas.network.model import EfficientViT
 from evit_nas.yamlio import shown
@@ -263,4 +263,4 @@ def _is_bias_table(value: Tensor, heads: int) -> bool:
 
 
 def _sample(names: list[str]) -> str:
-    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    return f" ({first_few(names, 3)})" if names else ""

@@ -18,12 +18,11 @@ from PIL import Image
 from evit_nas.data.cache import UNREADABLE
 from evit_nas.data.folder import SUFFIXES, pictures_below
 from evit_nas.data.images import Images, reason
-from evit_nas.errors import MeasurementError, UsageError
+from evit_nas.errors import MeasurementError, UsageError, in_a_line
 from evit_nas.files import expanded
 from evit_nas.shipped import FP32, INT8, Shipped
 
 STDIN = "-"  # as a picture's name
-REASON = 300  # characters of a library's message
 
 
 @dataclass(frozen=True)
@@ -144,6 +143,4 @@ def _session(folder: Path, shipped: Shipped, file: str) -> Any:
         # as many threads as its recorded latency was measured with
         return opened(folder / file, shipped.fp32.latency.conditions.threads)
     except Exception as error:  # ONNX Runtime has many
-        raise UsageError(
-            f"{folder / file}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:REASON]}"
-        ) from None
+        raise UsageError(f"{folder / file}: ONNX Runtime cannot open it: {in_a_line(error, most=300)}") from None

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from evit_nas.console import millions
+from evit_nas.errors import first_few
 from evit_nas.latency import Latency
 from evit_nas.shipped import FP32, INT8, PREDICT, Shipped, ShippedGraph
 from evit_nas.stats import binomial_error
@@ -49,7 +50,7 @@ def _front_matter(shipped: Shipped) -> dict[str, Any]:
 
 def _title(shipped: Shipped) -> str:
     trained = shipped.trained
-    names = ", ".join(trained.classes[:CLASSES]) + (", ..." if len(trained.classes) > CLASSES else "")
+    names = first_few(trained.classes, CLASSES)
     channels, height, width = trained.preprocessing.input_size
     return (
         f"# {trained.name}\n\n"

@@ -12,7 +12,7 @@ from evit_nas.arch import ArchConfig
 from evit_nas.data.images import Source
 from evit_nas.data.sources import open_source
 from evit_nas.doctor import Finding
-from evit_nas.errors import EvitNasError, UsageError
+from evit_nas.errors import EvitNasError, UsageError, in_a_line
 from evit_nas.evaluation.unseen import unseen
 from evit_nas.exporting import TOLERANCE, open_onnx, relative_error
 from evit_nas.network.saved import efficientvit, open_saved
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 INT8_DRIFT = 0.5  # share of the recorded difference to fp32 that another processor's 8-bit arithmetic may add
 RECHECK_POINTS = 0.5  # of accuracy, by which the same images may come out worse on another machine
-REASON = 300  # characters of a library's message
 
 WAY_OUT = "Copy the folder again from where it came, or ship the training again."
 
@@ -83,7 +82,7 @@ def _examined(name: str, check: Callable[[], str]) -> Finding:
     except EvitNasError as error:
         reason = str(error)
     except Exception as error:  # a damaged file surprises its reader in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:REASON]
+        reason = in_a_line(error, kind=True, most=300)
     return Finding(name, f"{reason.removesuffix('.')}. {WAY_OUT}", ok=False, fatal=True)
 
 

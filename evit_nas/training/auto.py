@@ -8,10 +8,11 @@ images in the paper's batches are 600 steps. So the batch follows the number of 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from evit_nas.data.look import Look
-from evit_nas.training.recipe import RATE_BATCH, RECIPES
+from evit_nas.training.recipe import AUTO, RATE_BATCH, RECIPES, Recipe, changed, load_recipe
 
 PAPER_IMAGES = 200_000  # from so many on the paper's recipe has steps enough
 STEPS = 6000  # from scratch
@@ -42,6 +43,17 @@ def auto_fields(seen: Look, from_weights: bool) -> dict[str, Any]:
         "smallest_crop": 0.35,  # 0.6 does as well, within the error: docs/results/recipes.md
         "auto_augment": None if seen.grey else "rand-m7-mstd0.5-inc1",  # grey images have no colours to change
     }
+
+
+def recipe_for(name: str, changes: Mapping[str, Any], seen: Look, from_weights: bool) -> Recipe:
+    """The recipe that `name` says: "auto" for the one that fits these images, or what `load_recipe` takes.
+
+    Raises:
+        UsageError: there is no such recipe or field, or a value is not allowed.
+    """
+    if name == AUTO:
+        return changed(auto_fields(seen, from_weights), changes, "--recipe auto")
+    return load_recipe(name, changes)
 
 
 def auto_size(seen: Look, own_px: int) -> int:

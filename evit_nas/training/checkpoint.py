@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from evit_nas.errors import UsageError
+from evit_nas.errors import UsageError, in_a_line
 from evit_nas.files import serialised, write_whole
 from evit_nas.network.weights import load_torch
 
@@ -64,7 +64,7 @@ def load_state(path: Path) -> State | None:
     try:
         state: State = load_torch(path)
     except Exception as error:  # whatever is raised on a damaged file
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = in_a_line(error, kind=True, most=200)
         raise UsageError(f"{path}: damaged ({reason}). Remove it to train from the start.") from None
     return state
 

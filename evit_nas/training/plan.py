@@ -164,6 +164,13 @@ def _located(network: str) -> str:
     return os.path.abspath(path) if network != SCRATCH and path.exists() else network
 
 
+def goes_on(plans: Sequence[tuple[Path, TrainSettings]], again: str) -> str:
+    """What there is to say when trainings were interrupted; `again` is the command that goes on."""
+    if any(holds_weights(folder) for folder, _ in plans):
+        return f"interrupted; go on from the last checkpoint with: {again}"
+    return "interrupted before anything was saved; the same command begins again"
+
+
 def begin(plans: Sequence[tuple[Path, TrainSettings]], command: str, resume: bool) -> None:
     """Makes the folders that are not there yet; one in which nothing has been trained may get other settings.
 

@@ -15,11 +15,11 @@ from evit_nas.data.look import FEW_IMAGES, Look, few, look
 from evit_nas.data.sources import open_source
 from evit_nas.errors import EvitNasError, Interrupted, MeasurementError, UsageError
 from evit_nas.lookup import find_arch
-from evit_nas.training.auto import auto_fields, reason
+from evit_nas.training.auto import reason, recipe_for
 from evit_nas.training.folder import RECORD, holds_weights, read_record
 from evit_nas.training.hardware import first, meet, several
-from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, plan
-from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names, load_recipe
+from evit_nas.training.plan import Chosen, How, baselines, begin, front_of, goes_on, plan
+from evit_nas.training.recipe import AUTO, RATE_BATCH, changed, check_names
 from evit_nas.training.settings import SCRATCH, SupernetSettings
 
 if TYPE_CHECKING:
@@ -194,10 +194,7 @@ def _how(asked: Asked, seen: Look) -> How:
             "the recipe finetune goes on from trained weights: add --init MODEL (a training or shipped folder, a file "
             "of m0..m5, timm:efficientvit_m1), or take --recipe auto to begin from scratch."
         )
-    if asked.recipe == AUTO:
-        recipe = changed(auto_fields(seen, from_weights=not fresh), asked.changes, "--recipe auto")
-    else:
-        recipe = load_recipe(asked.recipe, asked.changes)
+    recipe = recipe_for(asked.recipe, asked.changes, seen, from_weights=not fresh)
     if asked.rate is not None:
         rate = asked.rate * RATE_BATCH / recipe.batch_size  # `Recipe` scales it back
         recipe = changed(recipe.model_dump(), {"learning_rate": rate}, "--lr")
@@ -331,7 +328,7 @@ def carry_out(
                     outcome.shipped[settings] = shipped
         except (Interrupted, KeyboardInterrupt):  # the second from Python
             if again:
-                watch.note(_goes_on(planned.plans, again))
+                watch.note(goes_on(planned.plans, again))
             raise
         except Exception as error:  # of torch and ONNX Runtime, too: the next network may do without
             if len(planned.plans) == 1 or raised:
@@ -342,12 +339,6 @@ def carry_out(
             unexpected = "" if isinstance(error, EvitNasError) else f"unexpected {type(error).__name__}: "
             watch.note(f"evit-nas: {folder}: {unexpected}{error}")
     return outcome
-
-
-def _goes_on(plans: Plans, again: str) -> str:
-    if any(holds_weights(folder) for folder, _ in plans):
-        return f"interrupted; go on from the last checkpoint with: {again}"
-    return "interrupted before anything was saved; the same command begins again"
 
 
 def _shipped(training: Path, trained: Trained, command: str, note: Callable[[str], None]) -> Shipped | None:

@@ -21,13 +21,13 @@ from evit_nas.files import located
 from evit_nas.network.cost import cost
 from evit_nas.network.supernet import Supernet, held_out_of
 from evit_nas.space import SearchSpace, resolved_space
-from evit_nas.training.auto import auto_fields, auto_size, reason
+from evit_nas.training.auto import auto_size, reason, recipe_for
 from evit_nas.training.carry import carry_on
 from evit_nas.training.folder import RECORD, holds_weights, read_record
 from evit_nas.training.hardware import Hardware, first, meet, several
 from evit_nas.training.pace import pace_of
-from evit_nas.training.plan import begin
-from evit_nas.training.recipe import AUTO, changed, check_names, load_recipe
+from evit_nas.training.plan import begin, goes_on
+from evit_nas.training.recipe import AUTO, check_names
 from evit_nas.training.settings import SupernetSettings
 from evit_nas.training.supernet import WIDEST, Band, SupernetRun
 from evit_nas.yamlio import validate
@@ -119,12 +119,7 @@ def train_supernet(
         supernet = carry_on(SupernetRun, folder, watch, hardware)
     except (Interrupted, KeyboardInterrupt):  # the second from Python
         if first():
-            again = command_line("supernet", "train", folder, "--resume")
-            watch.note(
-                f"interrupted; go on from the last checkpoint with: {again}"
-                if holds_weights(folder)
-                else "interrupted before anything was saved; the same command begins again"
-            )
+            watch.note(goes_on([(folder, settings)], command_line("supernet", "train", folder, "--resume")))
         raise
     if first():
         watch.note(f"written: {folder}")
@@ -175,9 +170,7 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
     largest, smallest = band.ends(asked.seed)
     if asked.recipe == AUTO:
         note(reason(seen, from_weights=False))
-        recipe = changed(auto_fields(seen, from_weights=False), asked.changes, "--recipe auto")
-    else:
-        recipe = load_recipe(asked.recipe, asked.changes)
+    recipe = recipe_for(asked.recipe, asked.changes, seen, from_weights=False)
     own = space.image_size
     size = asked.image_size or (auto_size(seen, own) if asked.recipe == AUTO and isinstance(own, int) else own)
     fields = {

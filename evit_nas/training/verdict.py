@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evit_nas.data.look import FEW, NAMED, Look
+from evit_nas.data.look import FEW, Look
+from evit_nas.errors import first_few
 from evit_nas.stats import binomial_error
 
 STANDING = 0.98  # of the training loss at the beginning, above which it has not fallen
@@ -73,8 +74,7 @@ def _doubts(best: Mapping[str, Any], train_top1: float | None, seen: Look) -> li
             "top-1"
         )
     if rare := seen.rare:
-        more = ", ..." if len(rare) > NAMED else ""
-        found.append(f"fewer than {FEW} training images of {len(rare)} classes: {', '.join(rare[:NAMED])}{more}")
+        found.append(f"fewer than {FEW} training images of {len(rare)} classes: {first_few(rare, 3)}")
     if train_top1 is not None and train_top1 - top1 > MEMORISED:
         found.append(
             f"it knows training images far better ({train_top1:.0f} %) than others ({top1:.0f} %): more images, or "
