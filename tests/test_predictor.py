@@ -21,6 +21,7 @@ from scipy import stats
 
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import FixedTrial
 from evit_nas.errors import EvitNasError, LostLink, MeasurementError, UsageError
 from evit_nas.latency import Protocol, predictor
 from evit_nas.latency.operator_costs import cost_of, shipped_costs
@@ -42,7 +43,7 @@ from evit_nas.latency.predictor import (
 )
 from evit_nas.network.cost import cost, stage_costs
 from evit_nas.network.onnx_graph import IR_VERSION, OPSET, build_onnx
-from evit_nas.space import FixedTrial, SearchSpace, shipped_spaces
+from evit_nas.space import SearchSpace, shipped_spaces
 from tests.fakes import latency_of
 from tests.networks import tiny_arch
 

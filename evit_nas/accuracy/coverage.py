@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from evit_nas.accuracy.table import LabelTable, shipped_tables
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import Value
 from evit_nas.config import SHIPPED
-from evit_nas.space import SearchSpace, Value, is_unused
+from evit_nas.space import SearchSpace, is_unused
 
 MIN_NETWORKS = 30  # in a table that is a default: with fewer a predictor still learns fast
 SLACK = 1.1  # by which a space may reach beyond what the networks span

@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict
 
 from evit_nas.analysis.results import INNER, Channels, Kind
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import describe_choices
 from evit_nas.errors import UsageError
 from evit_nas.files import write_atomically
-from evit_nas.space import SearchSpace, StageSpace, describe_choices
+from evit_nas.space import SearchSpace, StageSpace
 from evit_nas.yamlio import validate
 
 CUT = 0.5  # share of the channels
