@@ -28,13 +28,12 @@ from evit_nas.latency.predictor import (
     MIN_SAMPLES,
     MIN_SAMPLES_WITH_PRIOR,
     Check,
-    Sample,
     checked,
     compare,
     fit_operators,
     fitted_costs,
-    read_samples,
 )
+from evit_nas.latency.samples import Sample, read_samples
 from evit_nas.searching.forecast import REFIT_EVERY
 
 TABLE = "fashion-mnist-64"

@@ -30,7 +30,8 @@ from evit_nas.data.cache import load_dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
 from evit_nas.latency import Device, Latency, Protocol, Steady, Unit
-from evit_nas.latency.predictor import Sample, Table, fit, merged
+from evit_nas.latency.predictor import fit
+from evit_nas.latency.samples import Sample, Table, merged
 from evit_nas.searching.labelling.labels import Job, Label, Labels, check_images
 from evit_nas.searching.labelling.slices import Sliced, TooFew, slice_of, sliced_pool
 from evit_nas.searching.status import Watcher
