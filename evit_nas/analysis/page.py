@@ -10,7 +10,7 @@ from evit_nas.analysis.proportion import Proportion
 from evit_nas.analysis.results import Analysis
 from evit_nas.analysis.suggest import CUT, Suggestion
 from evit_nas.errors import UsageError
-from evit_nas.files import write_atomically
+from evit_nas.files import write_atomically, writing
 from evit_nas.report.template import render
 
 
@@ -43,7 +43,5 @@ def write_page(
         band=BAND,
         charts=figures(analyses, proportion, cut),
     )
-    try:
+    with writing(path):
         write_atomically(path, text)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}.") from None

@@ -19,7 +19,7 @@ import numpy as np
 from evit_nas.arch import ArchConfig
 from evit_nas.caches import cache_folder
 from evit_nas.errors import MeasurementError, UsageError
-from evit_nas.files import Journal, write_atomically
+from evit_nas.files import Journal, write_atomically, writing
 from evit_nas.latency.device import Device
 from evit_nas.latency.values import Latency, Protocol
 from evit_nas.space import SearchSpace
@@ -96,10 +96,8 @@ class Table:
         """
         samples = self.samples()
         networks = [_record(sample) for sample in samples]
-        try:
+        with writing(path):
             write_atomically(path, json.dumps({"context": self.context, "networks": networks}, indent=1))
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}.") from None
         return len(samples)
 
     def import_from(self, path: Path) -> int:
@@ -126,10 +124,8 @@ class Table:
             raise UsageError(f"{path} was measured under other conditions: {'; '.join(other)}.")
         known = {sample.arch.key for sample in self.samples()}
         fresh = [sample for sample in samples if sample.arch.key not in known]
-        try:
+        with writing(self._journal.path):
             self._append(fresh)
-        except OSError as error:
-            raise UsageError(f"cannot write {self._journal.path}: {error.strerror}.") from None
         return len(fresh)
 
     def _append(self, samples: Sequence[Sample]) -> None:
