@@ -20,16 +20,14 @@ def write_page(
     *,
     proportion: Proportion | None = None,
     suggestion: Suggestion | None = None,
-    cut: float = CUT,
 ) -> None:
     """Writes the page to `path`; what is not given is left out.
 
     Args:
         analyses: of networks side by side.
-        cut: share of the channels in the chart of importance.
 
     Raises:
-        UsageError: there is nothing to show, the file cannot be written, or `cut` is not between 0 and 1.
+        UsageError: there is nothing to show, or the file cannot be written.
     """
     if not analyses and proportion is None:
         raise UsageError("a page needs an analysis or a study of attention's share.")
@@ -39,9 +37,9 @@ def write_page(
         analyses=analyses,
         proportion=proportion,
         suggestion=suggestion,
-        cut=cut,
+        cut=CUT,
         band=BAND,
-        charts=figures(analyses, proportion, cut),
+        charts=figures(analyses, proportion, CUT),
     )
     with writing(path):
         write_atomically(path, text)

@@ -136,15 +136,13 @@ SAMPLERS: dict[str, Callable[[Turn], BaseSampler]] = {
 }
 
 
-def check_sampler(name: str) -> str:
-    """The name itself.
-
+def check_sampler(name: str) -> None:
+    """
     Raises:
         UsageError: no sampler has that name.
     """
     if name not in (known := (AUTO, *SAMPLERS)):
         raise UsageError(f"no sampler is called '{name}'. {did_you_mean(name, known)}")
-    return name
 
 
 def own_name(name: str) -> str:
