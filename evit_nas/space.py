@@ -36,7 +36,7 @@ from evit_nas.choices import (
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.yamlio import read_yaml, validate
 
-WIDTH_STEP = 16  # ONNX Runtime (AVX-512) computes whole blocks of 16: 132 channels take as long as 144
+BLOCK = 16  # ONNX Runtime (AVX-512) computes whole blocks of 16: 132 channels take as long as 144
 
 # Orders a dimension from the cheapest choice to the dearest where numbers do not do it.
 _COST_ORDER: dict[Value, int] = {"none": 0, "linear": 1, "softmax": 2}
@@ -73,10 +73,10 @@ class StageSpace(BaseModel):
             for choice in choices:
                 self._check_choice(name, choice)
         for heads in self.heads:
-            step = math.lcm(WIDTH_STEP, heads)
+            step = math.lcm(BLOCK, heads)
             if not any(width % step == 0 for width in range(self.width[0], self.width[-1] + 1)):
                 raise ValueError(
-                    f"width must reach a multiple of {step} (of {WIDTH_STEP} and of {heads} heads), "
+                    f"width must reach a multiple of {step} (of {BLOCK} and of {heads} heads), "
                     f"got {self.width[0]} to {self.width[-1]}"
                 )
         if "none" in self.mixer and 0 in self.ffn_count:
@@ -108,7 +108,7 @@ class StageSpace(BaseModel):
 
     def snapped(self, width: int, heads: int) -> int:
         """The multiple of 16 and of `heads` nearest to `width` inside the range."""
-        step = math.lcm(WIDTH_STEP, heads)
+        step = math.lcm(BLOCK, heads)
         low, high = math.ceil(self.width[0] / step) * step, self.width[-1] // step * step
         nearest = step * int(width / step + 0.5)
         return int(min(max(nearest, low), high))
