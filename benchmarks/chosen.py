@@ -17,8 +17,7 @@ import numpy as np
 from evit_nas.accuracy import evidence
 from evit_nas.accuracy.evidence import Evidence
 from evit_nas.accuracy.predictor import NORMAL_QUANTILE, AccuracyPredictor
-from evit_nas.accuracy.table import LabelTable
-from evit_nas.config import SHIPPED
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable
 from evit_nas.latency.machine import probe
 from evit_nas.stats import kendall_tau
 
@@ -28,7 +27,7 @@ FOLDS, REPEATS = 10, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--table", default=SHIPPED)
+    parser.add_argument("--table", default=SHIPPED_TABLE)
     parser.add_argument("--drawn", default=DRAWN, help="table of those that were drawn at random")
     args = parser.parse_args()
     print(f"machine: {probe()}", flush=True)

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evit_nas.accuracy.table import LabelTable
-from evit_nas.config import SHIPPED
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable
 from evit_nas.data.cache import load_dataset
 from evit_nas.latency.machine import probe
 from evit_nas.runs import Run
@@ -33,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--table", default=SHIPPED, help="that the run's score was learned from")
+    parser.add_argument("--table", default=SHIPPED_TABLE, help="that the run's score was learned from")
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/held-out"))

@@ -22,19 +22,18 @@ import numpy as np
 
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.arch import ArchConfig
-from evit_nas.latency.operator_costs import SHIPPED
+from evit_nas.latency.operator_costs import FILE
 from evit_nas.latency.operators import operators
 from evit_nas.latency.predictor import (
     MIN_SAMPLES,
     MIN_SAMPLES_WITH_PRIOR,
     Check,
-    Sample,
     checked,
     compare,
     fit_operators,
     fitted_costs,
-    read_samples,
 )
+from evit_nas.latency.samples import Sample, read_samples
 from evit_nas.searching.forecast import REFIT_EVERY
 
 TABLE = "fashion-mnist-64"
@@ -54,7 +53,7 @@ def main() -> None:
     print(f"costs of {len(costs)} operators, fitted to {len(xeon)} networks: {XEON}")
     if args.write:
         content = {"measured_on": XEON, "networks": len(xeon), "image_size": xeon[0].arch.image_size, "costs": costs}
-        SHIPPED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in sorted(MEASURED.glob("*.json")):
         exported = json.loads(path.read_text(encoding="utf-8"))
         samples, machine = read_samples(exported), "{processor}, {runtime}, {conditions}".format(**exported["context"])

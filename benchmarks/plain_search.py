@@ -26,9 +26,9 @@ import torch
 from timm.models.efficientvit_msra import EfficientVitMsra
 
 from evit_nas.accuracy.learned import LearnedAccuracy
-from evit_nas.accuracy.table import LabelTable
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable
 from evit_nas.arch import ArchConfig
-from evit_nas.config import SHIPPED, SearchSettings
+from evit_nas.config import SearchSettings
 from evit_nas.latency import STRICT, open_device, parse_conditions
 from evit_nas.latency.machine import probe
 from evit_nas.pareto import hypervolume
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--budget", type=float, default=5.0, help="milliseconds")
-    parser.add_argument("--table", default=SHIPPED)
+    parser.add_argument("--table", default=SHIPPED_TABLE)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     score = LearnedAccuracy.of_table(LabelTable.load(args.table))

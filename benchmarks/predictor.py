@@ -15,7 +15,8 @@ import time
 from evit_nas.arch import ArchConfig
 from evit_nas.latency import STRICT, Protocol, open_device, parse_conditions
 from evit_nas.latency.machine import probe
-from evit_nas.latency.predictor import FOLDS, Predictor, Sample, compare, fit
+from evit_nas.latency.predictor import FOLDS, Predictor, compare, fit
+from evit_nas.latency.samples import Sample
 from evit_nas.space import SearchSpace
 
 

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from optuna._hypervolume import compute_hypervolume
 
 from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
+from evit_nas.pareto import hypervolume
 from tests.fakes import FakeDevice, fake_proxies
 from tests.test_resume import Outcome, new_run, search
 
@@ -46,7 +46,7 @@ def main() -> None:
                 seconds[engine] = time.monotonic() - start
         points = {engine: front_of(outcome) for engine, outcome in found.items()}
         worst = np.concatenate(list(points.values())).max(0) + 1e-6
-        volume = {engine: compute_hypervolume(front, worst) for engine, front in points.items()}
+        volume = {engine: hypervolume(front, worst) for engine, front in points.items()}
         print(
             f"seed {seed}: hypervolume local {volume['local']:.6g}, ray {volume['ray']:.6g}, "
             f"ratio {volume['ray'] / volume['local']:.4f}; "

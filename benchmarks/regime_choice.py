@@ -16,6 +16,8 @@ import argparse
 from pathlib import Path
 from statistics import fmean
 
+from held_out import NEAR
+
 import evit_nas
 from evit_nas.files import write_atomically
 from evit_nas.latency.machine import probe
@@ -23,8 +25,6 @@ from evit_nas.runs import Run
 from evit_nas.searching.findings import Findings, find
 from evit_nas.searching.front import Candidate
 from evit_nas.stats import binomial_error
-
-NEAR = (0.85, 1.02)  # of the latency of the paper's network, both measured by one search
 
 
 def main() -> None:

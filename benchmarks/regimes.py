@@ -24,9 +24,9 @@ from evit_nas.accuracy import evidence
 from evit_nas.accuracy.aggregate import NAMES, RankAggregate
 from evit_nas.accuracy.features import table as features_of
 from evit_nas.accuracy.predictor import cross_validated
-from evit_nas.accuracy.table import LabelTable, TrainedNetwork
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable, TrainedNetwork
 from evit_nas.arch import PRESETS, ArchConfig
-from evit_nas.config import SHIPPED, ShortRecipe
+from evit_nas.config import ShortRecipe
 from evit_nas.data.cache import load_dataset
 from evit_nas.data.dataset import Dataset
 from evit_nas.latency.machine import probe
@@ -37,7 +37,7 @@ from evit_nas.stats import bootstrap, kendall_tau, rivals, spread
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
-    parser.add_argument("--table", default=SHIPPED, help="whose networks are trained")
+    parser.add_argument("--table", default=SHIPPED_TABLE, help="whose networks are trained")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--images", type=int, default=24_240, help="training images, of all classes alike")
     parser.add_argument("--classes", type=int, help="only the first ones by name")

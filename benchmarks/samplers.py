@@ -25,7 +25,8 @@ import optuna
 from evit_nas.accuracy.aggregate import RankAggregate
 from evit_nas.arch import ArchConfig
 from evit_nas.latency.machine import probe
-from evit_nas.latency.predictor import Predictor, fit, read_samples
+from evit_nas.latency.predictor import Predictor, fit
+from evit_nas.latency.samples import read_samples
 from evit_nas.network.cost import cost
 from evit_nas.pareto import hypervolume
 from evit_nas.searching.samplers import SAMPLERS, make

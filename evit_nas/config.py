@@ -16,7 +16,6 @@ from evit_nas.regime import Regime
 from evit_nas.space import SearchSpace
 
 TRIALS = 88  # of a search, if nothing else is said: three dozen until latencies are predicted, then screenings
-SHIPPED = "fashion-mnist-64"  # the largest table of trained networks that comes with the package
 
 _PASSWORD = re.compile(r"://[^/@:]*:([^@]+)@|[?&]password=([^&]+)")
 

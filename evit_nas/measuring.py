@@ -11,8 +11,8 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
 from evit_nas.latency import Device, Latency, Measurable, Protocol, open_device
-from evit_nas.latency.predictor import Table
 from evit_nas.latency.references import PUBLISHED_TOP1, measure_references
+from evit_nas.latency.samples import Table
 from evit_nas.latency.yardstick import best_units, said_by
 
 

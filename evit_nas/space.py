@@ -1,8 +1,8 @@
 """SearchSpace: which architectures a search may propose, as one YAML file and one function.
 
-`suggest(trial)` asks for each open dimension and returns an ArchConfig; an Optuna trial, `RandomTrial` (chance)
-and `FixedTrial` (replay) answer it alike. Every answer is a valid architecture: widths snap to a multiple of
-16 (the SIMD step of pointwise convolutions) and of the heads, so nothing is ever rejected and tried again.
+`suggest(trial)` asks for each open dimension (`choices.py`) and returns an ArchConfig. Every answer is a valid
+architecture: widths snap to a multiple of 16 (the SIMD step of pointwise convolutions) and of the heads, so nothing is
+ever rejected and tried again.
 """
 
 from __future__ import annotations
@@ -12,130 +12,35 @@ import itertools
 import json
 import math
 import random
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from evit_nas.arch import ArchConfig, StageConfig, parse_image_size, parse_stages
+from evit_nas.choices import (
+    Choices,
+    FixedTrial,
+    Param,
+    RandomTrial,
+    Trial,
+    Value,
+    answer,
+    ask,
+    describe_choices,
+    offer,
+)
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.yamlio import read_yaml, shown, validate
+from evit_nas.yamlio import read_yaml, validate
 
-WIDTH_STEP = 16  # ONNX Runtime (AVX-512) computes whole blocks of 16: 132 channels take as long as 144
-MAX_CHOICES = 1000  # of a dimension: a slip such as {from: 1, to: 1000000000} would fill the memory
-
-Value = int | float | bool | str | tuple[int, ...]
-Param = int | float | bool | str
+BLOCK = 16  # ONNX Runtime (AVX-512) computes whole blocks of 16: 132 channels take as long as 144
 
 # Orders a dimension from the cheapest choice to the dearest where numbers do not do it.
 _COST_ORDER: dict[Value, int] = {"none": 0, "linear": 1, "softmax": 2}
 _TRIED = ("mixer", "heads", "window")  # of which the least is not always the cheapest
-
-
-class Trial(Protocol):
-    """What `suggest` needs of a trial: the part of Optuna's interface that a space is written in."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float: ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Param]) -> Any: ...
-
-
-class RandomTrial:
-    """Answers uniformly at random."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        return self._rng.randrange(low, high + 1, step)
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
-        return low if not step else low + step * self._rng.randrange(round((high - low) / step) + 1)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Param]) -> Any:
-        return self._rng.choice(choices)
-
-
-class FixedTrial:
-    """Answers from a mapping of parameters, as `SearchSpace.params` makes it or an Optuna trial holds it."""
-
-    def __init__(self, params: Mapping[str, Param]) -> None:
-        self._params = params
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        return int(self._params[name])
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
-        return float(self._params[name])
-
-    def suggest_categorical(self, name: str, choices: Sequence[Param]) -> Any:
-        return self._params[name]
-
-
-def _choices(value: Any) -> Any:
-    """A scalar (fixed), a list (these), or {from, to, step} (a range) as a tuple of choices."""
-    if isinstance(value, Mapping):
-        return _range(value)
-    choices = tuple(value) if isinstance(value, list | tuple) else (value,)
-    choices = tuple(tuple(choice) if isinstance(choice, list) else choice for choice in choices)
-    if not choices:
-        raise ValueError("must offer at least one choice, got an empty list")
-    if len(choices) > MAX_CHOICES:
-        raise ValueError(f"must offer at most {MAX_CHOICES} choices, got {len(choices)}")
-    for choice in choices:
-        if not isinstance(choice, int | float | str | tuple):
-            raise ValueError(f"must be a value, a list of values or {{from, to, step}}, got {choice!r}")
-        if choices.count(choice) > 1:
-            raise ValueError(f"must not repeat a choice, got {choice!r} {choices.count(choice)} times")
-    numbers = all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
-    return tuple(sorted(choices)) if numbers else choices  # `_ask` offers numbers from the first to the last
-
-
-def _range(value: Mapping[str, Any]) -> tuple[int | float, ...]:
-    if set(value) - {"step"} != {"from", "to"}:
-        raise ValueError(f"a range has the fields from, to and (default 1) step, got {sorted(map(str, value))}")
-    low, high, step = value["from"], value["to"], value.get("step", 1)
-    for number in (low, high, step):
-        # not `> max`, which lets NaN pass; the comparison also finds integers that float() cannot take
-        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
-            raise ValueError(f"from, to and step of a range must be numbers of ordinary size, got {shown(number)}")
-    if step <= 0 or high < low:
-        raise ValueError(f"a range needs from <= to and step > 0, got from {low} to {high} step {step}")
-    if (high - low) / step > MAX_CHOICES:
-        raise ValueError(f"a range has at most {MAX_CHOICES} values, got {(high - low) / step + 1:.0f}")
-    # rounded, so that 1.0 to 2.0 by 0.1 holds 1.7 itself; + 1e-9, so that a quotient of 9.999... does not lose the last
-    return tuple(round(low + i * step, 9) for i in range(int((high - low) / step + 1e-9) + 1))
-
-
-Choices = Annotated[tuple[Any, ...], BeforeValidator(_choices)]
-
-_RANGE = {
-    "type": "object",
-    "properties": {name: {"type": "number"} for name in ("from", "to", "step")},
-    "required": ["from", "to"],
-    "additionalProperties": False,
-}
-
-
-def _offer(schema: JsonSchemaValue, of: type[BaseModel]) -> None:
-    """Lets every dimension in a JSON schema be what `_choices` reads: a value as in `of`, several, or a range."""
-    values = of.model_json_schema()["properties"]
-    for name, own in schema["properties"].items():
-        if own.get("items") == {}:  # choices of anything
-            value = {key: part for key, part in values[name].items() if key not in ("default", "title", "description")}
-            if value.get("type") == "array":  # of kernels, or the same one for all heads
-                value = {"anyOf": [value["items"], value]}
-            forms = [value, {"type": "array", "items": value, "minItems": 1}]
-            forms += [_RANGE] if value.get("type") in ("integer", "number") else []
-            about = {"description": values[name]["description"]} | {key: own[key] for key in ("default",) if key in own}
-            schema["properties"][name] = {"anyOf": forms, "title": own["title"]} | about
 
 
 class StageSpace(BaseModel):
@@ -146,7 +51,7 @@ class StageSpace(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core)
-        _offer(handler.resolve_ref_schema(schema), StageConfig)
+        offer(handler.resolve_ref_schema(schema), StageConfig)
         return schema
 
     width: Choices
@@ -168,10 +73,10 @@ class StageSpace(BaseModel):
             for choice in choices:
                 self._check_choice(name, choice)
         for heads in self.heads:
-            step = math.lcm(WIDTH_STEP, heads)
+            step = math.lcm(BLOCK, heads)
             if not any(width % step == 0 for width in range(self.width[0], self.width[-1] + 1)):
                 raise ValueError(
-                    f"width must reach a multiple of {step} (of {WIDTH_STEP} and of {heads} heads), "
+                    f"width must reach a multiple of {step} (of {BLOCK} and of {heads} heads), "
                     f"got {self.width[0]} to {self.width[-1]}"
                 )
         if "none" in self.mixer and 0 in self.ffn_count:
@@ -203,7 +108,7 @@ class StageSpace(BaseModel):
 
     def snapped(self, width: int, heads: int) -> int:
         """The multiple of 16 and of `heads` nearest to `width` inside the range."""
-        step = math.lcm(WIDTH_STEP, heads)
+        step = math.lcm(BLOCK, heads)
         low, high = math.ceil(self.width[0] / step) * step, self.width[-1] // step * step
         nearest = step * int(width / step + 0.5)
         return int(min(max(nearest, low), high))
@@ -217,7 +122,7 @@ class SearchSpace(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core)
-        _offer(handler.resolve_ref_schema(schema), ArchConfig)
+        offer(handler.resolve_ref_schema(schema), ArchConfig)
         return schema
 
     image_size: Annotated[int | tuple[int, int], BeforeValidator(parse_image_size)] = 224
@@ -262,10 +167,10 @@ class SearchSpace(BaseModel):
 
     def suggest(self, trial: Trial) -> ArchConfig:
         """The architecture that the answers of `trial` describe."""
-        stem_ratio = _ask(trial, "stem_ratio", self.stem_ratio)
+        stem_ratio = ask(trial, "stem_ratio", self.stem_ratio)
         # even what the mixer leaves unused: Optuna's GP draws at random what not every trial was asked
         answers = [
-            {name: _ask(trial, f"stage{index}.{name}", choices) for name, choices in stage}
+            {name: ask(trial, f"stage{index}.{name}", choices) for name, choices in stage}
             for index, stage in enumerate(self.stages, start=1)
         ]
         return self._arch(stem_ratio, answers)
@@ -356,8 +261,8 @@ class SearchSpace(BaseModel):
             if value not in choices:
                 outside.append(f"{name} = {value} is not in {describe_choices(choices)}")
             elif len(choices) > 1:
-                key, answer = _answer(name, value, choices)
-                params[key] = answer
+                key, param = answer(name, value, choices)
+                params[key] = param
         if not outside and self.suggest(FixedTrial(params)).key != arch.key:
             outside.append("a width is not a multiple of both 16 and the heads")
         if outside:
@@ -381,64 +286,6 @@ def is_unused(stage: StageConfig, name: str, index: int) -> bool:
     if stage.mixer == "linear":
         return name in {"cascade", "q_kernels", "window"}
     return name == "cascade" and stage.heads == 1
-
-
-def _label(choice: Value) -> Param:
-    return "-".join(map(str, choice)) if isinstance(choice, tuple) else choice
-
-
-def _step(choices: Sequence[Value]) -> int | float | None:
-    """The common step of ordered numbers, None for on/off choices, names and uneven lists."""
-    if any(isinstance(choice, bool | str | tuple) for choice in choices):
-        return None
-    numbers = [float(choice) for choice in choices if isinstance(choice, int | float)]
-    step = numbers[1] - numbers[0]
-    if any(abs(b - a - step) > 1e-9 for a, b in itertools.pairwise(numbers)):
-        return None
-    return int(step) if all(isinstance(choice, int) for choice in choices) else round(step, 9)
-
-
-def _ordered(choices: Sequence[Value]) -> bool:
-    return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
-
-
-def _ask(trial: Trial, name: str, choices: Sequence[Any]) -> Any:
-    """One choice: ordered numbers as a range or an index (samplers need the order), the rest as categories."""
-    if len(choices) == 1:
-        return choices[0]
-    step, ordered, labels = _asked_as(tuple(choices), tuple(map(type, choices)))
-    if isinstance(step, int):
-        return trial.suggest_int(name, choices[0], choices[-1], step=step)
-    if step is not None:
-        answer = trial.suggest_float(name, float(choices[0]), float(choices[-1]), step=step)
-        # samplers answer low + k * step, which may differ from the choice in the last bit
-        return min(choices, key=lambda choice: abs(choice - answer))
-    if ordered:
-        return choices[trial.suggest_int(f"{name}.index", 0, len(choices) - 1)]
-    return choices[labels.index(trial.suggest_categorical(name, labels))]
-
-
-@cache  # a screening asks for a hundred thousand answers
-def _asked_as(
-    choices: tuple[Value, ...], types: tuple[type, ...]
-) -> tuple[int | float | None, bool, tuple[Param, ...]]:
-    """The step of a range, whether there is an order at all, and the labels; `types` tell 1 from 1.0 and True."""
-    return _step(choices), _ordered(choices), tuple(map(_label, choices))
-
-
-def _answer(name: str, value: Value, choices: Sequence[Value]) -> tuple[str, Param]:
-    """The parameter name and value with which a trial makes `_ask` return `value`."""
-    if _ordered(choices) and _step(choices) is None:
-        return f"{name}.index", choices.index(value)
-    label = _label(value)
-    return name, float(label) if isinstance(_step(choices), float) and not isinstance(label, str) else label
-
-
-def describe_choices(choices: Sequence[Value]) -> str:
-    """Choices as a person reads them: a range, or the list."""
-    if len(choices) > 2 and (step := _step(choices)) is not None:
-        return f"{choices[0]} .. {choices[-1]} step {step}"
-    return ", ".join(str(_label(choice)) for choice in choices)
 
 
 _PREFIX = "efficientvit-"  # of what a shipped space is called

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TOLERANCE = 0.1  # relative difference of latencies up to which two networks are rivals
+LEVEL = 0.95  # confidence of a bootstrapped interval
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,12 @@ def binomial_error(percent: float, images: int) -> float:
     return 100 * math.sqrt(p * (1 - p) / images + 1 / (4 * images**2)) / (1 + 1 / images)
 
 
-def rivals(n: int, latency_ms: np.ndarray | None = None, tolerance: float = TOLERANCE) -> np.ndarray:
+def rivals(n: int, latency_ms: np.ndarray | None = None) -> np.ndarray:
     """(n, n) symmetric mask of the pairs of distinct networks that compete with each other.
 
     Args:
         n: number of networks.
         latency_ms: positive; None makes all networks rivals.
-        tolerance: by how much of the faster one's latency rivals may differ.
     """
     if latency_ms is None:
         return ~np.eye(n, dtype=bool)
@@ -78,7 +78,7 @@ def rivals(n: int, latency_ms: np.ndarray | None = None, tolerance: float = TOLE
     if not (latency_ms > 0).all():
         raise ValueError(f"latencies must be positive, got {latency_ms.min()}.")
     slower, faster = np.maximum.outer(latency_ms, latency_ms), np.minimum.outer(latency_ms, latency_ms)
-    mask: np.ndarray = slower <= (1 + tolerance) * faster
+    mask: np.ndarray = slower <= (1 + TOLERANCE) * faster
     return mask & ~np.eye(n, dtype=bool)
 
 
@@ -261,9 +261,7 @@ def resampled_tau(
     return tau
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, resamples: int = 500, level: float = 0.95
-) -> Interval:
+def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, resamples: int = 500) -> Interval:
     """Percentile interval of a statistic of n networks, by drawing networks with replacement.
 
     A network drawn twice is tied with itself in score and in truth, and tau-b leaves such pairs out. Whether score
@@ -276,11 +274,10 @@ def bootstrap(
         n: number of networks.
         seed: the same draws for the same seed.
         resamples: number of draws.
-        level: the confidence.
     """
     rng = np.random.default_rng(seed)
     values = [statistic(rng.integers(n, size=n)) for _ in range(resamples)]
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(statistic(np.arange(n))), float(low), float(high))
 
 

@@ -19,12 +19,21 @@ from evit_nas.yamlio import read_yaml, validate
 DEFAULT_SPACE = "efficientvit-224"
 RUNGS = (1, 2, 6)  # epochs of the cycles of `--scheduler asha`: three times as much training at each rung
 
-_as_they_are = (
-    *("budget_stat", "sampler", "workers", "trials", "patience", "front_size", "pool", "seed", "engine", "together"),
+_AS_THEY_ARE = (
+    "budget_stat",
+    "sampler",
+    "workers",
+    "trials",
+    "patience",
+    "front_size",
+    "pool",
+    "seed",
+    "engine",
+    "together",
 )
 _MEANT = {"table": "table", "supernet": "supernet"}  # words that mean a method where none is named
 _ONLY = {"labels": "predictor", "labels_from": "predictor", "scheduler": "short"}  # words that one method alone heeds
-_of_cluster = ("address", "cpus_per_trial", "gpus_per_trial", "concurrent", "max_failures", "storage_path")
+_OF_CLUSTER = ("address", "cpus_per_trial", "gpus_per_trial", "concurrent", "max_failures", "storage_path")
 
 
 class Words(TypedDict, total=False):
@@ -75,6 +84,11 @@ class Words(TypedDict, total=False):
     storage: str | None
 
 
+def said(**words: Any) -> dict[str, Any]:
+    """The words that are not None, which means the same as left out."""
+    return {word: value for word, value in words.items() if value is not None}
+
+
 def settings_from(**words: Unpack[Words]) -> SearchSettings:
     """The settings that the words of a search describe.
 
@@ -83,10 +97,10 @@ def settings_from(**words: Unpack[Words]) -> SearchSettings:
     """
     for word in words.keys() - Words.__annotations__.keys():
         raise UsageError(f"a search has no option '{word}'. {did_you_mean(word, Words.__annotations__)}")
-    given: dict[str, Any] = {word: value for word, value in words.items() if value is not None}
+    given = said(**words)
     base = load_settings(Path(given["config"])) if "config" in given else None
     fields: dict[str, Any] = dict(base) if base else {"workers": usable_cores() - 1}
-    fields |= {word: given[word] for word in _as_they_are if word in given}
+    fields |= {word: given[word] for word in _AS_THEY_ARE if word in given}
     if base is None or "space" in given:
         name = resolved_space(str(given.get("space", DEFAULT_SPACE)))
         fields |= {"space_name": name, "space": SearchSpace.load(name)}
@@ -117,7 +131,7 @@ def elsewhere(run: Run, **words: Unpack[Words]) -> None:
     Raises:
         UsageError: a wrong value.
     """
-    given: dict[str, Any] = {word: value for word, value in words.items() if value is not None}
+    given = said(**words)
     fields = dict(run.settings) | {"cluster": _cluster(given, run.settings)}
     fields |= {word: given[word] for word in ("engine", "workers") if word in given}
     run.settings = validate(SearchSettings, fields, "resume")
@@ -288,7 +302,7 @@ def _cluster(given: dict[str, Any], before: SearchSettings | None) -> dict[str, 
     Raises:
         UsageError: words of a cluster for a search that takes none.
     """
-    found = {word: given[word] for word in _of_cluster if word in given}
+    found = {word: given[word] for word in _OF_CLUSTER if word in given}
     if found and given.get("engine", before.engine if before else "local") != "ray":
         option = f"--{next(iter(found)).replace('_', '-')}"
         raise UsageError(f"{option} is for a cluster, and this search runs on this machine alone: add --engine ray.")

@@ -16,7 +16,7 @@ from evit_nas.accuracy import ShortScore
 from evit_nas.accuracy.table import LabelTable, TrainedNetwork, Training
 from evit_nas.config import Conditions, SearchSettings, ShortRecipe
 from evit_nas.files import Journal
-from evit_nas.latency.predictor import Table
+from evit_nas.latency.samples import Table
 from evit_nas.network.cost import cost
 from evit_nas.runs import Run
 from evit_nas.searching import storage

@@ -21,7 +21,7 @@ def on(monkeypatch):
     def on(cores: int, files: dict[str, str] | None = None) -> None:
         monkeypatch.setattr(os, "cpu_count", lambda: 16)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-        monkeypatch.setattr(machine, "_read", (files or {}).get)
+        monkeypatch.setattr(machine, "read", (files or {}).get)
 
     return on
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from evit_nas.accuracy.coverage import covers, default_method
-from evit_nas.accuracy.table import LabelTable
-from evit_nas.config import SHIPPED
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable
 from evit_nas.space import SearchSpace
 
 DEFAULT = SearchSpace.load("efficientvit-224").model_dump(mode="json")
@@ -17,7 +16,7 @@ DEFAULT = SearchSpace.load("efficientvit-224").model_dump(mode="json")
 
 @pytest.fixture(scope="module")
 def shipped() -> LabelTable:
-    return LabelTable.load(SHIPPED)
+    return LabelTable.load(SHIPPED_TABLE)
 
 
 def with_stages(**fields: Any) -> SearchSpace:

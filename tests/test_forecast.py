@@ -15,7 +15,8 @@ from evit_nas.config import Conditions, SearchSettings
 from evit_nas.latency import DEVICES
 from evit_nas.latency.operator_costs import cost_of, shipped_costs
 from evit_nas.latency.operators import operators
-from evit_nas.latency.predictor import MIN_SAMPLES, MIN_SAMPLES_WITH_PRIOR, Table
+from evit_nas.latency.predictor import MIN_SAMPLES, MIN_SAMPLES_WITH_PRIOR
+from evit_nas.latency.samples import Table
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.runs import Run

@@ -454,7 +454,7 @@ class TestAnswer:
 class TestMachine:
     def test_can_be_described_even_where_files_are_missing(self, monkeypatch):
         assert machine.probe().cores >= 1
-        monkeypatch.setattr(machine, "_read", lambda path: None)
+        monkeypatch.setattr(machine, "read", lambda path: None)
         bare = machine.probe()
         assert (bare.governor, bare.turbo) == (None, None)
         assert bare.processor
@@ -468,7 +468,7 @@ class TestMachine:
         def read(path):
             return next((text for name, text in files.items() if path.endswith(name)), None)
 
-        monkeypatch.setattr(machine, "_read", read)
+        monkeypatch.setattr(machine, "read", read)
         assert machine.probe().turbo is turbo
 
     @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ class TestMachine:
         ],
     )
     def test_tells_processors_apart_by_what_the_system_shows_of_them(self, files, name, monkeypatch):
-        monkeypatch.setattr(machine, "_read", lambda path: files.get(path.removeprefix("/proc/")))
+        monkeypatch.setattr(machine, "read", lambda path: files.get(path.removeprefix("/proc/")))
         monkeypatch.setattr(machine, "platform", SimpleNamespace(processor=lambda: "", machine=lambda: "aarch64"))
         assert machine.processor() == name
 
@@ -526,7 +526,7 @@ class TestMachine:
                 [f"cpu  {cores[1]}", *(f"cpu{index} {core}" for index, core in enumerate(cores)), "intr 7 0"]
             )
 
-        monkeypatch.setattr(machine, "_read", read)
+        monkeypatch.setattr(machine, "read", read)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2})
         clocks = {"process_time": lambda: now["own"], "monotonic": lambda: now["clock"]}
         monkeypatch.setattr(machine, "time", SimpleNamespace(**clocks))

@@ -189,8 +189,8 @@ class TestRapl:
     def test_one_package_that_only_root_may_read_leaves_none(self, tmp_path, monkeypatch):
         domain(tmp_path, "intel-rapl:0", "package-0", 1)
         secret = domain(tmp_path, "intel-rapl:1", "package-1", 1)
-        readable = energy._read
-        monkeypatch.setattr(energy, "_read", lambda path: None if path == secret else readable(path))
+        readable = energy.read
+        monkeypatch.setattr(energy, "read", lambda path: None if path == secret else readable(path))
         assert rapl(tmp_path) is None
 
 

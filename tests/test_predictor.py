@@ -21,6 +21,7 @@ from scipy import stats
 
 from evit_nas.accuracy.table import LabelTable
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import FixedTrial
 from evit_nas.errors import EvitNasError, LostLink, MeasurementError, UsageError
 from evit_nas.latency import Protocol, predictor
 from evit_nas.latency.operator_costs import cost_of, shipped_costs
@@ -30,19 +31,16 @@ from evit_nas.latency.predictor import (
     MIN_SAMPLES_WITH_PRIOR,
     Check,
     Predictor,
-    Sample,
-    Table,
     checked,
     compare,
     fit,
     fit_operators,
     fitted_costs,
-    measure_unseen,
-    merged,
 )
+from evit_nas.latency.samples import Sample, Table, measure_unseen, merged
 from evit_nas.network.cost import cost, stage_costs
 from evit_nas.network.onnx_graph import IR_VERSION, OPSET, build_onnx
-from evit_nas.space import FixedTrial, SearchSpace, shipped_spaces
+from evit_nas.space import SearchSpace, shipped_spaces
 from tests.fakes import latency_of
 from tests.networks import tiny_arch
 
@@ -430,7 +428,8 @@ def test_the_check_is_of_networks_that_the_fit_did_not_see():
 def test_predicting_needs_neither_torch_nor_another_fit():
     script = """
 import random, sys
-from evit_nas.latency.predictor import Sample, fit
+from evit_nas.latency.predictor import fit
+from evit_nas.latency.samples import Sample
 from evit_nas.network.cost import cost
 from evit_nas.space import SearchSpace
 import scipy.optimize
@@ -655,7 +654,7 @@ def test_networks_of_another_input_are_another_table():
 
 def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("evit_nas.latency.predictor.cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr("evit_nas.latency.samples.cache_folder", lambda: tmp_path / "file")
     fill(table(), 1)
     assert table().samples() == []
 
@@ -725,7 +724,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, content):
 def test_an_import_without_a_cache_folder_is_refused(tmp_path, monkeypatch):
     fill(table(), 2)
     table().export_to(tmp_path / "table.json")
-    monkeypatch.setattr("evit_nas.latency.predictor.cache_folder", lambda: tmp_path / "table.json")
+    monkeypatch.setattr("evit_nas.latency.samples.cache_folder", lambda: tmp_path / "table.json")
     with pytest.raises(UsageError, match="cannot write"):
         table().import_from(tmp_path / "table.json")
 

@@ -32,7 +32,6 @@ from evit_nas.accuracy.zero_cost import (
     entropy,
     nuclear_product,
     saliency,
-    score,
     score_all,
     steadiness,
 )
@@ -123,8 +122,8 @@ def test_score_leaves_no_mark(name: str) -> None:
 
     with torch.no_grad():
         before = marks()
-        score(name, model, seed=3)
-        score(name, tiny_arch(), seed=3)
+        score_all(model, seed=3, names=[name])
+        score_all(tiny_arch(), seed=3, names=[name])
         assert marks() == before
 
 
@@ -172,7 +171,7 @@ def test_score_does_not_depend_on_the_other_proxies_asked_for() -> None:
     scores = score_all(tiny_arch(), seed=1)
 
     assert score_all(tiny_arch(), seed=1, names=reversed(PROXIES)) == scores
-    assert all(score(name, tiny_arch(), seed=1) == value for name, value in scores.items())
+    assert all(score_all(tiny_arch(), seed=1, names=[name]) == {name: scores[name]} for name in scores)
 
 
 def test_score_does_not_depend_on_the_number_of_threads() -> None:
@@ -189,12 +188,12 @@ def test_a_score_that_is_not_finite_is_an_error_with_the_name_of_the_proxy(name:
     nn.init.constant_(model.stem[0].conv.weight, math.nan)
 
     with pytest.raises(MeasurementError, match=f"proxy '{name}'"):
-        score(name, model)
+        score_all(model, names=[name])
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no proxy is called 'snap'. Did you mean 'snip'\? Known: az_"):
-        score("snap", tiny_arch())
+        score_all(tiny_arch(), names=["snap"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -19,11 +19,11 @@ from evit_nas.accuracy import scorecard, zero_cost
 from evit_nas.accuracy.imagenet import imagenet_card
 from evit_nas.accuracy.learned import LearnedAccuracy
 from evit_nas.accuracy.scorecard import score_card
-from evit_nas.accuracy.table import LabelTable
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable
 from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.cli import app
 from evit_nas.cli.app import given
-from evit_nas.config import SHIPPED, SearchSettings
+from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, UsageError
 from evit_nas.latency import DEVICES, memory
 from evit_nas.latency.predictor import compare
@@ -504,7 +504,7 @@ def test_what_the_score_is_worth_is_said_with_the_kind_of_evidence(finished):
 
 def test_a_score_learned_from_trained_networks_comes_with_its_card(searched, monkeypatch):
     run = searched(trials=6, accuracy={"method": "table", "regime": Regime(images=9000, classes=12)})
-    judged_by = LabelTable.load(SHIPPED)
+    judged_by = LabelTable.load(SHIPPED_TABLE)
     small = judged_by.model_copy(update={"networks": judged_by.networks[:24]})
     monkeypatch.setattr(cards.LabelTable, "load", lambda name: small)
     (run.path / "card.json").unlink()  # as of a search that goes on, or one of an earlier version
@@ -592,7 +592,7 @@ def test_no_published_accuracy_stands_beside_a_score_of_something_else(searched,
     others = (
         {"method": "zero-cost"},
         {"method": "table", "regime": Regime(images=5000, classes=10)},
-        {"method": "table", "table": SHIPPED},
+        {"method": "table", "table": SHIPPED_TABLE},
     )
     for accuracy in others:  # networks as large as ImageNet's, with as many classes
         run = searched(space="efficientvit-224", budgets=(200,), trials=6, accuracy=accuracy)

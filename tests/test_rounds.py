@@ -9,12 +9,13 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import FixedTrial
 from evit_nas.config import SearchSettings
 from evit_nas.network.cost import cost
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.searching.objectives import directions
 from evit_nas.searching.rounds import TOGETHER, Round, Rounds, pool_of
-from evit_nas.space import FixedTrial, SearchSpace
+from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 
 SPACE = SearchSpace.load("efficientvit-tiny")

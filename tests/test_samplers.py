@@ -13,10 +13,11 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState
 
+from evit_nas.choices import FixedTrial
 from evit_nas.errors import UsageError
 from evit_nas.network.cost import cost
 from evit_nas.searching.samplers import GENERATION, SAMPLERS, Turn, make
-from evit_nas.space import FixedTrial, SearchSpace
+from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 
 STAGE = {"width": 64, "depth": 1, "heads": 2}

@@ -8,10 +8,11 @@ import random
 import numpy as np
 import pytest
 
+from evit_nas.choices import FixedTrial
 from evit_nas.network.cost import cost
 from evit_nas.pareto import non_dominated
 from evit_nas.searching.screening import screen
-from evit_nas.space import FixedTrial, SearchSpace
+from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 
 STAGE = {"width": 32, "depth": 1, "heads": 1, "q_kernels": 3}

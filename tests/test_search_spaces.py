@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.parity import parity
 from evit_nas.arch import ArchConfig
-from evit_nas.space import FixedTrial, SearchSpace, shipped_spaces
+from evit_nas.choices import FixedTrial
+from evit_nas.space import SearchSpace, shipped_spaces
 
 LEVELS = 3  # of a dimension with more choices than that: low, middle and high
 DRAWS = 30  # of which the one that covers most new pairs is taken

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from evit_nas.accuracy import TSE_DECAY, ShortScore, short
+from evit_nas.accuracy import ShortScore, short
 from evit_nas.accuracy.short import Batches, ShortTraining, _groups, shifted
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
@@ -134,7 +134,7 @@ def test_it_learns_what_can_be_learned_and_its_scores_say_so():
     score = ShortTraining(dataset(train=48), recipe).run(tiny_arch(), SEED)
     assert score.accuracy == 1
     assert score.cross_entropy < 0.5
-    assert score.curve[-1] < score.tse < score.curve[0]
+    assert score.curve[-1] < score.curve[0]
 
 
 def test_products_in_bf16_learn_the_same():
@@ -166,13 +166,6 @@ def test_a_checkpoint_of_another_device_is_not_gone_on_with(tmp_path, monkeypatc
     epochs = []
     assert training().run(tiny_arch(), SEED, checkpoint=checkpoint, step=epochs.append) == uninterrupted()
     assert epochs == [1, 2, 3]
-
-
-def test_tse_is_the_mean_loss_with_each_epoch_weighing_more_than_the_one_before():
-    score = ShortScore(accuracy=0.5, cross_entropy=1, curve=(4, 2, 1))
-    weights = (TSE_DECAY**2, TSE_DECAY, 1)
-    assert score.tse == pytest.approx((4 * weights[0] + 2 * weights[1] + 1) / sum(weights))
-    assert ShortScore(accuracy=0.5, cross_entropy=1, curve=(2, 2, 2)).tse == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from evit_nas.config import Conditions
 from evit_nas.errors import EvitNasError, LostLink, MeasurementError
-from evit_nas.latency.predictor import Table
+from evit_nas.latency.samples import Table
 from evit_nas.network.cost import cost
 from evit_nas.searching.labelling import slices
 from evit_nas.searching.labelling.slices import TOLERANCE, slice_of, sliced_pool

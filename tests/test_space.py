@@ -6,8 +6,9 @@ import optuna
 import pytest
 
 from evit_nas.arch import PRESETS, ArchConfig
+from evit_nas.choices import FixedTrial
 from evit_nas.errors import UsageError
-from evit_nas.space import FixedTrial, SearchSpace, resolved_space, shipped_spaces
+from evit_nas.space import SearchSpace, resolved_space, shipped_spaces
 from evit_nas.yamlio import read_yaml, validate
 
 STAGE = {"width": {"from": 32, "to": 96, "step": 16}, "depth": [1, 2], "heads": [1, 2, 3], "q_kernels": 3}

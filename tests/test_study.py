@@ -75,7 +75,7 @@ def test_every_trial_carries_its_constraint_and_its_architecture(finished_run):
 
 
 def _fixed(params):
-    from evit_nas.space import FixedTrial
+    from evit_nas.choices import FixedTrial
 
     return FixedTrial(params)
 

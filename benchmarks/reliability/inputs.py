@@ -379,7 +379,7 @@ def _case(
 def _latency_table(path: Path, back: bool = False) -> None:
     """Measurements of the fake device, which a command finds in the cache folder; `back` puts them there."""
     from evit_nas.config import Conditions
-    from evit_nas.latency.predictor import Table
+    from evit_nas.latency.samples import Table
     from tests.searches import SPACE, known_device
 
     table = Table(FakeDevice(Conditions(device="fake")).context(), SPACE)._journal.path

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-
-TSE_DECAY = 0.9  # of the weight of an epoch's loss for each epoch after it
 
 
 class Estimate(BaseModel):
@@ -51,9 +48,3 @@ class ShortScore(BaseModel):
     """On the validation images, in nats; lower is better. Ranks with half the noise of the accuracy."""
     curve: Annotated[tuple[float, ...], Field(min_length=1)]
     """Mean training loss of each epoch, in nats."""
-
-    @property
-    def tse(self) -> float:
-        """Training-loss sum with decay (TSE-EMA, arXiv 2006.04492), as a mean in nats; lower is better."""
-        weights = [TSE_DECAY**age for age in reversed(range(len(self.curve)))]
-        return math.fsum(w * loss for w, loss in zip(weights, self.curve, strict=True)) / math.fsum(weights)

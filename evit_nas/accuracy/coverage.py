@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from evit_nas.accuracy.table import LabelTable, shipped_tables
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable, shipped_tables
 from evit_nas.arch import ArchConfig
-from evit_nas.config import SHIPPED
-from evit_nas.space import SearchSpace, Value, is_unused
+from evit_nas.choices import Value
+from evit_nas.space import SearchSpace, is_unused
 
 MIN_NETWORKS = 30  # in a table that is a default: with fewer a predictor still learns fast
 SLACK = 1.1  # by which a space may reach beyond what the networks span
@@ -19,7 +19,7 @@ def default_method(space: SearchSpace, data: str | None) -> str:
     The tables of the package speak if they cover the space, in the regime of the data if there are any. Elsewhere a
     predictor is trained on the data, and zero-cost proxies rank without data.
     """
-    if SHIPPED in shipped_tables() and covers(LabelTable.load(SHIPPED), space):
+    if SHIPPED_TABLE in shipped_tables() and covers(LabelTable.load(SHIPPED_TABLE), space):
         return "table"
     return "predictor" if data is not None else "zero-cost"
 

@@ -98,11 +98,6 @@ class Card:
     coverage: float
     """Share of the networks whose label lies in the 80 % interval that the predictor gave without having seen them."""
 
-    @property
-    def best_size(self) -> Row:
-        """The size that ranks rivals best."""
-        return max((row for row in self.rows if row.kind == "size"), key=lambda row: row.iso.value)
-
 
 def score_card(table: LabelTable, labels: Sequence[int] = (0, 15, 30), seed: int = 0, only: str | None = None) -> Card:
     """Judges every score that the table allows: sizes, its proxies, their aggregate, and predictors.

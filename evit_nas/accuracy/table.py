@@ -18,11 +18,12 @@ from evit_nas.accuracy import ShortScore
 from evit_nas.arch import ArchConfig
 from evit_nas.config import ShortRecipe
 from evit_nas.errors import UsageError, did_you_mean
-from evit_nas.files import write_atomically
+from evit_nas.files import write_atomically, writing
 from evit_nas.regime import Regime
 from evit_nas.stats import seed_sd, without_seed_effects
 from evit_nas.yamlio import validate
 
+SHIPPED_TABLE = "fashion-mnist-64"  # the largest of `shipped_tables`
 PAIRED = 0.5  # share of the binomial error that is left when networks are compared on the same images by cross-entropy
 MAX_CORRELATION = -0.3  # of cross-entropy and accuracy, for the one to stand for the other
 
@@ -116,10 +117,8 @@ class LabelTable(BaseModel):
         """
         head = self.model_dump_json(exclude={"networks"})
         lines = ",\n".join(network.model_dump_json() for network in self.networks)
-        try:
+        with writing(path):
             write_atomically(path, f'{head[:-1]},"networks":[\n{lines}\n]}}\n')
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}.") from None
 
     @property
     def archs(self) -> list[ArchConfig]:

@@ -72,11 +72,6 @@ def score_all(
     return {name: math.fsum(scores) / len(scores) for name, scores in values.items()}
 
 
-def score(name: str, network: ArchConfig | EfficientViT, *, seed: int = 0) -> float:
-    """The score of one proxy: see `score_all`."""
-    return score_all(network, seed=seed, names=[name])[name]
-
-
 def cpu_seconds(archs: Iterable[ArchConfig], names: Iterable[str]) -> float:
     """What these proxies cost together for a network, in CPU time of one thread: the median over `archs`."""
     taken, wanted = [], tuple(names)

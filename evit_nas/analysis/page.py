@@ -10,7 +10,7 @@ from evit_nas.analysis.proportion import Proportion
 from evit_nas.analysis.results import Analysis
 from evit_nas.analysis.suggest import CUT, Suggestion
 from evit_nas.errors import UsageError
-from evit_nas.files import write_atomically
+from evit_nas.files import write_atomically, writing
 from evit_nas.report.template import render
 
 
@@ -20,16 +20,14 @@ def write_page(
     *,
     proportion: Proportion | None = None,
     suggestion: Suggestion | None = None,
-    cut: float = CUT,
 ) -> None:
     """Writes the page to `path`; what is not given is left out.
 
     Args:
         analyses: of networks side by side.
-        cut: share of the channels in the chart of importance.
 
     Raises:
-        UsageError: there is nothing to show, the file cannot be written, or `cut` is not between 0 and 1.
+        UsageError: there is nothing to show, or the file cannot be written.
     """
     if not analyses and proportion is None:
         raise UsageError("a page needs an analysis or a study of attention's share.")
@@ -39,11 +37,9 @@ def write_page(
         analyses=analyses,
         proportion=proportion,
         suggestion=suggestion,
-        cut=cut,
+        cut=CUT,
         band=BAND,
-        charts=figures(analyses, proportion, cut),
+        charts=figures(analyses, proportion, CUT),
     )
-    try:
+    with writing(path):
         write_atomically(path, text)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}.") from None

@@ -27,6 +27,7 @@ from evit_nas.files import work_folder, write_atomically
 from evit_nas.latency import Device, Latency, Protocol, Steady, Unit
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.searching.status import Watcher
+from evit_nas.space import BLOCK
 
 VARIANTS = "variants.json"  # in the folder of a study
 FFN_COUNTS = (0, 1, 2, 3)
@@ -34,7 +35,6 @@ TOLERANCE = 0.05  # of the latency; a variant that cannot be brought so near is 
 NEAR = 0.02  # near enough not to look on
 NARROWEST, WIDEST = 0.25, 3.0  # times the widths of the network
 TRIES = 8  # halvings of the range of widths, to 1 % of a width
-WIDTH_STEP = 16
 
 
 class Variant(BaseModel):
@@ -107,7 +107,7 @@ def variants(arch: ArchConfig) -> Iterator[tuple[str, ArchConfig]]:
 def widened(arch: ArchConfig, factors: Sequence[float]) -> ArchConfig:
     """`arch` with the width of each stage times its factor, rounded to a multiple of 16 and of the heads."""
     stages = [
-        stage.model_dump() | {"width": round_to(stage.width * factor, math.lcm(WIDTH_STEP, stage.heads))}
+        stage.model_dump() | {"width": round_to(stage.width * factor, math.lcm(BLOCK, stage.heads))}
         for stage, factor in zip(arch.stages, factors, strict=True)
     ]
     return ArchConfig.model_validate(arch.model_dump() | {"stages": stages})

@@ -21,7 +21,7 @@ from evit_nas.analysis.channels import QKV, head_rows, mixers, stage_of
 from evit_nas.analysis.results import Channels
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.errors import UsageError
-from evit_nas.files import write_atomically
+from evit_nas.files import write_atomically, writing
 from evit_nas.network.attention import LinearAttention
 from evit_nas.network.layers import ConvNorm, LocalFfn, SqueezeExcite
 from evit_nas.network.model import Downsample, EfficientViT, build
@@ -250,10 +250,8 @@ def write_start(
     model.set_input_size(image_size)
     own = {name: getattr(model.arch, name) for name in ("image_size", "in_channels", "num_classes")}
     pruned = prune_to(model, validate(ArchConfig, arch.model_dump() | own, "the architecture to cut to"), channels)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder / WEIGHTS, pruned.state_dict(), {"evit_nas.arch": pruned.arch.model_dump_json()})
         write_atomically(folder / ARCH, pruned.arch.to_yaml(f"cut from {network}"))
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror}.") from None
     return folder / WEIGHTS

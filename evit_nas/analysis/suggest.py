@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict
 
 from evit_nas.analysis.results import INNER, Channels, Kind
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import describe_choices
 from evit_nas.errors import UsageError
-from evit_nas.files import write_atomically
-from evit_nas.space import SearchSpace, StageSpace, describe_choices
+from evit_nas.files import write_atomically, writing
+from evit_nas.space import SearchSpace, StageSpace
 from evit_nas.yamlio import validate
 
 CUT = 0.5  # share of the channels
@@ -96,10 +97,8 @@ class Suggestion(BaseModel):
         Raises:
             UsageError: it cannot be written.
         """
-        try:
+        with writing(path):
             write_atomically(path, self.to_yaml())
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}.") from None
 
 
 def kept(channels: Sequence[Channels], cut: float = CUT) -> list[Kept]:

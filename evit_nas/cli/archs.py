@@ -188,7 +188,7 @@ def _sample_space(found: SearchSpace, name: str, count: int, seed: int) -> None:
 
 
 def _show_space(found: SearchSpace, name: str, format_: Format) -> None:
-    from evit_nas.space import describe_choices
+    from evit_nas.choices import describe_choices
 
     dimensions = found.dimensions()
     rows = [{"dimension": dimension, "choices": plain(choices)} for dimension, choices in dimensions]

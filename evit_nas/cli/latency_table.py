@@ -28,7 +28,7 @@ from evit_nas.words import DEFAULT_SPACE
 
 if TYPE_CHECKING:
     from evit_nas.latency import Device, Protocol
-    from evit_nas.latency.predictor import Sample, Table
+    from evit_nas.latency.samples import Sample, Table
 
 latency = typer.Typer(help="Predicted latency: fit it to this device, look at it, check it.", no_args_is_help=True)
 app.add_typer(latency, name="latency")
@@ -51,8 +51,9 @@ def fit(
 ) -> None:
     """Measure random architectures until the table holds enough of them, and fit the predictor."""
     from evit_nas.latency import Protocol, open_device
-    from evit_nas.latency.predictor import MIN_SAMPLES, Table
+    from evit_nas.latency.predictor import MIN_SAMPLES
     from evit_nas.latency.predictor import fit as fit_predictor
+    from evit_nas.latency.samples import Table
     from evit_nas.space import SearchSpace
 
     with open_device(conditions_of(device, threads, batch, precision, session)) as opened:
@@ -92,8 +93,8 @@ def show(
 ) -> None:
     """Show what is known about a device: networks measured, method, errors in cross-validation."""
     from evit_nas.latency import open_device
-    from evit_nas.latency.predictor import Table
     from evit_nas.latency.predictor import fit as fit_predictor
+    from evit_nas.latency.samples import Table
     from evit_nas.space import SearchSpace
 
     with open_device(conditions_of(device, threads, batch, precision, session)) as opened:
@@ -148,8 +149,9 @@ def check(
 ) -> None:
     """Measure architectures the predictor has not seen, and compare."""
     from evit_nas.latency import STRICT, open_device
-    from evit_nas.latency.predictor import Table, compare
+    from evit_nas.latency.predictor import compare
     from evit_nas.latency.predictor import fit as fit_predictor
+    from evit_nas.latency.samples import Table
     from evit_nas.space import SearchSpace
 
     with open_device(conditions_of(device, threads, batch, precision, session)) as opened:
@@ -206,7 +208,7 @@ def _measure_unseen(
     device: Device, table: Table, space: str, count: int, seed: int, protocol: Protocol
 ) -> list[Sample]:
     """Measures `count` random architectures of the space that the table does not hold yet."""
-    from evit_nas.latency.predictor import measure_unseen
+    from evit_nas.latency.samples import measure_unseen
     from evit_nas.space import SearchSpace
 
     found, rng = SearchSpace.load(space), random.Random(seed)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from evit_nas.config import Conditions
-from evit_nas.errors import EvitNasError, MeasurementError, out_of_memory
+from evit_nas.errors import EvitNasError, MeasurementError, in_a_line, out_of_memory
 from evit_nas.latency.energy import energy_mj, meter
 from evit_nas.latency.machine import LoadMeter, die_with_parent, every_core, machine_of, pin_to_one_core
 from evit_nas.latency.measurable import decoded
@@ -203,8 +203,7 @@ def answer(bench: Callable[[], MeasuringBench], request: dict[str, Any]) -> dict
         latency, samples = bench().measure(decoded(request["network"]), protocol)
         return {"latency": latency.model_dump(mode="json"), "samples": samples}
     except Exception as error:
-        name = "" if isinstance(error, EvitNasError) else f"{type(error).__name__}: "
-        text = " ".join(f"{name}{error}".split())[:500]
+        text = in_a_line(error, kind=not isinstance(error, EvitNasError), most=500)
         kind = error.kind if isinstance(error, MeasurementError) else "rejected"
         if out_of_memory(f"{type(error).__name__}: {text}"):
             text, kind = f"out of memory ({text})", "out of memory"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError
+from evit_nas.latency.machine import read
 from evit_nas.latency.runtimes import RUNTIMES
 
 Meter = Callable[[], float]  # joules since some moment in the past
@@ -78,8 +79,8 @@ def rapl(root: Path = POWERCAP) -> Meter | None:
     is added. Processors of AMD appear under the same names.
     """
     # intel-rapl-mmio:* are left out: the same packages, seen another way
-    packages = [domain for domain in root.glob("intel-rapl:*") if (_read(domain / "name") or "").startswith("package")]
-    counters = [_Counter(domain) for domain in packages if _read(domain / "energy_uj")]
+    packages = [domain for domain in root.glob("intel-rapl:*") if (read(domain / "name") or "").startswith("package")]
+    counters = [_Counter(domain) for domain in packages if read(domain / "energy_uj")]
     if not packages or len(counters) < len(packages):
         return None
     return lambda: math.fsum(counter.joules() for counter in counters)
@@ -117,10 +118,3 @@ def nvml(index: int) -> Meter | None:
     except pynvml.NVMLError:
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000  # it counts millijoules
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None

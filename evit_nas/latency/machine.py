@@ -49,17 +49,17 @@ def probe() -> Machine:
         memory_gb=_memory_gb(),
         system=platform.platform(terse=True),
         python=platform.python_version(),
-        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        governor=read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         turbo=_turbo(),
     )
 
 
 def processor() -> str:
     """Name of the processor, or of the board it is on, and the numbers of its silicon."""
-    info = _read("/proc/cpuinfo") or ""
+    info = read("/proc/cpuinfo") or ""
     fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
-    board = (_read("/proc/device-tree/model") or "").rstrip("\0")  # as C writes a text
+    board = (read("/proc/device-tree/model") or "").rstrip("\0")  # as C writes a text
     name = fields.get("model name") or board or fields.get("Hardware") or platform.processor() or platform.machine()
     # virtual machines often hide the marketing name and 64-bit ARM has none; numbers still identify the silicon
     first, second = ("cpu family", "model") if "model name" in fields else ("CPU implementer", "CPU part")
@@ -128,7 +128,7 @@ def _cores() -> str:
 def _quotas() -> Iterator[float]:
     """In cores: the CPU quota of each control group that this process is in, of either version; a group that has none
     is left out."""
-    for line in (_read("/proc/self/cgroup") or "").splitlines():
+    for line in (read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):  # those of version 2 are not named
             continue
@@ -136,7 +136,7 @@ def _quotas() -> Iterator[float]:
         group = root / path.lstrip("/")  # of a container perhaps as its host names it, and not there: its parents are
         for folder in [group, *group.parents][: len(group.parts) - len(root.parts) + 1]:  # parents' quotas bind too
             texts = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
-            numbers = " ".join(_read(str(folder / text)) or "" for text in texts).split()
+            numbers = " ".join(read(str(folder / text)) or "" for text in texts).split()
             if len(numbers) == 2 and numbers[0].isdecimal():  # else "max", -1, or no such file
                 yield int(numbers[0]) / int(numbers[1])
 
@@ -152,7 +152,7 @@ def measuring_core() -> frozenset[int]:
 def _fastest(cores: set[int]) -> set[int]:
     """Those of the fastest kind, where a processor has several; all where the system does not tell."""
     for file in SPEEDS:
-        texts = {core: _read(f"/sys/devices/system/cpu/cpu{core}/{file}") or "" for core in cores}
+        texts = {core: read(f"/sys/devices/system/cpu/cpu{core}/{file}") or "" for core in cores}
         if all(text.isdecimal() for text in texts.values()):
             speeds = {core: int(text) for core, text in texts.items()}
             return {core for core in cores if speeds[core] >= ONE_KIND * max(speeds.values())}
@@ -161,12 +161,12 @@ def _fastest(cores: set[int]) -> set[int]:
 
 def installation() -> str:
     """What tells this machine from others of its kind: the operating system's own number; empty where it has none."""
-    return _read("/etc/machine-id") or _read("/var/lib/dbus/machine-id") or ""
+    return read("/etc/machine-id") or read("/var/lib/dbus/machine-id") or ""
 
 
 def boot() -> str:
     """What this machine's run of the operating system is called, in all of its containers; else the host's name."""
-    return (_read("/proc/sys/kernel/random/boot_id") or platform.node())[:12]
+    return (read("/proc/sys/kernel/random/boot_id") or platform.node())[:12]
 
 
 def pin_to_one_core() -> None:
@@ -211,7 +211,7 @@ class LoadMeter:
 
 def _busy_seconds(numbers: frozenset[int]) -> float | None:
     """Of the cores with these numbers: a container shows all those of its host."""
-    text = _read("/proc/stat")
+    text = read("/proc/stat")
     if not text:
         return None
     cores, busy = {f"cpu{number}" for number in numbers}, 0
@@ -232,14 +232,15 @@ def _memory_gb() -> float | None:
 
 
 def _turbo() -> bool | None:
-    no_turbo = _read("/sys/devices/system/cpu/intel_pstate/no_turbo")
+    no_turbo = read("/sys/devices/system/cpu/intel_pstate/no_turbo")
     if no_turbo is not None:
         return no_turbo == "0"
-    boost = _read("/sys/devices/system/cpu/cpufreq/boost")
+    boost = read("/sys/devices/system/cpu/cpufreq/boost")
     return None if boost is None else boost == "1"
 
 
-def _read(path: str) -> str | None:
+def read(path: Path | str) -> str | None:
+    """What the system says in a file, without the white space around it; None if it has none or will not show it."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:

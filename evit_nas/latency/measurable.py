@@ -9,7 +9,7 @@ from typing import Any
 from evit_nas.arch import ArchConfig
 from evit_nas.caches import cache_folder
 from evit_nas.errors import UsageError
-from evit_nas.files import write_whole
+from evit_nas.files import write_whole, writing
 from evit_nas.latency.runtimes import RUNTIMES
 from evit_nas.latency.values import Measurable, TimmModel
 
@@ -83,14 +83,10 @@ def sized(path: Path, image_size: int | None) -> Path:
 
 def _kept(graph: bytes, name: str) -> Path:
     path = cache_folder() / "onnx" / f"{name}-{hashlib.sha256(graph).hexdigest()[:12]}.onnx"
-    try:
+    with writing(path.parent, " Set XDG_CACHE_HOME to a folder that can be written."):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_whole(path, lambda scratch: scratch.write_bytes(graph))
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path.parent}: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be written."
-        ) from None
     return path
 
 

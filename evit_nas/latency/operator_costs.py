@@ -14,13 +14,13 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-SHIPPED = Path(__file__).with_name("operator_costs.json")
+FILE = Path(__file__).with_name("operator_costs.json")
 
 
 @cache
 def shipped_costs() -> Mapping[str, float]:
     """Kind of operator, as `operators` names them -> cost of one unit of its amount."""
-    return MappingProxyType(json.loads(SHIPPED.read_text(encoding="utf-8"))["costs"])
+    return MappingProxyType(json.loads(FILE.read_text(encoding="utf-8"))["costs"])
 
 
 def cost_of(name: str, known: Mapping[str, float]) -> float | None:

@@ -28,8 +28,9 @@ from evit_nas.config import Conditions
 from evit_nas.errors import MeasurementError, UsageError
 from evit_nas.latency.local import last_line, python, run_alone
 from evit_nas.latency.machine import check_threads
-from evit_nas.latency.values import Measurable, TimmModel
-from evit_nas.network.onnx_graph import build_onnx
+from evit_nas.latency.measurable import resolved
+from evit_nas.latency.onnx_backend import graph_of
+from evit_nas.latency.values import Measurable
 
 TIMEOUT_S = 300.0  # a network of 100 ms takes about ten seconds
 _SUFFIX = "_kernel_time"
@@ -108,26 +109,18 @@ def profile(network: Measurable, conditions: Conditions) -> Profile:
         )
     check_threads(conditions)
     with TemporaryDirectory() as folder:
-        graph = _graph_file(network, conditions.batch, Path(folder))
-        command = python("-m", "evit_nas.latency.profile_child", str(graph), conditions.model_dump_json())
+        graph = graph_of(resolved(network, conditions.family), conditions.batch)
+        if isinstance(graph, bytes):
+            path = Path(folder) / "network.onnx"
+            path.write_bytes(graph)
+            graph = str(path)
+        command = python("-m", "evit_nas.latency.profile_child", graph, conditions.model_dump_json())
         done = run_alone(command, conditions.threads, TIMEOUT_S, "the profile")
     if done.returncode:
         # 1 is the child's own sys.exit
         kind = {1: "rejected", -signal.SIGKILL: "out of memory"}.get(done.returncode, "crashed")
         raise MeasurementError(f"ONNX Runtime could not profile the network: {last_line(done.stderr)}", kind)
     return Profile.model_validate_json(done.stdout.splitlines()[-1])
-
-
-def _graph_file(network: Measurable, batch: int, folder: Path) -> Path:
-    if isinstance(network, Path):
-        return network
-    if isinstance(network, TimmModel):
-        from evit_nas.network.timm_models import timm_onnx
-
-        return timm_onnx(network.name, network.image_size)
-    path = folder / "network.onnx"
-    path.write_bytes(build_onnx(network, batch=batch).SerializeToString())
-    return path
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from evit_nas.config import Conditions
+from evit_nas.errors import in_a_line
 from evit_nas.latency.machine import die_with_parent, pin_to_one_core
 from evit_nas.latency.onnx_backend import random_feed, session, session_options
 from evit_nas.latency.profile import Profile, take_apart
@@ -89,7 +90,7 @@ def main() -> None:
     try:
         print(run(graph, conditions).model_dump_json())
     except Exception as error:
-        sys.exit(" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        sys.exit(in_a_line(error, kind=True, most=500))
 
 
 if __name__ == "__main__":

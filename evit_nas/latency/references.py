@@ -6,12 +6,12 @@ training recipes that differ; they are quoted beside a network and never mixed w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from evit_nas.caches import cache_folder
-from evit_nas.errors import MeasurementError, UsageError, did_you_mean
+from evit_nas.errors import MeasurementError
 from evit_nas.files import Journal
 from evit_nas.latency.device import Device
 from evit_nas.latency.values import Latency, Protocol, TimmModel
@@ -70,30 +70,23 @@ class MeasuredReference:
 def measure_references(
     device: Device,
     protocol: Protocol,
-    names: Sequence[str] | None = None,
     note: Callable[[str], None] = lambda message: None,
 ) -> list[MeasuredReference]:
-    """Measures references on `device`, in the table's order; figures known from before are not measured again.
+    """Measures all REFERENCES on `device`, in the table's order; figures known from before are not measured again.
 
     A noisy figure is measured again: the machine may be quieter now. One that cannot be exported or run is left out.
 
     Args:
         device: where.
         protocol: how carefully.
-        names: in timm; None takes all of REFERENCES.
         note: told what is being measured, and what was left out and why.
 
     Raises:
-        UsageError: a name is not in REFERENCES.
         LostLink: the link to the device was lost.
     """
-    known = {reference.name: reference for reference in REFERENCES}
-    for name in names or ():
-        if name not in known:
-            raise UsageError(f"no reference is called '{name}'. {did_you_mean(name, known)}")
     remembered = {name: latency for name, of, latency in _remembered(device.context()) if of == protocol}
     measured = []
-    for reference in REFERENCES if names is None else [known[name] for name in names]:
+    for reference in REFERENCES:
         latency = remembered.get(reference.name)
         if latency is None or latency.noisy:
             note(f"measuring {reference.label}")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import describe_choices
 from evit_nas.commands import command_line
 from evit_nas.data.cache import UNREADABLE
 from evit_nas.data.images import ChosenImages, Images
@@ -28,7 +29,7 @@ from evit_nas.files import write_atomically
 from evit_nas.network.elastic import Elastic
 from evit_nas.network.model import EfficientViT
 from evit_nas.network.weights import read_weights
-from evit_nas.space import SearchSpace, describe_choices
+from evit_nas.space import SearchSpace
 from evit_nas.trained import SUPERNET_RECORD, WEIGHTS
 from evit_nas.yamlio import read_json, validate
 

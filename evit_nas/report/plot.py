@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from evit_nas.accuracy.scorecard import Card
 from evit_nas.errors import UsageError
+from evit_nas.files import writing
 from evit_nas.report.figures import staircase
 from evit_nas.runs import Run
 from evit_nas.searching.findings import Findings, find
@@ -53,10 +54,8 @@ def _check(path: Path) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     undated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix.lower()]
-    try:
+    with writing(path):
         figure.savefig(path, dpi=200, metadata=undated)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}.") from None
 
 
 def _draw(axes: Axes, found: Findings, index: int) -> None:

@@ -24,8 +24,8 @@ from evit_nas.errors import MeasurementError
 from evit_nas.files import Journal
 from evit_nas.latency import ENERGY, STRICT, Device, Latency, Protocol, Unit
 from evit_nas.latency.machine import measuring_core
-from evit_nas.latency.predictor import Table
 from evit_nas.latency.runtimes import RUNTIMES, clock_of
+from evit_nas.latency.samples import Table
 from evit_nas.latency.yardstick import Units, best_units, said_by
 from evit_nas.workers import end, worker_pool
 

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.latency import Device, Latency, Unit
-from evit_nas.latency.predictor import Predictor, Sample, Table, fit, merged, read_samples
+from evit_nas.latency.predictor import Predictor, fit
+from evit_nas.latency.samples import Sample, Table, merged, read_samples
 from evit_nas.latency.yardstick import Units
 from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.space import SearchSpace

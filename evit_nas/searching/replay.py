@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evit_nas.accuracy import Estimate, RungEstimate
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.errors import MeasurementError, RunError, UsageError
+from evit_nas.errors import MeasurementError, RunError, UsageError, in_a_line
 from evit_nas.files import Journal
 from evit_nas.latency import Latency
 from evit_nas.latency.yardstick import Units, said_by
@@ -112,7 +112,7 @@ def replay(run: Run, number: int, watcher: Watcher) -> Replay:
                     latencies = evaluator.latencies(arch, strict=True)
                     checks = list(_checks(trial, run.settings, estimate, latencies, figures, evaluator.units))
             except (MeasurementError, RuntimeError, MemoryError) as error:
-                failure = " ".join(f"{type(error).__name__}: {error}".split())
+                failure = in_a_line(error, kind=True)
                 return Replay(trial.number, arch, [], before, failure)
     return Replay(trial.number, arch, checks, before, "")
 

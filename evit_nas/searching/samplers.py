@@ -37,10 +37,11 @@ from optuna.samplers import (
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from evit_nas.choices import FixedTrial
 from evit_nas.errors import UsageError, did_you_mean
 from evit_nas.pareto import non_dominated
 from evit_nas.searching.attributes import TrialAttributes
-from evit_nas.space import FixedTrial, SearchSpace
+from evit_nas.space import SearchSpace
 
 MAX_STEPS = 100  # away from a known architecture, one dimension each: then the space around it is used up
 GENERATION = 20  # trials in a generation of NSGA-II and III: some ten generations in 200 trials
@@ -135,15 +136,13 @@ SAMPLERS: dict[str, Callable[[Turn], BaseSampler]] = {
 }
 
 
-def check_sampler(name: str) -> str:
-    """The name itself.
-
+def check_sampler(name: str) -> None:
+    """
     Raises:
         UsageError: no sampler has that name.
     """
     if name not in (known := (AUTO, *SAMPLERS)):
         raise UsageError(f"no sampler is called '{name}'. {did_you_mean(name, known)}")
-    return name
 
 
 def own_name(name: str) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evit_nas.accuracy.coverage import default_method
-from evit_nas.accuracy.table import LabelTable, shipped_tables
-from evit_nas.config import SHIPPED
+from evit_nas.accuracy.table import SHIPPED_TABLE, LabelTable, shipped_tables
 from evit_nas.errors import UsageError
 from evit_nas.files import write_atomically
 from evit_nas.regime import IMAGENET, Regime
@@ -102,7 +101,7 @@ def _table(run: Run) -> LabelTable | None:
     elif wish.regime is not None and (nearest := _nearest(wish.regime)):
         names["table"] = nearest
     if wish.method == "zero-cost" and default_method(run.settings.space, None) == "table":
-        names["zero-cost"] = SHIPPED
+        names["zero-cost"] = SHIPPED_TABLE
     with suppress(UsageError):  # a file that has gone since, or labels that are still being trained
         return LabelTable.load(names[wish.method]) if wish.method in names else None
     return None

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from evit_nas.arch import ArchConfig
+from evit_nas.choices import FixedTrial, Param, RandomTrial
 from evit_nas.pareto import non_dominated
-from evit_nas.space import FixedTrial, Param, RandomTrial, SearchSpace
+from evit_nas.space import SearchSpace
 
 GENERATIONS = 20  # four rounds of as many find what twelve rounds of six do, with a third of the measurements
 CHILDREN = 500  # in each generation

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from evit_nas import __version__
 from evit_nas.commands import command_line
 from evit_nas.config import storage_url
-from evit_nas.errors import EvitNasError, RunError, UsageError
+from evit_nas.errors import EvitNasError, RunError, UsageError, in_a_line
 from evit_nas.files import Journal
 from evit_nas.runs import Run, anew, explained
 from evit_nas.searching.attributes import StudyAttributes, missing
@@ -203,7 +203,7 @@ def _refused(run: Run, named: str, kinds: tuple[type[Exception], ...]) -> Iterat
     try:
         yield
     except kinds as error:
-        refusal = f"the storage {named} does not serve: {' '.join(str(_root(error)).split()):.300}."
+        refusal = f"the storage {named} does not serve: {in_a_line(_root(error), most=300)}."
         if run.new and not (run.path / "measurements.jsonl").exists():
             raise UsageError(f"{refusal} Put that right, or give another --storage.") from error
         raise RunError(

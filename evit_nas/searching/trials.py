@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evit_nas.accuracy import Estimate, RungEstimate
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.errors import Interrupted, MeasurementError
+from evit_nas.errors import Interrupted, MeasurementError, in_a_line
 from evit_nas.latency import Latency
 from evit_nas.latency.yardstick import Units, said_by
 from evit_nas.searching.attributes import StudyAttributes, TrialAttributes
@@ -87,7 +87,7 @@ class Trials:
                 if finished and self._may_reach_front(hopeful, progress):
                     measured = self._evaluator.measured(arch)
         except (MeasurementError, RuntimeError, MemoryError) as error:
-            on_record.reason = " ".join(f"{type(error).__name__}: {error}".split())
+            on_record.reason = in_a_line(error, kind=True)
             return None
         except (Exception, Interrupted, KeyboardInterrupt):
             _alive(self._record)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +26,12 @@ from evit_nas.arch import ArchConfig
 from evit_nas.commands import command_line
 from evit_nas.config import SearchSettings
 from evit_nas.data.cache import load_dataset
+from evit_nas.data.dataset import Dataset
 from evit_nas.errors import EvitNasError, MeasurementError, UsageError
 from evit_nas.files import Journal, write_atomically
 from evit_nas.latency import Device, Latency, Protocol, Steady, Unit
-from evit_nas.latency.predictor import Sample, Table, fit, merged
+from evit_nas.latency.predictor import fit
+from evit_nas.latency.samples import Sample, Table, merged
 from evit_nas.searching.labelling.labels import Job, Label, Labels, check_images
 from evit_nas.searching.labelling.slices import Sliced, TooFew, slice_of, sliced_pool
 from evit_nas.searching.status import Watcher
@@ -70,51 +71,21 @@ def collect_labels(
         return LabelTable.load(path)
     assert wish.data is not None
     data = load_dataset(wish.data, wish.recipe.image_size)
-    way = f"go on with: {command_line('resume', folder.parent)}"
     labels = Labels(folder, wish.data, data.digest, wish.recipe, cluster.checkpoints if cluster else None)
     stopwatch = _Stopwatch(folder, device, settings, watch)
     start, planned = _plan(labels, settings, stopwatch, watch)
     candidates = [arch for arch, _ in planned]
-    workers = cluster.concurrent if cluster else max(settings.workers, 1)
-    watch.note(f"training up to {wish.labels} networks on {data.name}, {workers} at a time")
-    tried: set[str] = set()
-    asked: dict[str, Timed] = {}
-    done: set[str] = set()
-
-    def step(job: Job, _: Label) -> None:
-        done.add(job.arch.key)
-        watch.step(f"trained on {data.name}", len(done), wish.labels)
-
-    def trained(more: Sequence[Timed]) -> list[TrainedNetwork]:
-        """What was asked for so far, and now, with its labels; what could not be trained is left out."""
-        tried.update(arch.key for arch, _ in more)
-        asked.update((arch.key, (arch, ms)) for arch, ms in more)
-        found = labels.trainings()
-        done.update(asked.keys() & found.keys())
-        jobs = [Job(arch, settings.seed, wish.recipe.last_rung) for arch, _ in more if arch.key not in found]
-        labels.collect(jobs, workers, step, watch.note, cluster, way)
-        found = labels.trainings()
-        return [
-            TrainedNetwork(arch=arch, latency_ms=ms, trainings=found[key])
-            for key, (arch, ms) in asked.items()
-            if key in found
-        ]
-
-    def measured_and_trained(archs: Sequence[ArchConfig]) -> list[TrainedNetwork]:
-        """The same, with what is asked for now measured first; what cannot be measured is left out too."""
-        tried.update(arch.key for arch in archs)
-        return trained([(arch, ms) for arch in archs if (ms := stopwatch.median_ms(arch)) is not None])
-
-    table_of = partial(labels.table, data, str(device.conditions))
-    networks, tops = trained(start), list[set[int]]()
+    collection = _Collection(labels, data, settings, stopwatch, watch, cluster)
+    watch.note(f"training up to {wish.labels} networks on {data.name}, {collection.workers} at a time")
+    networks, tops = collection.trained(start), list[set[int]]()
     # as many failures as labels are wanted end it
-    while len(networks) < MIN_LABELS and len(tried) - len(networks) < max(wish.labels, MIN_LABELS):
-        more = [arch for arch in candidates if arch.key not in tried][: MIN_LABELS - len(networks)]
+    while len(networks) < MIN_LABELS and len(collection.tried) - len(networks) < max(wish.labels, MIN_LABELS):
+        more = [arch for arch in candidates if arch.key not in collection.tried][: MIN_LABELS - len(networks)]
         if not more:
             break
-        networks = measured_and_trained(more)
+        networks = collection.measured_and_trained(more)
     while candidates and MIN_LABELS <= len(networks) < wish.labels:
-        table = table_of(networks)
+        table = collection.table(networks)
         predictor = LearnedAccuracy.of_table(table).predictor
         unseen = evidence.networks(candidates, table.regime, table.source)
         tops.append(set(np.argsort(predictor.mean(unseen))[:TOP].tolist()))  # log errors: the least are best
@@ -122,21 +93,72 @@ def collect_labels(
             watch.note(f"the best {TOP} stand after {len(networks)} trained networks")
             break
         rng = np.random.default_rng([settings.seed, len(tops)])  # by the batch: the same after an interruption
-        untried = np.array([arch.key not in tried for arch in candidates])
-        chosen = _chosen(-predictor.sample(unseen, settings.together or BATCH, rng), untried)[
-            : wish.labels - len(networks)
-        ]
+        draws = -predictor.sample(unseen, settings.together or BATCH, rng)
+        untried = np.array([arch.key not in collection.tried for arch in candidates])
+        chosen = _chosen(draws, untried)[: wish.labels - len(networks)]
         if not chosen:
             break
-        networks = measured_and_trained([candidates[index] for index in chosen])
+        networks = collection.measured_and_trained([candidates[index] for index in chosen])
     if len(networks) < MIN_LABELS:
         raise EvitNasError(
             f"only {len(networks)} networks could be trained, a predictor needs {MIN_LABELS}. What went wrong with the "
             "others is said above; another --data or --space may help."
         )
-    table = table_of(networks)
+    table = collection.table(networks)
     table.save(path)
     return table
+
+
+class _Collection:
+    """The networks that have been asked for, and the labels of those that could be measured and trained."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        data: Dataset,
+        settings: SearchSettings,
+        stopwatch: _Stopwatch,
+        watch: Watcher,
+        cluster: Cluster | None,
+    ) -> None:
+        self._labels, self._data, self._settings = labels, data, settings
+        self._stopwatch, self._watch, self._cluster = stopwatch, watch, cluster
+        self.workers = cluster.concurrent if cluster else max(settings.workers, 1)
+        """Trainings at a time."""
+        self.tried: set[str] = set()
+        """Keys of all that was asked for."""
+        self._asked: dict[str, Timed] = {}  # by key, less what could not be measured
+        self._done: set[str] = set()  # keys of those that have a label
+
+    def trained(self, more: Sequence[Timed]) -> list[TrainedNetwork]:
+        """What was asked for so far, and now, with its labels; what could not be trained is left out."""
+        self.tried.update(arch.key for arch, _ in more)
+        self._asked.update((arch.key, (arch, ms)) for arch, ms in more)
+        found = self._labels.trainings()
+        self._done.update(self._asked.keys() & found.keys())
+        rung, seed = self._settings.accuracy.recipe.last_rung, self._settings.seed
+        jobs = [Job(arch, seed, rung) for arch, _ in more if arch.key not in found]
+        way = f"go on with: {command_line('resume', self._labels.folder.parent)}"
+        self._labels.collect(jobs, self.workers, self._step, self._watch.note, self._cluster, way)
+        found = self._labels.trainings()
+        return [
+            TrainedNetwork(arch=arch, latency_ms=ms, trainings=found[key])
+            for key, (arch, ms) in self._asked.items()
+            if key in found
+        ]
+
+    def measured_and_trained(self, archs: Sequence[ArchConfig]) -> list[TrainedNetwork]:
+        """The same, with what is asked for now measured first; what cannot be measured is left out too."""
+        self.tried.update(arch.key for arch in archs)
+        return self.trained([(arch, ms) for arch in archs if (ms := self._stopwatch.median_ms(arch)) is not None])
+
+    def table(self, networks: Sequence[TrainedNetwork]) -> LabelTable:
+        """The table of these networks."""
+        return self._labels.table(self._data, str(self._stopwatch.device.conditions), networks)
+
+    def _step(self, job: Job, _: Label) -> None:
+        self._done.add(job.arch.key)
+        self._watch.step(f"trained on {self._data.name}", len(self._done), self._settings.accuracy.labels)
 
 
 class _Stopwatch:
@@ -204,43 +226,7 @@ def _plan(
     """
     path = labels.folder / PLAN
     if not path.exists():
-        labels.open()
-        start = _adopted(labels, settings, stopwatch, watch)
-        slices_ms = _slices_ms(settings, stopwatch)
-
-        def pool(wanted: int, before: Sequence[Sliced] = ()) -> list[Sliced]:
-            watch.note(f"looking for {wanted} architectures of {', '.join(f'{ms:.2g}' for ms in slices_ms)} ms")
-            found = [*before]
-
-            def keep(sliced: Sliced) -> None:
-                found.append(sliced)
-                stopwatch.keep(sliced.arch, sliced.latency)
-
-            try:
-                return sliced_pool(
-                    stopwatch.device,
-                    settings.space,
-                    slices_ms,
-                    wanted,
-                    settings.seed,
-                    lambda done: watch.step("architectures in the slices", done, wanted),
-                    watch.note,
-                    before=before,
-                    samples=stopwatch.samples,
-                    keep=keep,
-                )
-            except TooFew:
-                watch.note(f"the space has few architectures of these latencies: {len(found)} were found")
-                return found
-
-        wanted = max(round(START * settings.accuracy.labels), MIN_LABELS) - len(start)
-        found = pool(wanted) if wanted > 0 else []
-        start += _timed(found)
-        candidates = _random(settings, stopwatch.samples, slices_ms[1:])
-        if not candidates:
-            watch.note("their latencies cannot be predicted well: those trained later are measured and random ones too")
-            rest = max(settings.accuracy.labels - len(start), BATCH)
-            candidates = _timed(sliced for sliced in pool(len(found) + rest, found) if sliced not in found)
+        start, candidates = _planned(labels, settings, stopwatch, watch)
         plan = {"images": labels.digest, "start": _plain(start), "candidates": _plain(candidates)}
         write_atomically(path, json.dumps(plan))
     read = json.loads(path.read_text(encoding="utf-8"))
@@ -249,6 +235,59 @@ def _plan(
         [(ArchConfig.model_validate(arch), float(ms)) for arch, ms in read[name]] for name in ("start", "candidates")
     )
     return start, candidates
+
+
+def _planned(
+    labels: Labels, settings: SearchSettings, stopwatch: _Stopwatch, watch: Watcher
+) -> tuple[list[Timed], list[Timed]]:
+    """What `_plan` chooses when it is called first."""
+    labels.open()
+    start = _adopted(labels, settings, stopwatch, watch)
+    slices_ms = _slices_ms(settings, stopwatch)
+    wanted = max(round(START * settings.accuracy.labels), MIN_LABELS) - len(start)
+    found = _in_slices(slices_ms, wanted, [], settings, stopwatch, watch) if wanted > 0 else []
+    start += _timed(found)
+    candidates = _random(settings, stopwatch.samples, slices_ms[1:])
+    if not candidates:
+        watch.note("their latencies cannot be predicted well: those trained later are measured and random ones too")
+        rest = max(settings.accuracy.labels - len(start), BATCH)
+        more = _in_slices(slices_ms, len(found) + rest, found, settings, stopwatch, watch)
+        candidates = _timed(sliced for sliced in more if sliced not in found)
+    return start, candidates
+
+
+def _in_slices(
+    slices_ms: Sequence[float],
+    wanted: int,
+    before: Sequence[Sliced],
+    settings: SearchSettings,
+    stopwatch: _Stopwatch,
+    watch: Watcher,
+) -> list[Sliced]:
+    """As many architectures as are wanted, with their latencies, `before` among them; fewer if there are no more."""
+    watch.note(f"looking for {wanted} architectures of {', '.join(f'{ms:.2g}' for ms in slices_ms)} ms")
+    found = [*before]
+
+    def keep(sliced: Sliced) -> None:
+        found.append(sliced)
+        stopwatch.keep(sliced.arch, sliced.latency)
+
+    try:
+        return sliced_pool(
+            stopwatch.device,
+            settings.space,
+            slices_ms,
+            wanted,
+            settings.seed,
+            lambda done: watch.step("architectures in the slices", done, wanted),
+            watch.note,
+            before=before,
+            samples=stopwatch.samples,
+            keep=keep,
+        )
+    except TooFew:
+        watch.note(f"the space has few architectures of these latencies: {len(found)} were found")
+        return found
 
 
 def _adopted(labels: Labels, settings: SearchSettings, stopwatch: _Stopwatch, watch: Watcher) -> list[Timed]:

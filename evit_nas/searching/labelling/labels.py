@@ -123,17 +123,15 @@ class Labels:
             networks=tuple(networks),
         )
 
-    def adopt(self, other: Journal) -> int:
-        """Takes over the labels of another journal that are for the same data and recipe; returns their number."""
+    def adopt(self, other: Journal) -> None:
+        """Takes over the labels of another journal that are for the same data and recipe."""
         known = self.open()
-        before = len(known)
         for record in other.read():
             label = Label.model_validate(record["label"])
             ids = {self._id(Job(label.arch, label.seed, rung)) for rung in range(len(self.recipe.cycles))}
             if record["id"] in ids - known:
                 self._journal.append(record)
                 known.add(record["id"])
-        return len(known) - before
 
     def training(self, job: Job) -> Callable[[], Label]:
         """What computes a label, in any process that can read the data."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import EvitNasError, MeasurementError
 from evit_nas.latency import Device, Latency, Protocol
-from evit_nas.latency.predictor import Sample, Table, fit, merged
+from evit_nas.latency.predictor import fit
+from evit_nas.latency.samples import Sample, Table, merged
 from evit_nas.space import SearchSpace
 
 TOLERANCE = 0.1  # half the width of a slice, as a share of its middle

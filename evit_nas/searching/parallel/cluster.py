@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from evit_nas.arch import ArchConfig
 from evit_nas.config import SearchSettings
-from evit_nas.errors import LostLink, UsageError
+from evit_nas.errors import LostLink, UsageError, in_a_line
 from evit_nas.latency.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _connected(settings: SearchSettings, note: Callable[[str], None]) -> Iterato
             ray.init(address, log_to_driver=False, **options)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:  # a missing token is the last one
             what = f"no Ray cluster answers at --address {address}" if address else "Ray cannot be started here"
-            raise UsageError(f"{what}: {' '.join(str(error).split())}") from error
+            raise UsageError(f"{what}: {in_a_line(error)}") from error
         if callable(before):
             signal.signal(signal.SIGTERM, before)
         yield
