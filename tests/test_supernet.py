@@ -580,6 +580,19 @@ def test_a_search_goes_on_with_the_supernet_of_its_own_images_space_and_budget_o
     assert [folder.name for folder in trained] == [f"space-shades-s0{end}" for end in ("", "-2", "", "", "-3")]
 
 
+def test_a_command_that_is_typed_again_trains_the_networks_that_it_began_with(tmp_path, images, monkeypatch):
+    """Whatever is measured this time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(supernet_session, "pace_of", lambda *rest: SimpleNamespace(steps=1, epoch_s=1.0))
+    Path("space.yaml").write_text(to_yaml(space()))
+    asked, plans = SupernetAsked("space.yaml", data=str(images), budget_ms=2.0), []
+    for most in (MACS[1], MACS[1] - 100_000):
+        monkeypatch.setattr(supernet_session, "_macs_within", lambda *_, most=most: [most])
+        plans.append(plan_supernet(asked, Hardware(workers=0), lambda _: None))
+        begin(plans[-1:], "evit-nas supernet train", resume=True)
+    assert plans[0] == plans[1]
+
+
 def test_a_training_that_goes_on_is_not_changed_by_options(call, finished):
     refused = call("supernet", "train", str(finished[0]), "--resume", "--epochs", "400", "--macs", "1M..3M")
     assert refused.code == 2

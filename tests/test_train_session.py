@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from evit_nas.config import Conditions
 from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.latency import DEVICES
 from evit_nas.network import saved
@@ -24,8 +25,10 @@ from evit_nas.training.plan import Chosen
 from evit_nas.training.recipe import RECIPES, load_recipe
 from evit_nas.training.session import Asked, Outcome, carry_out, prepare
 from evit_nas.training.status import Pace
+from tests.fakes import latency_of
 from tests.networks import tiny_arch
 from tests.test_train import Watch
+from tests.test_train import settings as settings_of
 from tests.trainings import FILES, FileDevice, finished, write_shades
 
 
@@ -313,3 +316,39 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(UsageError, match=r"timm:efficientvit_m1: its weights cannot be fetched: no route to host"):
         saved.fetch("timm:efficientvit_m1", print)
+
+
+# --- several networks, several processes ---
+
+
+@pytest.mark.parametrize(
+    ("processes", "order"),
+    [(1, ["train a", "ship a", "train b", "ship b"]), (2, ["train a", "train b", "ship a", "ship b"])],
+)
+def test_other_processes_do_not_wait_while_the_first_one_ships(monkeypatch, processes, order):
+    done = []
+    monkeypatch.setattr(session, "several", lambda: processes > 1)
+    monkeypatch.setattr(session, "meet", lambda: None)
+    monkeypatch.setattr(session, "begin", lambda *_: None)
+    monkeypatch.setattr("evit_nas.training.network.train", lambda folder, *_: done.append(f"train {folder}"))
+    monkeypatch.setattr(session, "_shipped", lambda folder, *_: done.append(f"ship {folder}"))
+    planned = SimpleNamespace(plans=[(Path("a"), "settings of a"), (Path("b"), "settings of b")])
+    carry_out(planned, Watch(), ALONE, command="", again="")
+    assert done == order
+
+
+class Threads(FileDevice):
+    """Takes 3 ms for whatever it is given, with whatever protocol."""
+
+    def measure(self, subject, protocol):
+        return latency_of(3.0, conditions=self.conditions), {}
+
+
+@pytest.mark.parametrize(("conditions", "ms"), [(Conditions(), 7.0), (Conditions(threads=2), 3.0), (FILES, 3.0)])
+def test_milliseconds_in_the_table_are_of_one_thread_of_this_processor(tmp_path, monkeypatch, conditions, ms):
+    """What was shipped for another device is measured now."""
+    monkeypatch.setitem(DEVICES, "cpu", Threads)
+    settings = settings_of(tmp_path)
+    shipped = SimpleNamespace(fp32=SimpleNamespace(latency=latency_of(7.0, conditions=conditions)))
+    outcome = Outcome(trained={settings: None}, shipped={settings: shipped})
+    assert outcome.latencies_ms() == {settings.arch: ms}

@@ -316,16 +316,25 @@ def carry_out(
         begin(planned.plans, command, resume)
     meet()  # the others read the folders that the first has made
     outcome = Outcome()
-    for folder, settings in planned.plans:
-        trained = None
+
+    def train_one(folder: Path, settings: TrainSettings) -> None:
+        outcome.trained[settings] = train(folder, watch, hardware)
+        outcome.folders[settings] = folder
+        watch.note(f"written: {folder}")
+
+    def ship_one(folder: Path, settings: TrainSettings) -> None:
+        if ship and settings in outcome.trained:
+            shipped = _shipped(folder, outcome.trained[settings], command, watch.note)
+            if shipped is not None:
+                outcome.shipped[settings] = shipped
+
+    tasks = [(task, plan) for plan in planned.plans for task in (train_one, ship_one)]
+    if several():  # the others must not wait, nor keep the cores busy, while the first one ships and measures
+        tasks = [(train_one, plan) for plan in planned.plans]
+        tasks += [(ship_one, plan) for plan in planned.plans if first()]
+    for task, (folder, settings) in tasks:
         try:
-            trained = outcome.trained[settings] = train(folder, watch, hardware)
-            outcome.folders[settings] = folder
-            watch.note(f"written: {folder}")
-            if first() and ship:
-                shipped = _shipped(folder, trained, command, watch.note)
-                if shipped is not None:
-                    outcome.shipped[settings] = shipped
+            task(folder, settings)
         except (Interrupted, KeyboardInterrupt):  # the second from Python
             if again:
                 watch.note(goes_on(planned.plans, again))
@@ -333,7 +342,7 @@ def carry_out(
         except Exception as error:  # of torch and ONNX Runtime, too: the next network may do without
             if len(planned.plans) == 1 or raised:
                 raise
-            if several() and trained is None:  # the other processes wait for this one, whatever it does next
+            if several() and task is train_one:  # the other processes wait for this one, whatever it does next
                 raise
             outcome.failed = True
             unexpected = "" if isinstance(error, EvitNasError) else f"unexpected {type(error).__name__}: "

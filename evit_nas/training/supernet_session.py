@@ -166,7 +166,7 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
     if not (held_out := held_out_of(source)):
         raise UsageError(f"{seen.train} training images are too few to hold some out: a supernet needs thousands.")
     space = space.model_copy(update={"num_classes": len(source.classes)})
-    band = Band(space, asked.macs or _band(space, asked, note))
+    band = Band(space, asked.macs or _begun_band(asked) or _band(space, asked, note))
     largest, smallest = band.ends(asked.seed)
     if asked.recipe == AUTO:
         note(reason(seen, from_weights=False))
@@ -194,6 +194,14 @@ def _new(asked: SupernetAsked, note: Callable[[str], None]) -> tuple[Path, Super
         "judge them"
     )
     return asked.folder, settings
+
+
+def _begun_band(asked: SupernetAsked) -> tuple[int, int] | None:
+    """Of what lies in the folder already: measured anew, a network at the edge of the budget may change sides."""
+    if not (asked.folder / RECORD).is_file() or not _is_for(asked, asked.folder):
+        return None
+    before = read_record(asked.folder).settings
+    return before.macs if isinstance(before, SupernetSettings) else None
 
 
 def _band(space: SearchSpace, asked: SupernetAsked, note: Callable[[str], None]) -> tuple[int, int]:
