@@ -26,6 +26,8 @@ from evit_nas.searching.findings import Findings, find
 from evit_nas.searching.front import Candidate
 from evit_nas.stats import binomial_error
 
+CHOICES = ("paper's", "right", "wrong")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,11 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     print(f"machine: {probe()}", flush=True)
     searches = {name: find(Run.open(path)) for name, path in (("right", args.right), ("wrong", args.wrong))}
-    networks = {
-        (preset, choice): network
-        for preset in args.presets
-        for choice, network in chosen(preset, searches, args.out / "networks").items()
-    }
+    choices = {preset: chosen(preset, searches, args.out / "networks") for preset in args.presets}
+    networks = {(preset, choice): choices[preset][choice] for choice in CHOICES for preset in args.presets}
     found: dict[tuple[str, str], list[float]] = {}
     for seed in args.seeds:
         for (preset, choice), network in networks.items():
@@ -69,7 +68,7 @@ def main() -> None:
             print(f"{preset}, {choice:9} seed {seed}: {trained.top1:6.2f} ± {error:.2f} %", flush=True)
             found.setdefault((preset, choice), []).append(trained.top1)
     for preset in args.presets:
-        own, right, wrong = (fmean(found[preset, choice]) for choice in ("paper's", "right", "wrong"))
+        own, right, wrong = (fmean(found[preset, choice]) for choice in CHOICES)
         print(f"{preset}: {own:.2f} %; chosen for these data {right - own:+.2f}, for others {wrong - own:+.2f} points")
 
 
@@ -79,7 +78,7 @@ def size_of(findings: Findings) -> int:
 
 def chosen(preset: str, searches: dict[str, Findings], folder: Path) -> dict[str, str]:
     """Which choice -> the network as `train` takes it: the paper's, and the best of equal latency of each search."""
-    networks = {"paper's": preset}
+    networks = dict.fromkeys(CHOICES, preset)
     folder.mkdir(parents=True, exist_ok=True)
     for name, findings in searches.items():
         paper = next(one for one in findings.front.references if one.name == preset)
