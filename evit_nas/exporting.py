@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evit_nas.arch import ArchConfig
 from evit_nas.errors import EvitNasError
 from evit_nas.files import serialised
+from evit_nas.trained import WEIGHTS, parted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,15 +29,15 @@ TOLERANCE = 1e-4  # largest output difference to the torch network, relative to 
 Inference = Callable[["Tensor"], "Tensor"]  # images to outputs, by a written file
 
 
-def export_onnx(
-    arch: ArchConfig, path: Path, *, weights: Path | None = None, batch: int | None = 1, seed: int = 0
+def export(
+    to: str, arch: ArchConfig, path: Path, *, weights: Path | None = None, batch: int | None = 1, seed: int = 0
 ) -> float:
-    """Writes the deploy graph of `arch` as ONNX.
+    """Writes the deploy form of `arch`.
 
     Args:
+        to: one of `WRITERS`.
         weights: a checkpoint of this architecture, or a folder with one, as a training or `ship` leaves it,
-            or SUPERNET#ARCH; None
-            exports a lively random network (see network/lively.py), good for latency only.
+            or SUPERNET#ARCH; None exports a lively random network (see network/lively.py), good for latency only.
         batch: images per inference, None for a dynamic batch size.
         seed: of the random weights and of the images that are compared.
 
@@ -47,48 +48,6 @@ def export_onnx(
         UsageError: the weights do not fit the architecture.
         EvitNasError: the outputs differ by more than `TOLERANCE`; nothing is written.
     """
-    return _export(_write_onnx, arch, path, weights, batch, seed)
-
-
-def export_torchscript(
-    arch: ArchConfig, path: Path, *, weights: Path | None = None, batch: int | None = 1, seed: int = 0
-) -> float:
-    """The same as a traced TorchScript module, for `torch.jit.load` and libtorch."""
-    return _export(_write_torchscript, arch, path, weights, batch, seed)
-
-
-def export_pt2(
-    arch: ArchConfig, path: Path, *, weights: Path | None = None, batch: int | None = 1, seed: int = 0
-) -> float:
-    """The same as an exported program, for `torch.export.load` and what starts from one."""
-    return _export(_write_pt2, arch, path, weights, batch, seed)
-
-
-EXPORTERS = {"onnx": export_onnx, "torchscript": export_torchscript, "pt2": export_pt2}
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
-
-
-def checkpoint(weights: Path) -> Path:
-    """The file that holds the weights, where a folder may be named."""
-    return weights / "model.safetensors" if weights.is_dir() else weights
-
-
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest expected magnitude."""
-    import numpy as np
-
-    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12))
-
-
-def _export(
-    write: Callable[[EfficientViT, Tensor, int | None, Path], Inference],
-    arch: ArchConfig,
-    path: Path,
-    weights: Path | None,
-    batch: int | None,
-    seed: int,
-) -> float:
-    """See `export_onnx`; `write` puts a network into a file and returns what runs that file."""
     import numpy as np
     import torch
 
@@ -96,7 +55,6 @@ def _export(
     from evit_nas.network.model import build
     from evit_nas.network.saved import efficientvit, open_saved
     from evit_nas.network.weights import load_weights
-    from evit_nas.trained import parted
 
     if weights is None:
         model = lively_network(arch, seed)
@@ -112,6 +70,7 @@ def _export(
     try:
         with torch.inference_mode():
             expected = model(torch.from_numpy(images))
+        write, _ = WRITERS[to]
         run = write(model, torch.from_numpy(images), batch, scratch)
         with torch.inference_mode():
             actual = run(torch.from_numpy(images))
@@ -125,6 +84,18 @@ def _export(
     finally:
         scratch.unlink(missing_ok=True)
     return error
+
+
+def checkpoint(weights: Path) -> Path:
+    """The file that holds the weights, where a folder may be named."""
+    return weights / WEIGHTS if weights.is_dir() else weights
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest expected magnitude."""
+    import numpy as np
+
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12))
 
 
 def _write_onnx(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Inference:
@@ -159,6 +130,7 @@ def run_onnx(session: Any, images: np.ndarray) -> np.ndarray:
 
 
 def _write_torchscript(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Inference:
+    """Traced, for `torch.jit.load` and libtorch."""
     import torch
 
     with warnings.catch_warnings():  # that TorchScript is no longer developed: whoever asks for it knows
@@ -170,6 +142,7 @@ def _write_torchscript(model: EfficientViT, images: Tensor, batch: int | None, p
 
 
 def _write_pt2(model: EfficientViT, images: Tensor, batch: int | None, path: Path) -> Inference:
+    """An exported program, for `torch.export.load` and what starts from one."""
     import torch
 
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
@@ -177,6 +150,10 @@ def _write_pt2(model: EfficientViT, images: Tensor, batch: int | None, path: Pat
     path.write_bytes(serialised(lambda file: torch.export.save(exported, file)))
     loaded: Inference = torch.export.load(path).module()
     return loaded
+
+
+WRITERS = {"onnx": (_write_onnx, ".onnx"), "torchscript": (_write_torchscript, ".ts"), "pt2": (_write_pt2, ".pt2")}
+"""How a network is put into a file, which returns what runs it, and the file's suffix."""
 
 
 def _folded(model: EfficientViT) -> nn.Module:

@@ -129,21 +129,23 @@ def export(
         UsageError: a wrong word or value, or weights that do not fit.
         EvitNasError: the file does not compute what the network does; nothing is written.
     """
+    from evit_nas import exporting
     from evit_nas.arch import ArchConfig
-    from evit_nas.exporting import EXPORTERS, SUFFIXES
     from evit_nas.lookup import find_arch
     from evit_nas.trained import parted
 
-    if to not in EXPORTERS:
-        raise UsageError(f"to must be one of {', '.join(EXPORTERS)}, got '{to}'.")
+    if to not in exporting.WRITERS:
+        raise UsageError(f"to must be one of {', '.join(exporting.WRITERS)}, got '{to}'.")
     check_least(batch=(batch, 0))
     with said_in_python():
         config = arch if isinstance(arch, ArchConfig) else find_arch(str(arch))
         name = config.key if isinstance(arch, ArchConfig) else Path(arch).resolve().name.removesuffix(".yaml")
         if weights is None and not isinstance(arch, ArchConfig):
             weights = arch if (Path(arch) / WEIGHTS).is_file() or parted(str(arch)) is not None else None
-        path = Path(out) if out is not None else Path(f"{name}{SUFFIXES[to]}")
-        EXPORTERS[to](config, path, weights=None if weights is None else Path(weights), batch=batch or None, seed=seed)
+        _, suffix = exporting.WRITERS[to]
+        path = Path(out) if out is not None else Path(f"{name}{suffix}")
+        known = None if weights is None else Path(weights)
+        exporting.export(to, config, path, weights=known, batch=batch or None, seed=seed)
     return path
 
 

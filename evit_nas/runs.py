@@ -171,10 +171,7 @@ class Run:
         return self
 
     def owner(self) -> str | None:
-        """Who writes the run at this moment, for example "process 4711 on laptop"; None if nobody does.
-
-        The file alone says nothing: it outlives its owner, the lock on it does not.
-        """
+        """Who writes the run at this moment; see `owner_of`."""
         return owner_of(self.path)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from evit_nas.arch import ArchConfig
 from evit_nas.doctor import Finding
 from evit_nas.errors import UsageError
-from evit_nas.exporting import export_onnx
+from evit_nas.exporting import export
 from evit_nas.latency import DEVICES
 from evit_nas.network.model import build
 from evit_nas.shipped import write_sums
@@ -123,7 +123,7 @@ def weights_of_another_network(folder: Path) -> None:
 
 
 def other_graph(name: str) -> Callable[[Path], None]:
-    return lambda folder: export_onnx(ARCH, folder / name, seed=1)
+    return lambda folder: export("onnx", ARCH, folder / name, seed=1)
 
 
 def other_architecture(folder: Path) -> None:

@@ -25,7 +25,7 @@ from evit_nas import __version__
 from evit_nas.arch import ArchConfig, StageConfig
 from evit_nas.data.images import Images
 from evit_nas.data.sources import open_source
-from evit_nas.exporting import export_onnx, export_pt2, export_torchscript, open_onnx, run_onnx
+from evit_nas.exporting import export, open_onnx, run_onnx
 from evit_nas.latency.machine import probe
 from evit_nas.network.model import build
 from evit_nas.network.saved import efficientvit, open_saved
@@ -136,10 +136,10 @@ def written(training: Path, folder: Path, count: int) -> dict[str, object]:
     np.save(folder / "logits.npy", logits)
     for suffix, batch in (("", 1), ("-open", None)):
         graph = folder / f"fp32{suffix}.onnx"
-        export_onnx(record.arch, graph, weights=training, batch=batch)
+        export("onnx", record.arch, graph, weights=training, batch=batch)
         quantise(graph, calibration[:, None], folder / f"int8{suffix}.onnx")
-    export_torchscript(record.arch, folder / "model.ts", weights=training)
-    export_pt2(record.arch, folder / "model.pt2", weights=training)
+    export("torchscript", record.arch, folder / "model.ts", weights=training)
+    export("pt2", record.arch, folder / "model.pt2", weights=training)
     session = open_onnx(folder / "int8.onnx")
     in_8_bits = np.concatenate([run_onnx(session, image) for image in images[:, None]])
     outputs = {"fp32": logits, "int8": in_8_bits}

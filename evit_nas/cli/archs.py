@@ -213,13 +213,14 @@ def export(
 
     The deploy form, as ONNX, TorchScript or an exported program of torch, is checked before it is written.
     """
-    from evit_nas.exporting import EXPORTERS, SUFFIXES, checkpoint
-    from evit_nas.trained import parted
+    from evit_nas import exporting
+    from evit_nas.trained import WEIGHTS, parted
 
     config = find_arch(arch)
-    if weights is None and ((Path(arch) / "model.safetensors").is_file() or parted(arch) is not None):
+    if weights is None and ((Path(arch) / WEIGHTS).is_file() or parted(arch) is not None):
         weights = Path(arch)
-    path = out or Path(f"{Path(arch).resolve().name.removesuffix('.yaml')}{SUFFIXES.get(to, '.yaml')}")
+    suffix = ".yaml" if to == "yaml" else exporting.WRITERS[to][1]
+    path = out or Path(Path(arch).resolve().name.removesuffix(".yaml") + suffix)
     if to == "yaml":
         with writing(path, " Give another file with --out."):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,8 +228,8 @@ def export(
         say(f"written: {path}")
         return
     with writing(path, " Give another file with --out."):
-        error = EXPORTERS[to](config, path, weights=weights, batch=batch or None, seed=seed)
-    kind = f"weights of {checkpoint(weights)}" if weights else "random weights, for latency only"
+        error = exporting.export(to, config, path, weights=weights, batch=batch or None, seed=seed)
+    kind = f"weights of {exporting.checkpoint(weights)}" if weights else "random weights, for latency only"
     say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}; differs from torch by {error:.1e})")
     if to == "onnx":
         say(f"next:    {command_line('measure', path)}")

@@ -1,4 +1,4 @@
-"""Verbs that measure: measure, profile, doctor, devices."""
+"""Verbs that measure: measure, profile, doctor."""
 
 from __future__ import annotations
 

@@ -192,8 +192,8 @@ def _with_error(percent: float | None, images: int) -> str:
     return "-" if percent is None else f"{percent:.1f} ± {binomial_error(percent, images):.1f}"
 
 
-def confusion_cells(evaluation: Evaluation, count: int = 5) -> tuple[list[str], list[list[str]]]:
+def confusion_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of the table of the most frequent confusions."""
     columns = ["class", "taken for", "images", "% of the class"]
-    pairs = evaluation.worst_pairs(count)
+    pairs = evaluation.worst_pairs()
     return columns, [[p.truth, p.taken_for, str(p.images), f"{100 * p.share:.1f}"] for p in pairs]

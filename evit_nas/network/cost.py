@@ -27,15 +27,12 @@ class Cost:
     depth: convolutions and linear layers, side branches included. The heads of a cascade count one by one,
         heads that are computed together count once.
     weight_bytes: all parameters in float32.
-    activation_bytes: the largest input and output of one layer, together, in float32; what waits in memory
-        besides (residuals, heads already computed) is left out.
     """
 
     params: int
     macs: int
     depth: int
     weight_bytes: int
-    activation_bytes: int
 
 
 @dataclass(frozen=True)
@@ -48,30 +45,29 @@ class PartCost:
 
 
 class _Op(NamedTuple):  # made a hundred times for each candidate of a search: cheaper than a dataclass
-    """A layer (or, with `weighted` off, an attention product); `live` is its input and output elements."""
+    """A layer (or, with `weighted` off, an attention product)."""
 
     params: int
     macs: int
-    live: int
     weighted: bool = True
 
 
 @lru_cache(maxsize=1024)  # a search asks for parameters, MACs and bytes of the same candidates
 def cost(arch: ArchConfig) -> Cost:
     """The size of the network that `arch` describes."""
-    _, params, macs, depth, live = zip(*_counted(arch), strict=True)
+    _, params, macs, depth = zip(*_counted(arch), strict=True)
     weights = sum(params)
-    return Cost(weights, sum(macs), sum(depth), weight_bytes=BYTES * weights, activation_bytes=BYTES * max(live))
+    return Cost(weights, sum(macs), sum(depth), weight_bytes=BYTES * weights)
 
 
 def stage_costs(arch: ArchConfig) -> list[PartCost]:
     """Stem, then downsampling and blocks stage by stage, then head; the shares add up to `cost`."""
-    return [PartCost(name, params, macs) for name, params, macs, _, _ in _counted(arch)]
+    return [PartCost(name, params, macs) for name, params, macs, _ in _counted(arch)]
 
 
 @lru_cache(maxsize=1024)  # a search asks for the parts and for the whole of the same candidates
-def _counted(arch: ArchConfig) -> tuple[tuple[str, int, int, int, int], ...]:
-    """Name, parameters, MACs, layers with weights and the largest layer's elements of each part."""
+def _counted(arch: ArchConfig) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, parameters, MACs and layers with weights of each part."""
     grids = arch.grids
     found = [("stem", *_total(_stem(arch)))]
     for index, (stage, grid) in enumerate(zip(arch.stages, grids, strict=True)):
@@ -84,19 +80,18 @@ def _counted(arch: ArchConfig) -> tuple[tuple[str, int, int, int, int], ...]:
 
 
 @lru_cache(maxsize=1 << 12)  # candidates of a space share most of their stages
-def _blocks(stage: StageConfig, grid: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+def _blocks(stage: StageConfig, grid: tuple[int, int], side: int) -> tuple[int, int, int]:
     """All blocks of a stage, as `_total` adds up one."""
-    params, macs, depth, live = _total(_block(stage, grid, side))
-    return stage.depth * params, stage.depth * macs, stage.depth * depth, live
+    params, macs, depth = _total(_block(stage, grid, side))
+    return stage.depth * params, stage.depth * macs, stage.depth * depth
 
 
-def _total(part: Iterable[_Op]) -> tuple[int, int, int, int]:
-    """Parameters, MACs, layers with weights, and the largest layer's elements."""
-    params = macs = depth = live = 0
+def _total(part: Iterable[_Op]) -> tuple[int, int, int]:
+    """Parameters, MACs and layers with weights."""
+    params = macs = depth = 0
     for op in part:
         params, macs, depth = params + op.params, macs + op.macs, depth + op.weighted
-        live = max(live, op.live)
-    return params, macs, depth, live
+    return params, macs, depth
 
 
 def _area(grid: tuple[int, int]) -> int:
@@ -104,10 +99,10 @@ def _area(grid: tuple[int, int]) -> int:
 
 
 @lru_cache(maxsize=1 << 14)  # candidates of a space share most of their layers
-def _conv(in_chs: int, out_chs: int, area: int, kernel: int = 1, groups: int = 1, in_area: int = 0) -> _Op:
-    """A convolution and its BatchNorm over `area` output positions; `in_area` input ones if they differ."""
+def _conv(in_chs: int, out_chs: int, area: int, kernel: int = 1, groups: int = 1) -> _Op:
+    """A convolution and its BatchNorm over `area` output positions."""
     weights = kernel * kernel * in_chs // groups * out_chs
-    return _Op(weights + 2 * out_chs, weights * area, in_chs * (in_area or area) + out_chs * area)  # 2: gamma, beta
+    return _Op(weights + 2 * out_chs, weights * area)  # 2: gamma, beta
 
 
 def _depthwise(width: int, area: int, kernel: int) -> _Op:
@@ -116,15 +111,14 @@ def _depthwise(width: int, area: int, kernel: int) -> _Op:
 
 def _linear(in_features: int, out_features: int) -> _Op:
     """A layer with a bias, on one vector."""
-    return _Op((in_features + 1) * out_features, in_features * out_features, in_features + out_features)
+    return _Op((in_features + 1) * out_features, in_features * out_features)
 
 
 def _stem(arch: ArchConfig) -> Iterator[_Op]:
     height, width = arch.input_size  # multiples of 16: the four halvings are exact
     widths = (arch.in_channels, *arch.stem_widths)
-    for i, (in_chs, out_chs) in enumerate(pairwise(widths)):
-        in_area = (height >> i) * (width >> i)
-        yield _conv(in_chs, out_chs, in_area // 4, kernel=3, in_area=in_area)
+    for i, (in_chs, out_chs) in enumerate(pairwise(widths), start=1):
+        yield _conv(in_chs, out_chs, (height >> i) * (width >> i), kernel=3)
 
 
 def _local_ffn(width: int, hidden: int, area: int) -> tuple[_Op, ...]:
@@ -138,7 +132,7 @@ def _downsample(arch: ArchConfig, index: int) -> Iterator[_Op]:
     squeezed = round_to(hidden * SE_RATIO, 8)
     yield from _local_ffn(before.width, before.ffn_dim, in_area)
     yield _conv(before.width, hidden, in_area)
-    yield _conv(hidden, hidden, area, 3, groups=hidden, in_area=in_area)
+    yield _conv(hidden, hidden, area, 3, groups=hidden)
     yield _linear(hidden, squeezed)
     yield _linear(squeezed, hidden)
     yield _conv(hidden, after.width, area)
@@ -164,8 +158,8 @@ def _softmax_mixer(stage: StageConfig, grid: tuple[int, int], side: int) -> Iter
         yield _depthwise(together * qk, area, kernel)
         scores = together * windows * tokens * tokens
         biases = together * tokens  # one for each offset |dy|, |dx|
-        yield _Op(biases, scores * qk, 2 * together * area * qk + scores, weighted=False)
-        yield _Op(0, scores * v, 2 * together * area * v + scores, weighted=False)
+        yield _Op(biases, scores * qk, weighted=False)
+        yield _Op(0, scores * v, weighted=False)
         if stage.cascaded and v != dim and j < heads - 1:
             yield _conv(v, dim, area)
     yield _conv(heads * v, stage.width, _area(grid))  # the padding of the windows has been cut off
@@ -176,13 +170,13 @@ def _linear_mixer(stage: StageConfig, area: int) -> Iterator[_Op]:
     context = v * stage.qk_dim  # one v_dim x qk_dim matrix a head
     yield _conv(stage.width, 2 * qk + v, area)
     yield _depthwise(v, area, LINEAR_V_KERNEL)
-    yield _Op(0, context * area, (qk + v) * area + context, weighted=False)  # values times keys
-    yield _Op(0, qk * area, (qk + stage.heads) * area, weighted=False)  # summed keys times queries
-    yield _Op(0, context * area, (qk + v) * area + context, weighted=False)  # context times queries
+    yield _Op(0, context * area, weighted=False)  # values times keys
+    yield _Op(0, qk * area, weighted=False)  # summed keys times queries
+    yield _Op(0, context * area, weighted=False)  # context times queries
     yield _conv(v, stage.width, area)
 
 
 def _head(width: int, num_classes: int) -> Iterator[_Op]:
     if num_classes:
         linear = _linear(width, num_classes)
-        yield _Op(linear.params + 2 * width, linear.macs, linear.live)  # 2 * width: the BatchNorm before it
+        yield _Op(linear.params + 2 * width, linear.macs)  # 2 * width: the BatchNorm before it

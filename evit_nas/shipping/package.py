@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ from evit_nas.shipping.quantise import quantise, refusal
 from evit_nas.trained import ARCH, WEIGHTS, Trained
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from evit_nas.data.preprocessing import Preprocessing
     from evit_nas.network.model import EfficientViT
 
 CALIBRATION_IMAGES = 256  # 16 to 1024 of Fashion-MNIST made no difference beyond 0.3 points
@@ -71,14 +74,9 @@ def ship(
     with _new_folder(out) as folder:
         model = efficientvit(open_saved(str(training)))
         _write_network(folder, trained, model)
-        calibration = some(source.train, calibration_images, trained.seed)
+        calibration, skipped = some(source.train, calibration_images, trained.seed), list[str]()
         note(f"calibrating 8 bits on {len(calibration)} training images")
-        refused, skipped = "", list[str]()
-        try:
-            fed = (image for image, _ in inputs(calibration, preprocessing, skipped.append))
-            quantise(folder / FP32, fed, folder / INT8)
-        except MeasurementError as error:
-            refused = str(error)
+        refused = _quantised(folder, inputs(calibration, preprocessing, skipped.append))
         calibrated = len(calibration) - len(skipped)
         paths = [path for path in (folder / FP32, folder / INT8) if path.exists()]
         validation = some(source.val, images, trained.seed)
@@ -89,17 +87,7 @@ def ship(
         if skipped:
             note(f"{source.name}: skipped {len(skipped)} unreadable of these images: {first_few(skipped)}")
         note(f"measuring {' and '.join(path.name for path in paths)} on {conditions}")
-        # both in one session of the device: `refusal` compares their latencies
-        with Steady(open_device(conditions)) as device:
-            graphs = {
-                path.name: ShippedGraph(
-                    top1=found.top1s[path.name],
-                    latency=device.measure(path, STRICT)[0],
-                    error=difference(model, path, probes(preprocessing)),
-                    megabytes=path.stat().st_size / 1e6,
-                )
-                for path in paths
-            }
+        graphs = _graphs(paths, found, model, preprocessing, conditions)
         if INT8 in graphs and (refused := refusal(graphs[FP32], graphs[INT8], tolerance)):
             (folder / INT8).unlink()
         size = cost(trained.arch)
@@ -122,6 +110,31 @@ def ship(
         shutil.copyfile(Path(__file__).with_name(PREDICT), folder / PREDICT)
         write_sums(folder)
     return shipped
+
+
+def _quantised(folder: Path, calibration: Iterable[tuple[np.ndarray, int]]) -> str:
+    """Writes the graph in 8 bits beside the other one; returns why it could not be made, or nothing."""
+    try:
+        quantise(folder / FP32, (image for image, _ in calibration), folder / INT8)
+    except MeasurementError as error:
+        return str(error)
+    return ""
+
+
+def _graphs(
+    paths: Sequence[Path], found: Comparison, model: EfficientViT, preprocessing: Preprocessing, conditions: Conditions
+) -> dict[str, ShippedGraph]:
+    """What is known of each file; all are measured in one session of the device, for `refusal` compares latencies."""
+    with Steady(open_device(conditions)) as device:
+        return {
+            path.name: ShippedGraph(
+                top1=found.top1s[path.name],
+                latency=device.measure(path, STRICT)[0],
+                error=difference(model, path, probes(preprocessing)),
+                megabytes=path.stat().st_size / 1e6,
+            )
+            for path in paths
+        }
 
 
 def timm_config(trained: Trained) -> dict[str, Any]:
