@@ -94,8 +94,10 @@ def _on_imagenet() -> ScoreCard:
 
 
 def _table(run: Run) -> LabelTable | None:
+    from evit_nas.searching.labelling.adaptive import TABLE
+
     wish = run.settings.accuracy
-    names: dict[str, str | Path] = {"predictor": run.path / "labels" / "table.json"}
+    names: dict[str, str | Path] = {"predictor": run.path / "labels" / TABLE}
     if wish.table is not None:
         names["table"] = wish.table
     elif wish.regime is not None and (nearest := _nearest(wish.regime)):

@@ -22,6 +22,7 @@ from evit_nas.data.dataset import Dataset
 from evit_nas.errors import EvitNasError, MeasurementError, RunError
 from evit_nas.files import Journal, work_folder, write_atomically
 from evit_nas.latency import STRICT, Device, Latency, Steady
+from evit_nas.searching.labelling.adaptive import TABLE
 from evit_nas.searching.labelling.labels import Job, Label, Labels
 from evit_nas.searching.labelling.slices import Sliced, sliced_pool
 from evit_nas.searching.status import Watcher
@@ -148,7 +149,7 @@ class TrainedPool:
             for arch, proxies in zip(trained, self._proxies(trained, watch), strict=True)
         ]
         table = labels.table(data, str(self._settings.conditions), networks)
-        table.save(self._folder / "table.json")
+        table.save(self._folder / TABLE)
         return table
 
     def _pool(self, device: Device, watch: Watcher) -> tuple[dict[str, float], list[ArchConfig]]:
