@@ -148,7 +148,7 @@ def test_an_unfinished_training_wants_the_word_resume(here):
     planned = prepare(Asked(what=["tiny.yaml"], data="shades", changes={"epochs": 1}), Hardware(), print)
     begin(planned.plans, "", resume=False)
     (planned.plans[0][0] / "checkpoint.pt").touch()
-    with pytest.raises(RunError, match=r"Add resume to go on with it, or choose another out\."):
+    with pytest.raises(RunError, match=r"Add resume=True to go on with it, or choose another out\."):
         evit_nas.train("tiny.yaml", **planned_once)
 
 

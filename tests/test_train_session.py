@@ -309,6 +309,15 @@ def test_weights_are_fetched_at_the_users_word_alone(monkeypatch):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("download", [False, True])
+def test_a_training_fetches_first_weights_and_teacher_if_it_is_told_to(shades, paced, monkeypatch, download):
+    fetched = []
+    monkeypatch.setattr(saved, "fetch", lambda text, note: fetched.append(text))
+    with pytest.raises(UsageError, match="first weights"):
+        prepared(shades, init="first weights", teacher="a teacher", download=download)
+    assert fetched == (["first weights", "a teacher"] if download else [])
+
+
 def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
     def offline(*what):
         raise OSError("no route to host")

@@ -101,15 +101,12 @@ def train(
     format_: FormatOption = Format.table,
 ) -> None:
     """Train architectures on your images, and compare them."""
-    from evit_nas.network.saved import fetch
     from evit_nas.quantities import parse_duration
     from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
 
     if baseline is None and all((Path(text) / "train.yaml").is_file() for text in what):
         refuse_changes(context, what[0])
-    for model in (init, teacher or "") if download else ():
-        fetch(model, say)
     direct = {"epochs": epochs, "batch_size": batch_size}
     asked = Asked(
         what=what,
@@ -121,6 +118,7 @@ def train(
         image_size=image_size,
         init=init,
         teacher=teacher,
+        download=download,
         front=front,
         top=top,
         baseline=baseline,

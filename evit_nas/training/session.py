@@ -53,6 +53,8 @@ class Asked:
     image_size: int | None = None
     init: str = SCRATCH
     teacher: str | None = None
+    download: bool = False
+    """Whether timm may fetch what these two name."""
     front: bool = False
     top: int | None = None
     baseline: str | None = None
@@ -153,6 +155,11 @@ def prepare(asked: Asked, hardware: Hardware, note: Callable[[str], None]) -> Pl
     seen = {each: look(open_source(each)) for each in dict.fromkeys(data)}
     for each in seen.values():
         note(str(each))  # before anything long: a wrong folder shows at once
+    if asked.download:
+        from evit_nas.network.saved import fetch
+
+        for model in filter(None, (asked.init, asked.teacher)):
+            fetch(model, note)
     new: Plans = []
     if wanted and asked.data is not None:
         mine = seen[asked.data]
