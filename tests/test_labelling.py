@@ -87,6 +87,12 @@ def test_a_budget_just_above_the_fastest_network_is_sliced_where_there_are_netwo
     assert min(middles_ms) > fastest_ms
 
 
+def test_a_budget_that_little_keeps_still_leaves_a_choice_of_candidates(trainer, tmp_path):
+    watch = Silent()
+    collected(tmp_path, watch, budget_ms=1.06 * cost(SPACE.smallest()).macs / 1e6, labels=8)
+    assert not [note for note in watch.notes if "cannot be predicted well" in note]
+
+
 def test_slices_that_cannot_be_filled_do_not_end_the_search(trainer, tmp_path, monkeypatch):
     whole = slices.sliced_pool
 

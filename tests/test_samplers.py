@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import optuna
 import pytest
 from optuna.exceptions import ExperimentalWarning
@@ -16,7 +17,7 @@ from optuna.trial import TrialState
 from evit_nas.choices import FixedTrial
 from evit_nas.errors import UsageError
 from evit_nas.network.cost import cost
-from evit_nas.searching.samplers import GENERATION, SAMPLERS, Turn, make
+from evit_nas.searching.samplers import GENERATION, SAMPLERS, Nsga2, Nsga3, Turn, make
 from evit_nas.space import SearchSpace
 from evit_nas.yamlio import validate
 
@@ -285,3 +286,15 @@ def test_evolution_leaves_alone_what_is_fixed():
         trial = study.ask()
         SPACE.suggest(trial)
         assert trial.params["stage1.width"] == fixed["stage1.width"]
+
+
+@pytest.mark.parametrize("sampler", [Nsga2(population_size=GENERATION, seed=0), Nsga3(seed=0)])
+def test_a_long_search_does_not_exhaust_the_stack(sampler):
+    """Each generation's parents are chosen from those of the generation before."""
+    study = optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
+    distributions = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    study.add_trials(
+        optuna.trial.create_trial(params={"x": x}, distributions=distributions, values=[x, 1 - x, x * x])
+        for x in np.random.default_rng(0).random(400 * GENERATION)
+    )
+    assert len(sampler.get_parent_population(study, 400)) == GENERATION

@@ -48,6 +48,11 @@ def test_where_slices_overlap_the_nearest_middle_counts():
     assert slice_of(5.3, (5.0, 5.5)) == 5.5
 
 
+def test_a_slice_that_is_named_twice_is_one(device):
+    twice = drawn(device, slices_ms=(SLICES_MS[0], SLICES_MS[0]), count=6)
+    assert len(twice) == 6
+
+
 def test_slices_are_filled_evenly_and_take_turns(device):
     steps = []
     pool = drawn(device, step=steps.append)

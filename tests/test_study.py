@@ -542,6 +542,23 @@ def test_a_limit_that_nothing_can_keep_ends_the_search_before_it_starts(new_run,
     assert FakeDevice.calls == []
 
 
+def test_a_budget_is_held_against_the_fastest_network_not_the_least_of_every_dimension(new_run):
+    """With fewer heads a stage of this space is wider: 96 for 3, 64 for 4."""
+    space = SearchSpace.load("efficientvit-96")
+    space = space.model_copy(
+        update={
+            "stages": tuple(stage.model_copy(update={"width": (64, 96), "heads": (3, 4)}) for stage in space.stages)
+        }
+    )
+    device = FakeDevice(Conditions(device="fake"))
+    least, fastest = space.smallest(), space.cheapest(lambda arch: cost(arch).macs)
+    least_ms, fastest_ms = (device.measure(arch, Protocol())[0].median_ms for arch in (least, fastest))
+    assert fastest_ms < 0.9 * least_ms
+    run = new_run(space=space, budget_ms=(fastest_ms + least_ms) / 2)
+    evaluator = Evaluator([device], Journal(run.path / "measurements.jsonl"), seed=0)
+    assert feasibility(evaluator, run.settings, print).smallest[0].median_ms == fastest_ms
+
+
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_a_limit_is_held_against_the_cheapest_network_not_the_least_of_every_dimension(new_run, metric):
     """With fewer heads a stage may have more parameters, and with linear attention more MACs."""

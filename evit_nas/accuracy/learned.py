@@ -82,7 +82,8 @@ class LearnedAccuracy:
         mean, sd = self.predictor.mean(asked), self.predictor.against(asked, self._others)
         half = NORMAL_QUANTILE * np.hypot(sd, self.validation_sd)
         # the upper end of a log error may lie beyond 100 %
-        return 100 - np.exp(mean), np.maximum(100 - np.exp(mean + half), 0), 100 - np.exp(mean - half)
+        value, low = 100 - np.exp(mean), np.maximum(100 - np.exp(mean + half), 0)
+        return value, np.minimum(low, value), 100 - np.exp(mean - half)
 
     @property
     def digest(self) -> str:

@@ -99,7 +99,14 @@ class Card:
     """Share of the networks whose label lies in the 80 % interval that the predictor gave without having seen them."""
 
 
-def score_card(table: LabelTable, labels: Sequence[int] = (0, 15, 30), seed: int = 0, only: str | None = None) -> Card:
+def score_card(
+    table: LabelTable,
+    labels: Sequence[int] = (0, 15, 30),
+    seed: int = 0,
+    only: str | None = None,
+    *,
+    blind: bool = False,
+) -> Card:
     """Judges every score that the table allows: sizes, its proxies, their aggregate, and predictors.
 
     Args:
@@ -108,6 +115,7 @@ def score_card(table: LabelTable, labels: Sequence[int] = (0, 15, 30), seed: int
             networks to be judged on are passed over.
         seed: of every random draw.
         only: name of the one score to be judged beside the sizes.
+        blind: predictors know none of the table's own labels, as those of a search that has none of its data.
 
     Raises:
         UsageError: too few networks, or too few pairs of about equal latency.
@@ -158,11 +166,15 @@ def score_card(table: LabelTable, labels: Sequence[int] = (0, 15, 30), seed: int
         if only not in (None, name):
             continue
         own = evidence.of_table(table, inputs)
-        (whole,) = cross_validated(own, others, folds=FOLDS, seed=seed)
-        rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", _scores([whole], n)))
+        if blind:
+            (whole,) = with_labels(0, own, others, latency_ms, repeats=1)
+            rows.append(judged(f"{name}, 0 labels", "predictor", _scores([whole], n)))
+        else:
+            (whole,) = cross_validated(own, others, folds=FOLDS, seed=seed)
+            rows.append(judged(f"{name}, {n - n // FOLDS} labels", "predictor", _scores([whole], n)))
         if inputs is None:
             coverage = _covered(whole, own)
-        for count in labels:
+        for count in () if blind else labels:
             if count == 0 or MIN_LABELS <= count <= n - MIN_UNSEEN:
                 # without labels all draws are the same
                 draws = list(with_labels(count, own, others, latency_ms, repeats=DRAWS if count else 1, seed=seed))

@@ -9,6 +9,7 @@ from evit_nas.arch import PRESETS, ArchConfig
 from evit_nas.config import SearchSettings
 from evit_nas.errors import Infeasible, MeasurementError
 from evit_nas.latency import Latency
+from evit_nas.network.cost import cost
 from evit_nas.searching.evaluate import Evaluator
 from evit_nas.searching.objectives import OBJECTIVES, figures_of, limit_excess
 
@@ -20,6 +21,7 @@ class Feasibility:
     """The extremes of the space and m0..m5 on each device, before anything is searched."""
 
     smallest: tuple[Latency, ...]
+    """Of the least in every dimension, or of the fewest MACs if the other keeps no budget."""
     largest: tuple[Latency, ...] | None
     """None if it cannot be measured."""
     presets: dict[str, tuple[Latency, ...]]
@@ -41,12 +43,10 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
     """
     check_sizes(settings)
     space = settings.space
-    smallest = space.smallest()
-    _check_limits(figures_of(smallest, evaluator, settings), settings)
-    latencies = evaluator.latencies(smallest)
-    for latency, target in zip(latencies, settings.targets, strict=True):
-        if latency.stat_ms(settings.budget_stat) > target.budget_ms:
-            raise Infeasible(nothing_fits(settings, latencies, "of the space"))
+    try:
+        latencies = _checked(space.smallest(), evaluator, settings)
+    except Infeasible:  # widths are multiples of the heads: the least in every dimension is not always the fastest
+        latencies = _checked(space.cheapest(lambda arch: cost(arch).macs), evaluator, settings)
 
     def measured(name: str, arch: ArchConfig) -> tuple[Latency, ...] | None:
         try:
@@ -58,6 +58,20 @@ def feasibility(evaluator: Evaluator, settings: SearchSettings, note: Callable[[
     found = {name: measured(name, space.adapted(ArchConfig.preset(name))) for name in PRESETS}
     presets = {name: ms for name, ms in found.items() if ms is not None}
     return Feasibility(latencies, measured("the largest network of the space", space.largest()), presets)
+
+
+def _checked(arch: ArchConfig, evaluator: Evaluator, settings: SearchSettings) -> tuple[Latency, ...]:
+    """Its latencies.
+
+    Raises:
+        Infeasible: it misses a limit or a budget.
+    """
+    _check_limits(figures_of(arch, evaluator, settings), settings)
+    latencies = evaluator.latencies(arch)
+    for latency, target in zip(latencies, settings.targets, strict=True):
+        if latency.stat_ms(settings.budget_stat) > target.budget_ms:
+            raise Infeasible(nothing_fits(settings, latencies, "of the space"))
+    return latencies
 
 
 def check_sizes(settings: SearchSettings) -> None:

@@ -44,6 +44,7 @@ from evit_nas.searching.attributes import TrialAttributes
 from evit_nas.space import SearchSpace
 
 MAX_STEPS = 100  # away from a known architecture, one dimension each: then the space around it is used up
+DEPTH = 50  # generations that may ask for one another: a few hundred calls, of the thousand that Python allows
 GENERATION = 20  # trials in a generation of NSGA-II and III: some ten generations in 200 trials
 DIVISIONS = 5  # of each objective in NSGA-III: 21 reference points for three objectives, about one a parent
 AUTO = "auto"  # a search's own choice: screening where score and latency are predicted, else the first in SAMPLERS
@@ -194,6 +195,8 @@ class _InOrder(BaseGASampler):
         return _complete(study)[generation * GENERATION : (generation + 1) * GENERATION]
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        for earlier in range(DEPTH, generation, DEPTH):  # each asks for the one before it, as far as none is known
+            super().get_parent_population(study, earlier)
         return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
 
 

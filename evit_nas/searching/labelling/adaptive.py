@@ -247,7 +247,7 @@ def _planned(
     wanted = max(round(START * settings.accuracy.labels), MIN_LABELS) - len(start)
     found = _in_slices(slices_ms, wanted, [], settings, stopwatch, watch) if wanted > 0 else []
     start += _timed(found)
-    candidates = _random(settings, stopwatch.samples, slices_ms[1:])
+    candidates = _random(settings, stopwatch.samples, slices_ms[1:] or slices_ms)
     if not candidates:
         watch.note("their latencies cannot be predicted well: those trained later are measured and random ones too")
         rest = max(settings.accuracy.labels - len(start), BATCH)

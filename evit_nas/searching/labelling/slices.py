@@ -75,10 +75,11 @@ def sliced_pool(
         TooFew: the space has not enough architectures in a slice.
         LostLink: the link to the device was lost.
     """
+    slices_ms = sorted(set(slices_ms))
     rng = random.Random(f"{seed} {len(before)}" if before else seed)
     table = Table(device.context(), space)
-    wanted = {middle: (count + index) // len(slices_ms) for index, middle in enumerate(sorted(slices_ms, reverse=True))}
-    found: dict[float, list[Sliced]] = {middle: [] for middle in sorted(slices_ms)}
+    wanted = {middle: (count + index) // len(slices_ms) for index, middle in enumerate(reversed(slices_ms))}
+    found: dict[float, list[Sliced]] = {middle: [] for middle in slices_ms}
     for sliced in before:
         found[sliced.slice_ms].append(sliced)
     known = {sliced.arch.key for sliced in before}
