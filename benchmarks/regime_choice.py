@@ -73,7 +73,10 @@ def main() -> None:
 
 
 def size_of(findings: Findings) -> int:
-    return findings.front.references[0].arch.image_size
+    """Input side in pixels of what a search has measured."""
+    size = findings.front.references[0].arch.image_size
+    assert isinstance(size, int)  # `--image-size` makes squares
+    return size
 
 
 def chosen(preset: str, searches: dict[str, Findings], folder: Path) -> dict[str, str]:

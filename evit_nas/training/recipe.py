@@ -149,8 +149,8 @@ def changed(fields: Mapping[str, Any], changes: Mapping[str, Any], where: str) -
         UsageError: there is no such field, or a value is not allowed.
     """
     epochs, warmup = changes.get("epochs"), fields.get("warmup_epochs", Recipe().warmup_epochs)
-    known = isinstance(epochs, int) and epochs > 0 and isinstance(warmup, int | float)  # what is not is refused below
-    if known and "warmup_epochs" not in changes:
+    if isinstance(epochs, int) and epochs > 0 and isinstance(warmup, int | float) and "warmup_epochs" not in changes:
+        # anything else is refused below
         changes = {**changes, "warmup_epochs": min(warmup, epochs * WARMUP_SHARE)}
     return validate(Recipe, {**fields, **changes}, where)
 
