@@ -192,15 +192,15 @@ def train(
     from evit_nas.training.compare import compare
     from evit_nas.training.hardware import Hardware, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
+    from evit_nas.words import said
 
     check_least(epochs=(epochs, 1), batch_size=(batch_size, 2), top=(top, 1), seeds=(seeds, 1), workers=(workers, 0))
-    direct = {"epochs": epochs, "batch_size": batch_size}
     with said_in_python():
         asked = Asked(
             what=what,
             data=None if data is None else str(data),
             recipe=recipe,
-            changes={**(changes or {}), **{name: value for name, value in direct.items() if value is not None}},
+            changes={**(changes or {}), **said(epochs=epochs, batch_size=batch_size)},
             rate=lr,
             time_s=None if time is None else parse_duration(time),
             image_size=image_size,

@@ -96,12 +96,11 @@ def score(
     from evit_nas.runs import Run
     from evit_nas.searching.judges import learned_of
     from evit_nas.searching.record import load_aggregate
-    from evit_nas.words import regime_from
+    from evit_nas.words import regime_from, said
 
     configs = {text: find_arch(text) for text in archs}
     opened = Run.open(run) if run is not None else None
-    words = {"images": images, "classes": classes, "data": data}
-    asked = {name: value for name, value in words.items() if value is not None}
+    asked = said(images=images, classes=classes, data=data)
     if opened is not None and (asked or accuracy is not None):
         raise UsageError("a run has its own score: leave out --accuracy, --images, --classes and --data, or --run.")
     if asked and accuracy == "zero-cost":

@@ -134,9 +134,7 @@ def search(
         Path | None,
         typer.Option(metavar="FOLDER", help="Shared weights to judge by: evit-nas supernet train.", show_default=False),
     ] = None,
-    scheduler: Annotated[
-        Scheduler, typer.Option(help="asha: --accuracy short trains on the best third alone.")
-    ] = "none",
+    scheduler: Annotated[Scheduler, typer.Option(help="asha: --accuracy short trains on the best third.")] = "none",
     sampler: Annotated[
         str, typer.Option(metavar="NAME", help="auto, tpe, nsga2, nsga3, gp, evolution, qmc or random.")
     ] = "auto",
@@ -293,11 +291,10 @@ def front(
     from evit_nas.searching import selection
     from evit_nas.searching.front import write_front
     from evit_nas.searching.record import better_since, load_front
-    from evit_nas.words import regime_from
+    from evit_nas.words import regime_from, said
 
     opened = Run.open(run)
-    words = {"images": images, "classes": classes, "data": data}
-    regime = regime_from({k: v for k, v in words.items() if v is not None}, opened.settings.space.num_classes)
+    regime = regime_from(said(images=images, classes=classes, data=data), opened.settings.space.num_classes)
     with explained(run):
         found = load_front(opened, regime)
     if pick is not None:
@@ -311,8 +308,8 @@ def front(
                 write_front(opened, found.members, found.origin)
         put(f"{path}\n")
         return
-    if said := better_since(opened):
-        say(said)
+    if better := better_since(opened):
+        say(better)
     if found.done < found.total and found.ended:
         say(f"ended after {found.done} of {found.total} trials: {found.ended}")
     elif found.done < found.total:

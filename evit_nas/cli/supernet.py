@@ -66,20 +66,19 @@ def train(
     from evit_nas.quantities import parse_latency, parse_span
     from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.supernet_session import SupernetAsked, plan_supernet, train_supernet
-    from evit_nas.words import DEFAULT_SPACE
+    from evit_nas.words import DEFAULT_SPACE, said
 
     if (Path(space) / "train.yaml").is_file():
         refuse_changes(context, space)
     if macs is not None and budget is not None:
         raise UsageError("--macs and --budget both say which networks are trained: leave one of them out.")
-    direct = {"epochs": epochs, "batch_size": batch_size}
     asked = SupernetAsked(
         space=space,
         data=data,
         macs=None if macs is None else parse_span(macs, "--macs"),
         budget_ms=None if budget is None else parse_latency(budget),
         recipe=recipe,
-        changes=parse_changes(changes or []) | {name: value for name, value in direct.items() if value is not None},
+        changes=parse_changes(changes or []) | said(epochs=epochs, batch_size=batch_size),
         image_size=image_size,
         seed=seed,
         out=out,

@@ -104,15 +104,15 @@ def train(
     from evit_nas.quantities import parse_duration
     from evit_nas.training.hardware import Hardware, first, loaders
     from evit_nas.training.session import Asked, carry_out, prepare
+    from evit_nas.words import said
 
     if baseline is None and all((Path(text) / "train.yaml").is_file() for text in what):
         refuse_changes(context, what[0])
-    direct = {"epochs": epochs, "batch_size": batch_size}
     asked = Asked(
         what=what,
         data=data,
         recipe=recipe,
-        changes=parse_changes(changes or []) | {name: value for name, value in direct.items() if value is not None},
+        changes=parse_changes(changes or []) | said(epochs=epochs, batch_size=batch_size),
         rate=lr,
         time_s=None if time is None else parse_duration(time),
         image_size=image_size,

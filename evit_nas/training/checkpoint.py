@@ -7,14 +7,17 @@ dropout.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from evit_nas.errors import UsageError, in_a_line
+from evit_nas.errors import UsageError, first_few, in_a_line
 from evit_nas.files import serialised, write_whole
 from evit_nas.network.weights import load_torch
+
+if TYPE_CHECKING:
+    from evit_nas.data.images import Source
 
 Tensors = dict[str, Tensor]
 
@@ -67,6 +70,31 @@ def load_state(path: Path) -> State | None:
         reason = in_a_line(error, kind=True, most=200)
         raise UsageError(f"{path}: damaged ({reason}). Remove it to train from the start.") from None
     return state
+
+
+def check_data(state: State, source: Source, data: str) -> None:
+    """That a training goes on with the classes and as many images as it began with.
+
+    Args:
+        data: what messages call the source.
+
+    Raises:
+        UsageError: it would not.
+    """
+    before, now = state.get("classes"), list(source.classes)
+    if before is not None and before != now:  # what has been learned of one would be called another
+        only = first_few(sorted(set(before) ^ set(now))) or "in another order"
+        raise UsageError(
+            f"{data} has other classes than when this training began: {only}. Give them back their names, or train "
+            "anew with another --out."
+        )
+    train, val = len(source.train), len(source.val)
+    train_before, val_before = state.get("images", (train, val))
+    if (train_before, val_before) != (train, val):  # images trained on may be held out now, and steps mean others
+        raise UsageError(
+            f"{data} has {train} training and {val} validation images, and had {train_before} and {val_before} when "
+            "this training began. Bring them back, or train anew with another --out."
+        )
 
 
 def save_weights(path: Path, weights: Tensors, metadata: dict[str, str]) -> None:

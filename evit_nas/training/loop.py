@@ -22,7 +22,7 @@ from evit_nas.data.cache import why_unreadable
 from evit_nas.data.copies import said_copies
 from evit_nas.data.images import Images, Source
 from evit_nas.data.sources import open_source
-from evit_nas.errors import EvitNasError, UsageError, first_few
+from evit_nas.errors import EvitNasError, UsageError
 from evit_nas.trained import WEIGHTS
 from evit_nas.training.advice import diverged
 from evit_nas.training.batches import (
@@ -35,7 +35,7 @@ from evit_nas.training.batches import (
     end_workers,
     plain_batches,
 )
-from evit_nas.training.checkpoint import State
+from evit_nas.training.checkpoint import State, check_data
 from evit_nas.training.hardware import Hardware, on_processors
 from evit_nas.training.optimisation import Criterion, clip, create_optimiser, create_schedule
 from evit_nas.training.records import Finished, Records, steps_a_line
@@ -217,20 +217,7 @@ class TrainingRun(ABC, Generic[Result]):
         Raises:
             UsageError: the data have other classes, or more or fewer images, than when it was saved.
         """
-        before, now = state.get("classes"), list(self._source.classes)
-        if before is not None and before != now:  # what has been learned of one would be called another
-            only = first_few(sorted(set(before) ^ set(now))) or "in another order"
-            raise UsageError(
-                f"{self._settings.data} has other classes than when this training began: {only}. Give them back their "
-                "names, or train anew with another --out."
-            )
-        counted = tuple(state.get("images", self._images))
-        if counted != self._images:  # images trained on may be among those held out now, and steps mean others
-            (train, val), (train_before, val_before) = self._images, counted
-            raise UsageError(
-                f"{self._settings.data} has {train} training and {val} validation images, and had {train_before} and "
-                f"{val_before} when this training began. Bring them back, or train anew with another --out."
-            )
+        check_data(state, self._source, self._settings.data)
         self._plain.load_state_dict(state["model"])
         if self._average is not None and state["average"] is not None:
             self._average.module.load_state_dict(state["average"])
@@ -382,10 +369,6 @@ class TrainingRun(ABC, Generic[Result]):
         self._epoch, self._step = epoch + 1, 0
         self._save()
 
-    @property
-    def _images(self) -> tuple[int, int]:
-        return len(self._source.train), len(self._source.val)
-
     def _networks(self) -> dict[str, nn.Module]:
         """The weights and, if there is one, their average."""
         average = {} if self._average is None else {"average": self._average.module}
@@ -403,7 +386,7 @@ class TrainingRun(ABC, Generic[Result]):
                 "loss_sum": float(self._loss_sum),
                 "loss_steps": self._loss_steps,
                 "classes": list(self._source.classes),
-                "images": self._images,
+                "images": (len(self._source.train), len(self._source.val)),
                 "seconds": time.monotonic() - self._started,
                 "best": self._best,
                 "unreadable": sorted(self._unreadable),

@@ -330,15 +330,15 @@ def carry_out(
         watch.note(f"written: {folder}")
 
     def ship_one(folder: Path, settings: TrainSettings) -> None:
-        if ship and settings in outcome.trained:
+        if ship and first() and settings in outcome.trained:
             shipped = _shipped(folder, outcome.trained[settings], command, watch.note)
             if shipped is not None:
                 outcome.shipped[settings] = shipped
 
-    tasks = [(task, plan) for plan in planned.plans for task in (train_one, ship_one)]
     if several():  # the others must not wait, nor keep the cores busy, while the first one ships and measures
-        tasks = [(train_one, plan) for plan in planned.plans]
-        tasks += [(ship_one, plan) for plan in planned.plans if first()]
+        tasks = [(task, plan) for task in (train_one, ship_one) for plan in planned.plans]
+    else:
+        tasks = [(task, plan) for plan in planned.plans for task in (train_one, ship_one)]
     for task, (folder, settings) in tasks:
         try:
             task(folder, settings)

@@ -49,7 +49,8 @@ def validate(
             continue
         labels = labels[known].to(device)
         images = images[known].to(device, memory_format=torch.channels_last)
-        totals += torch.stack([_counted(network, images, labels, accelerator) for network in networks.values()])
+        counted = torch.stack([_counted(network, images, labels, accelerator) for network in networks.values()])
+        totals += counted.cpu().double()  # in this order: not every accelerator knows float64
     for network in networks.values():
         network.train()
     totals = accelerator.reduce(totals.float().to(device), "sum").cpu().double()
@@ -73,7 +74,7 @@ def _counted(network: nn.Module, images: Tensor, labels: Tensor, accelerator: An
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (B, 5)
     right, five = ranked[:, 0].sum(), ranked.any(1).sum()
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([torch.tensor(len(labels), device=labels.device), right, five, loss]).cpu().double()
+    return torch.stack([torch.tensor(len(labels), device=labels.device), right, five, loss])
 
 
 def merit(figures: Mapping[str, Any]) -> tuple[float, float]:
