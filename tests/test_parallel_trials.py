@@ -76,3 +76,27 @@ def test_calls_begin_in_the_order_of_submission_in_whichever_ray_brings_them(mon
             Idle.over.set()  # else the thread that runs it keeps the loop from closing
 
     assert asyncio.run(found()) == [0, 0, 1, 2, 3, 4]
+
+
+def test_a_worker_that_was_busy_as_the_experiment_ended_is_told_to_end_when_it_comes_back(monkeypatch, tmp_path):
+    """And gets none of the calls that are still waiting: Tune would wait for it, and Ctrl-C for Tune."""
+    monkeypatch.setattr(trials.tune, "Tuner", Idle)
+    Idle.over.clear()
+
+    async def found() -> Call | None:
+        experiment = Experiment("name", ClusterSettings(), str(tmp_path), 1)
+        answers = [asyncio.create_task(experiment.answer(number, Call(abs, (number,), {}))) for number in (0, 1)]
+        await asyncio.sleep(0)
+        await experiment.take("busy")
+        ending = asyncio.create_task(experiment.end())
+        await asyncio.sleep(0)
+        await experiment.give("busy", CallResult(0))
+        try:
+            return await asyncio.wait_for(experiment.take("busy"), timeout=5)
+        finally:
+            Idle.over.set()
+            await ending
+            for answer in answers:
+                answer.cancel()
+
+    assert asyncio.run(found()) is None

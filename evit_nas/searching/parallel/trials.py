@@ -122,6 +122,8 @@ class Experiment:
 
     async def take(self, worker: str) -> Call | None:
         """The next call for a worker, as soon as there is one; None tells it to end."""
+        if self.over:  # it was busy when the others were told, or has only come up
+            return None
         idle: asyncio.Future[Call | None] = self._loop.create_future()
         self._idle[worker] = idle
         self._hand_out()
