@@ -202,7 +202,7 @@ def open_files(pid: int) -> Iterator[str]:
 
 
 SEARCH = """
-import sys, time
+import faulthandler, signal, sys, time
 from pathlib import Path
 from evit_nas.accuracy import zero_cost
 from evit_nas.latency import DEVICES
@@ -218,6 +218,7 @@ class Slow(Silent):
         time.sleep(1 if status.done < 8 else 60)
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1)
     Search(Run.open(Path(sys.argv[1])), Slow()).run()
 """
 
@@ -280,7 +281,11 @@ def test_a_driver_that_is_killed_and_then_interrupted_leaves_nothing_behind_and_
     wait_until(lambda: measured(run.path) > before + 1)  # it is at work, and far from its end
     started = family(interrupted.pid)
     interrupted.send_signal(signal.SIGINT)
-    interrupted.wait()
+    try:
+        interrupted.wait(timeout=200)
+    except subprocess.TimeoutExpired:  # twice, beside other work: says where it stands
+        interrupted.send_signal(signal.SIGUSR1)
+        interrupted.wait(timeout=5)
     wait_until(lambda: not any(map(lives, [*left, *started])))
     assert not list(scratch.glob("evit-nas-ray-*"))
 

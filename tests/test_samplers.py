@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 
 import numpy as np
 import optuna
@@ -288,9 +289,11 @@ def test_evolution_leaves_alone_what_is_fixed():
         assert trial.params["stage1.width"] == fixed["stage1.width"]
 
 
-@pytest.mark.parametrize("sampler", [Nsga2(population_size=GENERATION, seed=0), Nsga3(seed=0)])
-def test_a_long_search_does_not_exhaust_the_stack(sampler):
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("kind", [partial(Nsga2, population_size=GENERATION), Nsga3])
+def test_a_long_search_does_not_exhaust_the_stack(kind):
     """Each generation's parents are chosen from those of the generation before."""
+    sampler = kind(seed=0)
     study = optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
     distributions = {"x": optuna.distributions.FloatDistribution(0, 1)}
     study.add_trials(
